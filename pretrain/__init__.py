@@ -1,0 +1,7 @@
+"""BERT pretraining with the TACO objective under DeepSpeed.
+
+Where to start reading: `trainer.py` (the loop), `engine.py` (the one door to DeepSpeed),
+`objectives/taco.py` (the loss), `data/batches.py` (where a micro-batch comes from).
+"""
+
+__version__ = "0.1.0"

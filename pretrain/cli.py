@@ -1,0 +1,115 @@
+"""The `taco` console script: which verb is which program, and how every program ends.
+
+Only the asked verb's module is imported, so `--help` costs what that verb's imports cost and no more: verb modules
+import torch, DeepSpeed and pydantic inside their functions. Each verb module has a typer `app` with one command and is
+a program of its own: `taco train`, `python -m pretrain.train` and, for corpora, `python data_tools/preprocess.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import typer
+from typer.core import TyperCommand
+
+from pretrain import __version__
+from pretrain.errors import TacoError
+
+
+class Verb(NamedTuple):
+    """A verb of the console script: the module that holds its `app`, and one line of help."""
+
+    module: str
+    summary: str
+
+
+# Named, not imported: `pretrain` stays importable without data_tools, and a verb's imports are paid only when it runs.
+VERBS = {
+    "data preprocess": Verb("data_tools.preprocess", "corpora to memory-mapped token datasets"),
+    "data train-tokenizer": Verb("data_tools.train_tokenizer", "a WordPiece or SentencePiece vocabulary from text"),
+    "data verify": Verb("data_tools.verify", "recompute the hashes of datasets"),
+    "train": Verb("pretrain.train", "pretrain BERT with the TACO objective (one rank; start with torchrun or alone)"),
+    "checkpoint": Verb("pretrain.checkpoint_tool", "list and verify the checkpoints of a run"),
+    "export": Verb("pretrain.export", "checkpoint to a Hugging Face folder"),
+    "import-hf": Verb("pretrain.import_hf", "Hugging Face BERT folder to a checkpoint to start from"),
+    "fill-mask": Verb("pretrain.evaluate.fill_mask", "what an exported model puts in place of [MASK]"),
+    "report": Verb("pretrain.report", "loss curves of a run as a picture and a page"),
+    "bench step": Verb("pretrain.bench.step", "a training step against Hugging Face and the authors' loss"),
+}
+
+
+class MultiValueCommand(TyperCommand):
+    """Lets `--input A B C` stand for `--input A --input B --input C`, as shells expand globs that way."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the flag of every `multiple` option before each of its values, then parse as usual."""
+        repeatable = {flag for p in self.params if getattr(p, "multiple", False) for flag in p.opts}
+        expanded: list[str] = []
+        flag = None
+        for argument in args:
+            if argument.startswith("-") and argument != "-":
+                flag = argument if argument in repeatable else None
+            elif flag is not None and expanded[-1] != flag:
+                expanded.append(flag)
+            expanded.append(argument)
+        return super().parse_args(ctx, expanded)
+
+
+def new_program() -> typer.Typer:
+    """A typer application with the settings that every program shares."""
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+
+def run_program(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = None) -> NoReturn:
+    """Run a program and leave the process: 0 done, 1 error, 2 usage or configuration; a user's mistake is one line."""
+    try:
+        app(args=None if argv is None else list(argv), prog_name=name)
+    except TacoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the `taco` console script."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        print(__version__)
+        sys.exit(0)
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in VERBS:
+            module = importlib.import_module(VERBS[name].module)
+            run_program(module.app, arguments[words:], f"taco {name}")
+    _refuse(arguments)
+
+
+def _overview() -> str:
+    width = max(len(name) for name in VERBS)
+    rows = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    return f"usage: taco VERB [ARGUMENTS]     taco VERB --help     taco --version\n\n{rows}"
+
+
+def _refuse(arguments: list[str]) -> NoReturn:
+    """Say which verbs there are; exit code 2."""
+    group = [name for name in VERBS if name.split()[0] == arguments[0]]
+    if group:
+        asked_help = arguments[1:2] in (["-h"], ["--help"])
+        print("\n".join(f"  taco {name}  {VERBS[name].summary}" for name in group), file=sys.stderr)
+        sys.exit(0 if asked_help else 2)
+    words = {word for name in VERBS for word in (name, name.split()[0])}
+    near = difflib.get_close_matches(arguments[0], sorted(words), n=1)
+    hint = f"; did you mean `taco {near[0]}`?" if near else "; `taco --help` lists the verbs"
+    print(f"error: unknown verb {arguments[0]!r}{hint}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

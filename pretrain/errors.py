@@ -1,0 +1,31 @@
+"""The errors that people see: each names what is wrong, the values involved and the remedy.
+
+A program turns them into one line on standard error and the exit code they carry. Impossible states of our own code
+stay `AssertionError`; they are bugs and deserve a traceback.
+"""
+
+from __future__ import annotations
+
+
+class TacoError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+    exit_code = 1
+
+
+class ConfigError(TacoError, ValueError):
+    """A configuration or a command line that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(TacoError, ValueError):
+    """A corpus, dataset or tokenizer file that is missing, damaged or does not fit."""
+
+
+class CheckpointError(TacoError):
+    """A checkpoint that is missing, damaged or belongs to something else."""
+
+
+class MissingExtensionError(TacoError, ImportError):
+    """The C++ extension has not been built for this interpreter."""
