@@ -1,0 +1,72 @@
+"""xxh64 of files: of a whole one, of every chunk, and of what is just being written.
+
+The writer of datasets records these in the manifest, `verify` computes them again. They find damage, not malice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import xxhash
+
+_BLOCK = 1 << 20
+
+
+class HashingFile:
+    """A file being written that hashes each `chunk_bytes` of what passes through."""
+
+    def __init__(self, path: Path, chunk_bytes: int) -> None:
+        self.num_bytes = 0
+        self._chunk_bytes = chunk_bytes
+        self._file = path.open("wb")
+        self._done: list[str] = []
+        self._digest, self._left = xxhash.xxh64(), chunk_bytes
+
+    def write(self, data: bytes) -> None:
+        """Appends `data`."""
+        self._file.write(data)
+        self.num_bytes += len(data)
+        rest = memoryview(data)
+        while len(rest) >= self._left:
+            self._digest.update(rest[: self._left])
+            self._done.append(self._digest.hexdigest())
+            rest, self._digest, self._left = rest[self._left :], xxhash.xxh64(), self._chunk_bytes
+        self._digest.update(rest)
+        self._left -= len(rest)
+
+    def digests(self) -> list[str]:
+        """xxh64 of every chunk so far, the last one shorter; none for an empty file."""
+        return self._done + ([self._digest.hexdigest()] if self._left < self._chunk_bytes else [])
+
+    def sync(self) -> None:
+        """Brings everything to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def hash_file(path: Path) -> str:
+    """xxh64 of a file, 16 hexadecimal digits; reads 1 MiB at a time."""
+    digest = xxhash.xxh64()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_chunks(path: Path, chunk_bytes: int) -> Iterator[str]:
+    """xxh64 of every `chunk_bytes` of a file, the last chunk shorter; reads 1 MiB at a time."""
+    with path.open("rb") as file:
+        remaining = path.stat().st_size
+        while remaining > 0:
+            digest, left = xxhash.xxh64(), min(chunk_bytes, remaining)
+            remaining -= left
+            while left > 0 and (block := file.read(min(_BLOCK, left))):
+                digest.update(block)
+                left -= len(block)
+            yield digest.hexdigest()

@@ -1,0 +1,162 @@
+"""What stands beside a dataset: PREFIX.json, the record of how PREFIX.bin and PREFIX.idx came to be.
+
+The writer saves it last, so its presence says that the dataset is complete; `verify` holds the files against its
+hashes; training compares the tokenizers of several datasets through it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from pretrain.errors import DataError
+
+FORMAT_VERSION = 1
+CHUNK_BYTES = 64 * 1024 * 1024
+REMEDY = "restore it from a copy, or run `taco data preprocess` again"
+
+Count = Annotated[int, Field(ge=0)]
+Xxh64 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+DtypeName = Annotated[str, Field(pattern=r"^(uint8|int8|int16|int32|int64|uint16)$")]
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Token ids of the five special tokens of BERT."""
+
+    pad: Count
+    unk: Count
+    cls: Count
+    sep: Count
+    mask: Count
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """Which tokenizer made the ids; equal `sha256` means equal ids."""
+
+    kind: Literal["wordpiece", "sentencepiece", "tokenizer.json"]
+    name: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    vocab_size: Annotated[int, Field(ge=1)]
+    cased: bool
+    special: SpecialIds
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What one reason kept out of the dataset; tokens are 0 where the text was never tokenised."""
+
+    documents: Count = 0
+    tokens: Count = 0
+    bytes: Count = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of PREFIX.json; hashes are xxh64, 16 hexadecimal digits."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    tokenizer: TokenizerInfo
+    dtype: DtypeName
+    documents: Count
+    sequences: Count
+    tokens: Count
+    bin_bytes: Count
+    idx_bytes: Count
+    bin_xxh64: tuple[Xxh64, ...]
+    idx_xxh64: Xxh64
+    dropped: Mapping[str, Dropped]
+    command: tuple[str, ...]
+    created_by: str
+    chunk_bytes: Annotated[int, Field(ge=1)] = CHUNK_BYTES
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """The manifest in the file `path`.
+
+        Raises:
+            DataError: the file is missing, is not JSON, was written by a newer version, or a field is wrong.
+        """
+        tree = _read_json(path)
+        version = tree.get("format_version")
+        if version != FORMAT_VERSION:
+            raise DataError(f"{path}: format_version: expected {FORMAT_VERSION}, found {version!r}; {REMEDY}")
+        try:
+            manifest = _adapter().validate_json(json.dumps(tree), strict=True)
+        except ValidationError as error:
+            raise DataError(f"{path}: {_explain(error)}; {REMEDY}") from None
+        problems = manifest.problems()
+        if problems:
+            raise DataError(f"{path}: {'; '.join(problems)}; {REMEDY}")
+        return manifest
+
+    def save(self, path: Path) -> None:
+        """Writes the file `path` so that a crash leaves the old one or the new one, never a part."""
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=1, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+
+    def problems(self) -> list[str]:
+        """Every contradiction between fields; empty for a sound manifest."""
+        vocab_size, found = self.tokenizer.vocab_size, []
+        for name, token_id in asdict(self.tokenizer.special).items():
+            if token_id >= vocab_size:
+                found.append(f"tokenizer.special.{name} ({token_id}) must be below vocab_size ({vocab_size})")
+        num_chunks = -(-self.bin_bytes // self.chunk_bytes)
+        if len(self.bin_xxh64) != num_chunks:
+            found.append(
+                f"bin_xxh64: expected {num_chunks} hashes for {self.bin_bytes} bytes in chunks of "
+                f"{self.chunk_bytes}, found {len(self.bin_xxh64)}"
+            )
+        return found
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@cache
+def _adapter() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such manifest; {REMEDY}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is not a JSON file ({error}); {REMEDY}") from None
+    if not isinstance(tree, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(tree).__name__}; {REMEDY}")
+    return tree
+
+
+def _explain(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors():
+        field, message = ".".join(map(str, item["loc"])), item["msg"]
+        problems.append(f"{field}: {message[0].lower()}{message[1:]}, found {str(item['input'])[:80]!r}")
+    return "; ".join(problems)

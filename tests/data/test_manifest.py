@@ -1,0 +1,85 @@
+"""The manifest: what is saved is loaded, and a bad field is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dataset_builders import write_dataset
+
+from pretrain.data.manifest import Dropped, Manifest
+from pretrain.errors import DataError
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return write_dataset(tmp_path / "a", [[[5, 6, 7]], [[8]]])
+
+
+def test_a_saved_manifest_is_loaded_again(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "copy.json"
+    manifest.save(path)
+    assert Manifest.load(path) == manifest
+    assert Manifest.load(tmp_path / "a.json") == manifest
+    assert not path.with_name("copy.json.tmp").exists()
+
+
+def change(path: Path, keys: list[str], value: Any) -> None:
+    tree = json.loads(path.read_text())
+    table = tree
+    for key in keys[:-1]:
+        table = table[key]
+    table[keys[-1]] = value
+    path.write_text(json.dumps(tree))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "named"),
+    [
+        (["format_version"], 2, "format_version: expected 1, found 2"),
+        (["tokens"], -1, "tokens"),
+        (["tokens"], "4", "tokens"),
+        (["tokens"], 4.5, "tokens"),
+        (["dtype"], "float64", "dtype"),
+        (["tokenizer", "vocab_size"], 0, "tokenizer.vocab_size"),
+        (["tokenizer", "sha256"], "xyz", "tokenizer.sha256"),
+        (["tokenizer", "kind"], "bytes", "tokenizer.kind"),
+        (["tokenizer", "special", "mask"], 100, "tokenizer.special.mask (100) must be below vocab_size (100)"),
+        (["bin_xxh64"], [], "bin_xxh64: expected 1 hashes"),
+        (["dropped"], {"empty": {"documents": -2}}, "dropped.empty.documents"),
+        (["surprise"], 1, "surprise"),
+        (["tokenizer"], None, "tokenizer"),
+    ],
+)
+def test_a_bad_field_is_named(manifest: Manifest, tmp_path: Path, keys: list[str], value: Any, named: str) -> None:
+    path = tmp_path / "a.json"
+    change(path, keys, value)
+    with pytest.raises(DataError) as error:
+        Manifest.load(path)
+    assert named in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\x00", "[" * 5000, "null"])
+def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match="a.json"):
+        Manifest.load(path)
+
+
+def test_a_missing_field_is_named(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    tree = json.loads(path.read_text())
+    del tree["idx_xxh64"]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match="idx_xxh64: field required"):
+        Manifest.load(path)
+
+
+def test_dropped_documents_are_kept_by_reason(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    change(path, ["dropped"], {"empty": {"documents": 3, "tokens": 0, "bytes": 12}})
+    assert Manifest.load(path).dropped == {"empty": Dropped(3, 0, 12)}
