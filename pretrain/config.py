@@ -351,8 +351,12 @@ def _check_not_there_yet(parallel: ParallelSection) -> list[str]:
         "parallel.pipeline": parallel.pipeline > 1,
         "parallel.sequence": parallel.sequence,
     }
-    return [f"{key} is not supported yet; this version trains with data parallelism and ZeRO 0-3; leave {key} at its "
-            "default" for key, is_asked in asked.items() if is_asked]
+    return [
+        f"{key} is not supported yet; this version trains with data parallelism and ZeRO 0-3; leave {key} at its "
+        "default"
+        for key, is_asked in asked.items()
+        if is_asked
+    ]
 
 
 def _batch_arithmetic(train: TrainSection, dp_size: int) -> str:

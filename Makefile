@@ -1,0 +1,69 @@
+# The two commands of the README: `make quickstart` and `make test`. Both set up what they need in .venv.
+#
+#   make quickstart   train a small TACO BERT on real English, export it, load it with Hugging Face  (10 minutes, CPU)
+#   make test         everything that continuous integration runs
+#   make check        lint, types and fast tests, before each commit
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3.11
+VENV ?= .venv
+RUN ?= runs/quickstart
+BIN := $(VENV)/bin
+CORPUS := data_tools/sample_corpus/public_domain_en.jsonl.zst
+
+.PHONY: install quickstart test check lint clean help
+
+help:
+	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
+
+install: $(VENV)/.installed
+
+# torch first and alone: with the CPU release in place no other package asks for the CUDA one.
+$(VENV)/.installed: constraints.txt pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/include/*/*.hpp)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel pybind11 -c constraints.txt
+	$(BIN)/python -m pip install --quiet torch -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test]'
+	touch $@
+
+# -- quickstart: each line is a command that a user types on a corpus of their own -------------------------------------
+
+quickstart: install
+	@echo "== 1/5 vocabulary"
+	@test -e $(RUN)/vocab.txt || $(BIN)/python data_tools/train_tokenizer.py --input $(CORPUS) --output $(RUN)/vocab.txt \
+	    --kind wordpiece --vocab-size 6000 --hash-range 0:0.95
+	@echo "== 2/5 datasets"
+	@test -e $(RUN)/data/train.json || $(BIN)/python data_tools/preprocess.py --input $(CORPUS) --tokenizer $(RUN)/vocab.txt \
+	    --output-prefix $(RUN)/data/train --hash-range 0:0.95 --workers 2
+	@test -e $(RUN)/data/validation.json || $(BIN)/python data_tools/preprocess.py --input $(CORPUS) \
+	    --tokenizer $(RUN)/vocab.txt --output-prefix $(RUN)/data/validation --hash-range 0.95:1 --workers 2
+	@echo "== 3/5 training: 2 processes, DeepSpeed ZeRO-1"
+	@OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0 \
+	    -m pretrain.train --config configs/taco_tiny.yaml
+	@$(BIN)/taco report $(RUN)/taco_tiny
+	@echo "== 4/5 export to Hugging Face"
+	@$(BIN)/taco export $(RUN)/taco_tiny $(RUN)/export --overwrite
+	@echo "== 5/5 loaded with AutoModelForMaskedLM and AutoTokenizer"
+	@$(BIN)/taco fill-mask $(RUN)/export \
+	    "he was a man of great [MASK] ." \
+	    "she looked at [MASK] with a smile ." \
+	    "the king of [MASK] was dead ."
+
+# -- tests -------------------------------------------------------------------------------------------------------------
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache

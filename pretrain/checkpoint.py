@@ -1,0 +1,284 @@
+"""Checkpoints that prove themselves: commit protocol, verification, fall back, prune.
+
+    checkpoints/
+      latest                 name of the newest checkpoint, replaced last (a hint for people; loading looks for itself)
+      step-0001000/
+        manifest.json        what this is, and name, size and hash of every other file; written last
+        config.yaml          resolved configuration of the run
+        tokenizer/           what an export needs
+        state/               DeepSpeed's files, one per rank      (kind "deepspeed")
+        weights.safetensors  full fp32 weights                    (kind "weights", from taco import-hf)
+      step-0002000.tmp/      a save that did not finish: ignored, removed at the next start
+      step-0003000.bad/      failed its verification: kept aside, never loaded
+
+All ranks write into the `.tmp` folder and fsync; rank 0 writes the manifest and renames. A folder without `.tmp` is
+therefore complete, and its manifest says whether it still is what was written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pretrain import durable, parallel
+from pretrain.durable import FileRecord
+from pretrain.errors import CheckpointError
+from pretrain.runlog import get_logger
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_STEP_FOLDER = re.compile(r"step-(\d{7,})")
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The process grid and ZeRO stage that a checkpoint's state files were written with."""
+
+    data: int
+    tensor: int
+    pipeline: int
+    zero_stage: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """What a checkpoint holds, enough to refuse or to export it without opening a tensor."""
+
+    kind: str
+    step: int
+    consumed_samples: int
+    layout: Layout
+    model: dict[str, Any]
+    vocab_size: int
+    tokenizer_sha256: str
+    config_sha256: str
+    data: tuple[dict[str, Any], ...] = ()
+    files: tuple[FileRecord, ...] = ()
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def load(cls, folder: Path) -> CheckpointManifest:
+        """Read and check `folder/manifest.json`.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another format version.
+        """
+        path = folder / MANIFEST
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw["format_version"] != FORMAT_VERSION:
+                raise CheckpointError(
+                    f"{path}: format version {raw['format_version']}, this program reads {FORMAT_VERSION}"
+                )
+            raw["layout"] = Layout(**raw["layout"])
+            raw["files"] = tuple(FileRecord(**record) for record in raw["files"])
+            raw["data"] = tuple(raw["data"])
+            return cls(**raw)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: is missing; {folder} is no finished checkpoint") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: is damaged: {type(error).__name__}: {error}") from None
+
+
+def step_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return root / f"step-{step:07d}"
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Folders of finished checkpoints, newest first; `.tmp` and `.bad` ones are none."""
+    if not root.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in root.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that `path` means: itself, or the newest under it (run folder or checkpoints/).
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    for root in (path / "checkpoints", path):
+        if found := list_checkpoints(root):
+            return found[0]
+    raise CheckpointError(
+        f"{path}: no checkpoint here; expected a step-NNNNNNN folder, a run folder or its checkpoints/"
+    )
+
+
+def find_problems(folder: Path, *, part: int = 0, num_parts: int = 1) -> list[str]:
+    """What differs between a checkpoint and its manifest; checks every `num_parts`-th file, starting at `part`."""
+    try:
+        manifest = CheckpointManifest.load(folder)
+    except CheckpointError as error:
+        return [str(error)]
+    problems = []
+    for expected in manifest.files[part::num_parts]:
+        path = folder / expected.name
+        if not _is_inside(path, folder):
+            problems.append(f"{folder / MANIFEST}: names a file outside the checkpoint: {expected.name!r}")
+        elif not path.is_file():
+            problems.append(f"{path}: is missing")
+        elif path.stat().st_size != expected.num_bytes:
+            problems.append(f"{path}: expected {expected.num_bytes} bytes, found {path.stat().st_size}")
+        elif durable.record_of(path, folder).xxh3_128 != expected.xxh3_128:
+            problems.append(f"{path}: content differs from what was written (xxh3-128)")
+    return problems
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+class CheckpointStore:
+    """The checkpoints of one run; every method is called by all ranks together."""
+
+    def __init__(self, root: Path, *, keep: int) -> None:
+        self.root = root
+        self.keep = keep
+
+    def prepare(self) -> None:
+        """Make the folder and remove what an interrupted save left.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        self._on_rank_0(self._prepare, f"{self.root}: cannot be prepared")
+
+    def save(
+        self, manifest: CheckpointManifest, write_state: Callable[[Path], list[FileRecord]], extra: Iterable[Path] = ()
+    ) -> Path:
+        """Write, hash, commit and prune; on any error the older checkpoints are untouched and every rank hears of it.
+
+        Args:
+            write_state: writes this rank's files into the folder and returns their records.
+            extra: small files and folders that rank 0 copies in.
+
+        Raises:
+            CheckpointError: the first problem of any rank.
+        """
+        final = step_folder(self.root, manifest.step)
+        temporary = final.with_name(final.name + ".tmp")
+        self._on_rank_0(lambda: _make_empty(temporary), f"{temporary}: cannot be made")
+        records: list[FileRecord] = []
+        problem = None
+        try:
+            records = write_state(temporary)
+        except OSError as error:
+            problem = str(error)
+        failure = parallel.first_failure(problem)
+        if failure is not None:
+            self._on_rank_0(lambda: shutil.rmtree(temporary, ignore_errors=True), "")
+            raise CheckpointError(f"{final}: not saved, earlier checkpoints are untouched: {failure}")
+        files = [record for share in parallel.gather_objects(records) for record in share]
+        self._on_rank_0(lambda: self._commit(temporary, final, manifest, files, extra), f"{final}: not saved")
+        return final
+
+    def newest_good(self) -> Path | None:
+        """The newest checkpoint that verifies on all ranks; bad ones are renamed `.bad` with a warning.
+
+        Raises:
+            CheckpointError: there are checkpoints and none of them is good.
+        """
+        bad: list[str] = []
+        # Rank 0's listing: ranks on other nodes may see an older state of a shared folder.
+        for folder in parallel.gather_objects(list_checkpoints(self.root))[0]:
+            problems = find_problems(folder, part=parallel.rank(), num_parts=parallel.world_size())
+            failure = parallel.first_failure(problems[0] if problems else None)
+            if failure is None:
+                return folder
+            log.warning("checkpoint %s is not used: %s", folder.name, failure)
+            bad.append(failure)
+            self._on_rank_0(lambda folder=folder: _set_aside(folder), f"{folder}: cannot be set aside")  # type: ignore[misc]
+        if bad:
+            listing = "\n  ".join(bad)
+            raise CheckpointError(
+                f"{self.root}: no checkpoint is good; they are kept as *.bad. To train from step 0 move the folder "
+                f"away\n  {listing}"
+            )
+        return None
+
+    def _prepare(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        for left_over in self.root.glob("step-*.tmp"):
+            shutil.rmtree(left_over)
+
+    def _commit(
+        self,
+        temporary: Path,
+        final: Path,
+        manifest: CheckpointManifest,
+        files: list[FileRecord],
+        extra: Iterable[Path],
+    ) -> None:
+        files = files + [record for path in extra for record in _copy_into(path, temporary)]
+        complete = replace(manifest, files=tuple(sorted(files, key=lambda record: record.name)))
+        durable.write_text(temporary / MANIFEST, complete.to_json())
+        for folder in {(temporary / record.name).parent for record in files} | {temporary}:
+            durable.sync_folder(folder)
+        if final.exists():
+            # Saved again after a resume from an older step: the same state, so the older copy may go.
+            shutil.rmtree(final)
+        temporary.rename(final)
+        durable.sync_folder(self.root)
+        durable.write_text(self.root / "latest", final.name + "\n")
+        self._prune()
+
+    def _prune(self) -> None:
+        for folder in list_checkpoints(self.root)[self.keep :]:
+            # Renamed first: a kill in the middle of the removal must not leave a folder that looks finished.
+            doomed = folder.with_name(folder.name + ".tmp")
+            folder.rename(doomed)
+            shutil.rmtree(doomed)
+
+    def _on_rank_0(self, action: Callable[[], None], complaint: str) -> None:
+        """Run `action` on rank 0; every rank waits for it and raises if it failed."""
+        problem = None
+        if parallel.rank() == 0:
+            try:
+                action()
+            except OSError as error:
+                problem = str(error)
+        failure = parallel.first_failure(problem)
+        if failure is not None:
+            raise CheckpointError(f"{complaint}: {failure}")
+
+
+def _make_empty(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def _set_aside(folder: Path) -> None:
+    bad = folder.with_name(folder.name + ".bad")
+    if bad.exists():
+        shutil.rmtree(bad)
+    folder.rename(bad)
+
+
+def _copy_into(source: Path, folder: Path) -> list[FileRecord]:
+    """Copy a file, or a folder of files, durably; records of what was copied."""
+    pairs = [(source, folder / source.name)]
+    if source.is_dir():
+        pairs = [(path, folder / source.name / path.name) for path in sorted(source.iterdir()) if path.is_file()]
+    for original, copy in pairs:
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(original, copy)
+        durable.sync_file(copy)
+    return [durable.record_of(copy, folder) for _, copy in pairs]

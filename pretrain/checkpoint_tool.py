@@ -1,0 +1,95 @@
+"""`taco checkpoint`: what checkpoints a run has, and whether they still are what was written.
+
+taco checkpoint ls RUN
+taco checkpoint verify RUN
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pretrain.cli import new_program, run_program
+
+app = new_program()
+
+RunArgument = Annotated[Path, typer.Argument(help="run folder, its checkpoints/, or one step-NNNNNNN folder")]
+JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+@app.callback(epilog="Example: taco checkpoint ls runs/taco_base")
+def checkpoint() -> None:
+    """List and verify the checkpoints of a run."""
+
+
+@app.command("ls", epilog="Example: taco checkpoint ls runs/taco_base")
+def ls(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Step, size, age and state of every checkpoint, newest first (complete or unreadable; `verify` proves it)."""
+    rows = [_describe(folder) for folder in _folders(run)]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    typer.echo(f"{'step':>10}  {'rows seen':>12}  {'size':>10}  {'age':>8}  {'state':<10}  folder")
+    for row in rows:
+        size, age = f"{row['num_bytes'] / 1e6:.1f} MB", _format_age(row["age_seconds"])
+        seen, state = row["consumed_samples"], row["state"]
+        typer.echo(f"{row['step']:>10}  {seen:>12}  {size:>10}  {age:>8}  {state:<10}  {row['folder']}")
+
+
+@app.command("verify", epilog="Example: taco checkpoint verify runs/taco_base")
+def verify(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Recompute the hash of every file; exit code 1 if anything differs from what was written."""
+    from pretrain.checkpoint import find_problems
+
+    report: dict[str, list[str]] = {}
+    for folder in _folders(run):
+        report[str(folder)] = problems = find_problems(folder)
+        if not as_json:
+            typer.echo(f"{folder}: {'good' if not problems else 'BAD'}")
+            for problem in problems:
+                typer.echo(f"  {problem}")
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
+    if any(report.values()):
+        raise typer.Exit(1)
+
+
+def _folders(run: Path) -> list[Path]:
+    from pretrain.checkpoint import MANIFEST, find_checkpoint, list_checkpoints
+
+    if (run / MANIFEST).is_file():
+        return [run]
+    return list_checkpoints(find_checkpoint(run).parent)
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    from pretrain.checkpoint import CheckpointManifest
+    from pretrain.errors import CheckpointError
+
+    row: dict[str, Any] = {
+        "folder": str(folder),
+        "step": int(folder.name.split("-")[1]) if folder.name.startswith("step-") else 0,
+        "num_bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "age_seconds": time.time() - folder.stat().st_mtime,
+        "consumed_samples": 0,
+        "state": "unreadable",
+    }
+    try:
+        manifest = CheckpointManifest.load(folder)
+    except CheckpointError:
+        return row
+    return row | {"step": manifest.step, "consumed_samples": manifest.consumed_samples, "state": "complete"}
+
+
+def _format_age(seconds: float) -> str:
+    from pretrain.runlog import format_seconds
+
+    return format_seconds(seconds)
+
+
+if __name__ == "__main__":
+    run_program(app, name="python -m pretrain.checkpoint_tool")

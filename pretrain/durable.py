@@ -1,0 +1,101 @@
+"""Files that survive a crash: hashed while they are written, fsynced, and put in place by rename.
+
+The order is always the same: file content, fsync of the file, rename, fsync of the folder. Only then does a name on the
+disk mean that its content is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+
+_READ_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Name relative to its folder, size in bytes and xxh3-128 of a finished file."""
+
+    name: str
+    num_bytes: int
+    xxh3_128: str
+
+
+class HashingFile:
+    """A write-only file that hashes what passes through, so that nothing has to be read back."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = xxhash.xxh3_128()
+        self.num_bytes = 0
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Write and hash; returns the number of bytes taken."""
+        self._hash.update(content)
+        self.num_bytes += len(content)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        """Hand what is buffered to the operating system."""
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        """xxh3-128 of everything written so far."""
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def hashing_writer(path: Path) -> Iterator[HashingFile]:
+    """Open `path` for writing; on leaving, the content has reached the disk."""
+    with path.open("wb") as file:
+        writer = HashingFile(file)
+        yield writer
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def record_of(path: Path, folder: Path) -> FileRecord:
+    """Size and hash of a file as it lies on the disk."""
+    digest = xxhash.xxh3_128()
+    num_bytes = 0
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+            num_bytes += len(block)
+    return FileRecord(path.relative_to(folder).as_posix(), num_bytes, digest.hexdigest())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` at once: readers see the old file or the new one, also after a power loss."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of an already written file durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,352 @@
+"""The one door to DeepSpeed: configuration in, four verbs out.
+
+The trainer sees `train_step`, `evaluate`, `save_state` and `load_state`; whether ZeRO splits optimizer state, gradients
+or parameters is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+
+from pretrain import parallel
+from pretrain.config import RunConfig
+from pretrain.data.batches import Batch
+from pretrain.durable import FileRecord, hashing_writer
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.model.pretraining import BertForPretraining, PretrainingLosses
+from pretrain.optim import build_optimizer
+
+# Set from the typed configuration; the same key in the `deepspeed:` table would be a second, contradicting source.
+OWNED_DEEPSPEED_KEYS = {
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.global_batch_size",
+    "gradient_clipping": "optim.clip_grad_norm",
+    "optimizer": "optim.name",
+    "scheduler": "optim.schedule",
+    "fp16": "precision",
+    "bf16": "precision",
+    "zero_optimization": "zero.stage",
+    "checkpoint": "checkpoint.*",
+    "steps_per_print": "train.log_every",
+}
+
+STATE_TAG = "state"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, the same on every rank: losses are means over all micro-batches of all ranks.
+
+    `requests[i]` is True where any rank's i-th request was: what one rank wants, all hear of at the same step.
+    """
+
+    loss: float
+    mlm_loss: float
+    contrastive_loss: float
+    grad_norm: float
+    is_skipped: bool
+    requests: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Means over the evaluated micro-batches of all ranks; `label_counts[id]` is how often a label was that id."""
+
+    mlm_loss: float
+    contrastive_loss: float
+    accuracy: float
+    baseline_accuracy: float
+    num_labels: int
+
+
+def zero_stage(config: RunConfig) -> int:
+    """The ZeRO stage that will run: 16-bit training needs stage 1 for its fp32 master weights to be handled well."""
+    if config.precision != "fp32" and config.zero.stage == 0:
+        return 1
+    return config.zero.stage
+
+
+def build_ds_config(config: RunConfig, dp_size: int) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run on `dp_size` data-parallel ranks.
+
+    Raises:
+        ConfigError: the `deepspeed:` table holds a key that the typed configuration owns.
+    """
+    owned = [
+        f"deepspeed.{key} is set by {home}" for key, home in OWNED_DEEPSPEED_KEYS.items() if key in config.deepspeed
+    ]
+    if owned:
+        raise ConfigError(f"{'; '.join(owned)}; remove it from the deepspeed: table")
+    zero: dict[str, Any] = {
+        "stage": zero_stage(config),
+        "reduce_bucket_size": config.zero.reduce_bucket_size,
+        "allgather_bucket_size": config.zero.allgather_bucket_size,
+        "overlap_comm": config.zero.overlap_comm,
+    }
+    if zero["stage"] == 3:
+        # BERT's layers are small: keep what fits the bucket gathered, and never leave an unsharded small parameter out.
+        zero["stage3_param_persistence_threshold"] = 100_000
+    return {
+        "train_batch_size": config.train.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.train.micro_batch_size,
+        "gradient_accumulation_steps": config.grad_accum_steps(dp_size),
+        "gradient_clipping": config.optim.clip_grad_norm,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "fp16": {"enabled": config.precision == "fp16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # LAMB is ours and knows about slices
+        "steps_per_print": 10**9,  # the trainer reports
+        **config.deepspeed,
+    }
+
+
+class PlainEngine:
+    """DeepSpeedEngine behind four verbs: data parallelism with ZeRO 0-3, no pipeline."""
+
+    def __init__(self, config: RunConfig, model: BertForPretraining, device: torch.device) -> None:
+        import deepspeed
+
+        self.config = config
+        self.device = device
+        stage = zero_stage(config)
+        shard_group = distributed.group.WORLD if stage > 0 and parallel.world_size() > 1 else None
+        optimizer = build_optimizer(model, config.optim, shard_group=shard_group)
+        self.ds_config = build_ds_config(config, parallel.world_size())
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.ds_config)
+        self._checkpoint_files = _SafeCheckpointFiles()
+        self.engine.checkpoint_engine = self._checkpoint_files
+        # DeepSpeed puts scripts into the folder; ours are run from the package, never from a checkpoint.
+        self.engine._copy_recovery_script = lambda save_path: None
+
+    def train_step(
+        self, micro_batches: Sequence[Batch], *, learning_rate: float, requests: Sequence[bool] = ()
+    ) -> StepResult:
+        """Forward and backward over this rank's micro-batches, then one optimizer step at `learning_rate`."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.train()
+        losses = torch.zeros(3, dtype=torch.float64, device=self.device)
+        grad_norm: float | None = None
+        for batch in micro_batches:
+            parallel.seed_dropout(self.config.run.seed, batch.micro_batch_index)
+            step = self._forward(batch)
+            self.engine.backward(step.total)
+            losses += torch.stack([step.total.detach(), step.mlm, step.contrastive])
+            if self.engine.is_gradient_accumulation_boundary():
+                grad_norm = self._plain_grad_norm()
+            self.engine.step()
+        losses /= len(micro_batches) * parallel.world_size()
+        # One small collective per step carries the losses and every rank's requests.
+        votes = torch.tensor([float(wanted) for wanted in requests], dtype=torch.float64, device=self.device)
+        loss, mlm_loss, contrastive_loss, *counts = parallel.sum_over_ranks(torch.cat([losses, votes])).tolist()
+        if grad_norm is None:
+            grad_norm = float(self.engine.get_global_grad_norm())
+        is_skipped = not self.engine.was_step_applied()
+        wanted = tuple(count > 0 for count in counts)
+        return StepResult(loss, mlm_loss, contrastive_loss, grad_norm, is_skipped, wanted)
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Iterable[Batch]) -> EvalResult:
+        """Losses and masked-token accuracy without dropout; every rank must bring the same number of micro-batches.
+
+        A micro-batch without labels and valid tokens counts nothing: ranks with less to do fill up with those.
+        """
+        self.engine.eval()
+        # Summed over micro-batches: mlm loss x labels, contrastive loss, micro-batches, correct labels, labels.
+        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        label_counts = torch.zeros(self.engine.module.vocab_size, dtype=torch.int64)
+        for batch in micro_batches:
+            losses = self._forward(batch)
+            counts = batch.valid_BL.any() or (batch.masked_label_M >= 0).any()
+            sums += torch.stack(
+                [
+                    losses.mlm.double() * losses.num_labels,
+                    losses.contrastive.double() * float(counts),
+                    torch.tensor(float(counts), dtype=torch.float64, device=self.device),
+                    losses.num_correct.double(),
+                    losses.num_labels.double(),
+                ]
+            )
+            labels = batch.masked_label_M[batch.masked_label_M >= 0]
+            label_counts += torch.bincount(torch.from_numpy(labels), minlength=len(label_counts))
+        mlm, contrastive, num_batches, correct, num_labels = parallel.sum_over_ranks(sums).tolist()
+        most_frequent = int(parallel.sum_over_ranks(label_counts.to(self.device)).max())
+        return EvalResult(
+            mlm_loss=mlm / max(num_labels, 1),
+            contrastive_loss=contrastive / max(num_batches, 1),
+            accuracy=correct / max(num_labels, 1),
+            baseline_accuracy=most_frequent / max(num_labels, 1),
+            num_labels=int(num_labels),
+        )
+
+    def save_state(self, folder: Path) -> list[FileRecord]:
+        """Write this rank's share of weights and optimizer state into `folder`; returns what it wrote, already durable.
+
+        Raises:
+            OSError: after all ranks have passed DeepSpeed's barriers, so that none is left waiting.
+        """
+        self._checkpoint_files.start(folder)
+        self.engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+        return self._checkpoint_files.finish()
+
+    def load_state(self, folder: Path) -> None:
+        """Take weights and optimizer state from `folder`, which must have been written with the same layout.
+
+        Raises:
+            CheckpointError: DeepSpeed finds no state there.
+        """
+        path, _ = self.engine.load_checkpoint(str(folder), tag=STATE_TAG)
+        if path is None:
+            raise CheckpointError(f"{folder}: holds no DeepSpeed state of this rank ({STATE_TAG}/)")
+
+    def _forward(self, batch: Batch) -> PretrainingLosses:
+        arrays = (batch.input_ids_BL, batch.segment_BL, batch.valid_BL, batch.masked_index_M, batch.masked_label_M)
+        tensors = [torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays]
+        return PretrainingLosses(*self.engine(*tensors, batch.micro_batch_index))
+
+    def _plain_grad_norm(self) -> float | None:
+        """The gradient norm where DeepSpeed keeps none: fp32 without ZeRO. Gradients are averaged over ranks by now."""
+        if zero_stage(self.config) > 0:
+            return None
+        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+
+class _SafeCheckpointFiles:
+    """What DeepSpeed calls a checkpoint engine: writes hashed and fsynced files, reads without executing pickles.
+
+    An error while writing is kept until `finish`: DeepSpeed meets at barriers after each file, and a rank that left
+    early would let the others wait there for ever.
+    """
+
+    name = "SafeCheckpointFiles"
+
+    def __init__(self) -> None:
+        self._folder = Path()
+        self._records: list[FileRecord] = []
+        self._error: OSError | None = None
+
+    def start(self, folder: Path) -> None:
+        """Begin a save into `folder`."""
+        self._folder, self._records, self._error = folder, [], None
+
+    def finish(self) -> list[FileRecord]:
+        """The files of this save; raises what went wrong."""
+        if self._error is not None:
+            raise self._error
+        return self._records
+
+    def save(self, state_dict: object, path: str) -> None:
+        """Write one file of the checkpoint."""
+        if self._error is not None:
+            return
+        try:
+            with hashing_writer(Path(path)) as file:
+                torch.save(state_dict, file)  # type: ignore[arg-type]  # it only calls write and flush
+            name = Path(path).relative_to(self._folder).as_posix()
+            self._records.append(FileRecord(name, file.num_bytes, file.hexdigest()))
+        except OSError as error:
+            self._error = error
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Read one file; only tensors, plain containers and four classes of DeepSpeed are accepted."""
+        return load_safely(Path(path), map_location)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make a folder, or keep the error for `finish`."""
+        try:
+            os.makedirs(path, exist_ok=exist_ok)
+        except OSError as error:
+            self._error = error
+
+    def create(self, info: object) -> None:
+        """Nothing to prepare."""
+
+    def commit(self, info: object) -> bool:
+        """Files are final when `save` returns."""
+        return True
+
+    def is_data_parallel_writer(self, dp_rank: int) -> bool:
+        """The first data-parallel rank writes what all of them hold."""
+        return dp_rank == 0
+
+    def is_decoupled(self) -> bool:
+        """Saving blocks until the files are written."""
+        return False
+
+    def preserves_storage_sharing(self) -> bool:
+        """torch.save writes the whole storage of a view, so DeepSpeed must clone views first."""
+        return True
+
+    def cleanup(self) -> None:
+        """Nothing is held open."""
+
+
+def load_safely(path: Path, map_location: Any = "cpu") -> Any:
+    """A `.pt` file written by DeepSpeed, read without executing any code in it.
+
+    Raises:
+        CheckpointError: the file asks for anything but tensors, plain containers and DeepSpeed's four state classes.
+    """
+    with torch.serialization.safe_globals(_deepspeed_state_classes()):
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path}: refused, it is damaged or holds objects that are not state: {error}"
+            ) from None
+
+
+def read_fp32_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Full fp32 weights (parameter name -> tensor on CPU) of a checkpoint's DeepSpeed state, whatever its ZeRO stage.
+
+    Raises:
+        CheckpointError: there is no such state in `folder`.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    state = folder / STATE_TAG
+    plain = state / "mp_rank_00_model_states.pt"
+    if plain.is_file() and not list(state.glob("*_optim_states.pt")):
+        return {name: tensor.float() for name, tensor in load_safely(plain)["module"].items()}
+    if not list(state.glob("*_optim_states.pt")):
+        raise CheckpointError(f"{folder}: holds no DeepSpeed state ({STATE_TAG}/*_model_states.pt)")
+    silence = io.StringIO()
+    with _only_safe_loads(), contextlib.redirect_stdout(silence):
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE_TAG)
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
+@contextlib.contextmanager
+def _only_safe_loads() -> Iterator[None]:
+    """Make every torch.load inside DeepSpeed's own functions a weights-only load."""
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        with torch.serialization.safe_globals(_deepspeed_state_classes()):
+            yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
+def _deepspeed_state_classes() -> list[Any]:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]

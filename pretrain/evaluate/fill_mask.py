@@ -1,0 +1,65 @@
+"""`taco fill-mask`: what an exported model puts in place of [MASK]; loads with Hugging Face alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pretrain.cli import new_program, run_program
+
+app = new_program()
+
+
+@app.command(epilog='Example: taco fill-mask runs/quickstart/export "He looked at the [MASK] and smiled."')
+def fill_mask(
+    model: Annotated[Path, typer.Argument(help="exported Hugging Face folder")],
+    texts: Annotated[list[str], typer.Argument(help="sentences, each with one [MASK]")],
+    top: Annotated[int, typer.Option(min=1, help="candidates per mask")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+) -> None:
+    """The likeliest tokens for [MASK] in each text."""
+    results = [
+        {"text": text, "candidates": found} for text, found in zip(texts, predict(model, texts, top), strict=True)
+    ]
+    if as_json:
+        typer.echo(json.dumps(results, indent=1, ensure_ascii=False))
+        return
+    for result in results:
+        candidates = ", ".join(f"{c['token']} {100 * c['probability']:.1f} %" for c in result["candidates"])
+        typer.echo(f"{result['text']}\n    {candidates}")
+
+
+def predict(model: Path, texts: list[str], top: int) -> list[list[dict[str, Any]]]:
+    """For each text the `top` likeliest tokens of its mask with their probabilities.
+
+    Raises:
+        DataError: the folder is no exported model, or a text has not exactly one mask.
+    """
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    from pretrain.errors import DataError
+
+    if not (model / "config.json").is_file():
+        raise DataError(f"{model}: no config.json; give a folder that `taco export` wrote")
+    tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
+    network = AutoModelForMaskedLM.from_pretrained(str(model), local_files_only=True).eval()
+    answers = []
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        places = (ids[0] == tokenizer.mask_token_id).nonzero()
+        if len(places) != 1:
+            raise DataError(f"text {text!r}: expected one {tokenizer.mask_token}, found {len(places)}")
+        with torch.no_grad():
+            probabilities = network(input_ids=ids).logits[0, int(places[0])].softmax(-1).topk(top)
+        tokens = tokenizer.convert_ids_to_tokens(probabilities.indices.tolist())
+        pairs = zip(tokens, probabilities.values.tolist(), strict=True)
+        answers.append([{"token": token, "probability": value} for token, value in pairs])
+    return answers
+
+
+if __name__ == "__main__":
+    run_program(app, name="python -m pretrain.evaluate.fill_mask")

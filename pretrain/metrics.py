@@ -1,0 +1,92 @@
+"""What is measured during a run: metrics.jsonl always, TensorBoard events beside it.
+
+A run that resumes appends; a step that is trained again writes its record again, and readers take the last one.
+Failing to log never stops training: it is said once and the run goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pretrain.runlog import get_logger
+
+METRICS_FILE = "metrics.jsonl"
+
+log = get_logger(__name__)
+
+
+class MetricsLog:
+    """Writes the records of one run; only rank 0 has one that `is_active`."""
+
+    def __init__(self, run_dir: Path, *, is_active: bool, use_tensorboard: bool) -> None:
+        self._path = run_dir / METRICS_FILE
+        self._is_active = is_active
+        self._board: Any = None
+        if is_active and use_tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run_dir / "tensorboard"))
+
+    def write(self, record: dict[str, float | int | str]) -> None:
+        """Append one record; numbers also go to TensorBoard at their `step`."""
+        if not self._is_active:
+            return
+        try:
+            with self._path.open("ab") as file:
+                file.write(orjson.dumps(record) + b"\n")
+            if self._board is not None:
+                self._write_board(record)
+        except OSError as error:
+            log.warning("metrics are not written any more: %s", error)
+            self._is_active = False
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        if self._board is not None:
+            self._board.close()
+
+    def _write_board(self, record: dict[str, float | int | str]) -> None:
+        step = int(record["step"])
+        for name, value in record.items():
+            if name != "step" and not isinstance(value, str):
+                group = "validation" if name.startswith("validation_") else "train"
+                self._board.add_scalar(f"{group}/{name.removeprefix('validation_')}", value, step)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """All records of a run, in order of writing; a last line cut off by a crash is left out."""
+    path = run_dir / METRICS_FILE
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines):
+        try:
+            if line:
+                records.append(orjson.loads(line))
+        except orjson.JSONDecodeError:
+            log.warning("%s:%d: skipped, not a complete record", path, number + 1)
+    return records
+
+
+class Throughput:
+    """Tokens per second between two reports, by the monotonic clock."""
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._since = time.monotonic()
+
+    def add(self, tokens: int) -> None:
+        """Count the tokens of a step (all ranks)."""
+        self._tokens += tokens
+
+    def restart(self) -> float:
+        """Tokens per second since the last call; counting starts anew."""
+        now = time.monotonic()
+        rate = self._tokens / max(now - self._since, 1e-9)
+        self._tokens, self._since = 0, now
+        return rate

@@ -1,0 +1,145 @@
+"""Parameter groups, optimizers, and learning-rate schedules as pure functions of the step.
+
+The learning rate is computed from (step, configuration) at every step, so a resumed run needs no scheduler state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+import torch.distributed as distributed
+
+from pretrain.config import OptimSection
+
+
+def learning_rate(step: int, optim: OptimSection, total_steps: int) -> float:
+    """The learning rate of optimizer step `step` (0-based): linear warm-up, then linear, cosine or WSD decay.
+
+    WSD (warm-up, stable, decay; Hu et al. 2024, MiniCPM, section 4) keeps the peak until the last `decay_steps`.
+    """
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    floor = optim.lr * optim.min_lr_ratio
+    remaining = optim.lr - floor
+    if optim.schedule == "wsd":
+        decay_steps = optim.decay_steps or max(1, total_steps // 10)
+        start = max(total_steps - decay_steps, optim.warmup_steps)
+    else:
+        start = optim.warmup_steps
+    progress = min(1.0, max(0.0, (step - start) / max(1, total_steps - start)))
+    if optim.schedule == "cosine":
+        return floor + remaining * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return floor + remaining * (1.0 - progress)
+
+
+def is_decayed(name: str, parameter: torch.Tensor) -> bool:
+    """True for matrices and embeddings; biases and LayerNorm are not decayed (the BERT authors' optimization.py)."""
+    return parameter.dim() >= 2 and not name.endswith("bias")
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float, *, one_each: bool) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay; with `one_each`, a group per parameter (see `Lamb`)."""
+    decayed: list[torch.nn.Parameter] = []
+    plain: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decayed if is_decayed(name, parameter) else plain).append(parameter)
+    if one_each:
+        return [
+            {"params": [parameter], "weight_decay": decay}
+            for decay, parameters in ((weight_decay, decayed), (0.0, plain))
+            for parameter in parameters
+        ]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    model: torch.nn.Module, optim: OptimSection, *, shard_group: distributed.ProcessGroup | None
+) -> torch.optim.Optimizer:
+    """AdamW or LAMB over the model's parameters.
+
+    `shard_group` is the group over which ZeRO will split each parameter group, or None when nothing is split.
+    """
+    groups = parameter_groups(model, optim.weight_decay, one_each=optim.name == "lamb")
+    if optim.name == "lamb":
+        return Lamb(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, shard_group=shard_group)
+    # One fused kernel per step instead of several passes over all state; torch has it for CPU and CUDA.
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB (You et al. 2020, algorithm 2) that stays exact when ZeRO splits the parameters.
+
+    ZeRO hands an optimizer flat slices, over which a trust ratio per layer would silently become a ratio per slice.
+    With one parameter per group (`parameter_groups(one_each=True)`) a slice belongs to one parameter, and the norms are
+    summed over `shard_group`: in one collective per step, or one per parameter under ZeRO-3, which steps each group by
+    itself. Padding in a slice is zero and adds nothing.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        shard_group: distributed.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.shard_group = shard_group
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter."""
+        loss = closure() if closure is not None else None
+        shards = [(p, group) for group in self.param_groups for p in group["params"]]
+        if not shards:
+            return loss
+        updates = [self._update(p, group) if p.grad is not None else None for p, group in shards]
+        norms = self._norms([p for p, _ in shards], updates)
+        for (parameter, group), update, (weight_norm, update_norm) in zip(shards, updates, norms.unbind(), strict=True):
+            if update is None:
+                continue
+            is_defined = (weight_norm > 0) & (update_norm > 0)
+            ratio = torch.where(is_defined, weight_norm / update_norm, torch.ones_like(weight_norm))
+            parameter.sub_(update.mul_((ratio * group["lr"]).to(update.dtype)))
+        return loss
+
+    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        gradient = parameter.grad
+        assert gradient is not None
+        state["exp_avg"].lerp_(gradient, 1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        step = float(state["step"])
+        mean = state["exp_avg"] / (1 - beta1**step)
+        deviation = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
+        return mean.div_(deviation).add_(parameter, alpha=group["weight_decay"])
+
+    def _norms(self, parameters: list[torch.Tensor], updates: list[torch.Tensor | None]) -> torch.Tensor:
+        """Norms of weight and update, shape [number of parameters, 2], over all slices of each parameter."""
+        squares = torch.stack(
+            [
+                torch.stack([p.float().square().sum(), p.new_zeros(()) if u is None else u.float().square().sum()])
+                for p, u in zip(parameters, updates, strict=True)
+            ]
+        )
+        if self.shard_group is not None:
+            distributed.all_reduce(squares, group=self.shard_group)
+        return squares.sqrt()

@@ -1,0 +1,183 @@
+"""Who this process is among the others: launch environment, process group, small collectives, dropout seeds.
+
+The one place that reads the launcher's environment variables and, with `engine.py`, the one place that imports
+DeepSpeed. Torch and DeepSpeed are imported inside the functions: a configuration error must not wait for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pretrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher said: rank and size over all nodes, and on this one."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
+    """This process's place as torchrun (or any launcher that sets the same variables) gave it; alone without them.
+
+    Raises:
+        ConfigError: some of RANK, WORLD_SIZE, LOCAL_RANK are set and others are missing or no numbers.
+    """
+    variables = os.environ if environment is None else environment
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    present = [name for name in names if variables.get(name)]
+    if not present:
+        return Launch(rank=0, world_size=1, local_rank=0, local_world_size=1)
+    if len(present) < len(names):
+        missing = ", ".join(name for name in names if name not in present)
+        raise ConfigError(f"environment: {', '.join(present)} set but {missing} missing; start with torchrun, or unset")
+    try:
+        rank, world_size, local_rank = (int(variables[name]) for name in names)
+        local_world_size = int(variables.get("LOCAL_WORLD_SIZE", world_size))
+    except ValueError as error:
+        raise ConfigError(f"environment: RANK, WORLD_SIZE, LOCAL_RANK must be whole numbers: {error}") from None
+    return Launch(rank, world_size, local_rank, local_world_size)
+
+
+def choose_device(wanted: str, launch: Launch) -> torch.device:
+    """The device of this rank.
+
+    Raises:
+        ConfigError: a GPU is asked for where there is none, or fewer than ranks on this node.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and count == 0):
+        return torch.device("cpu")
+    if count == 0:
+        raise ConfigError(
+            "run.device is cuda, but torch sees no GPU here "
+            f"(torch {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}); "
+            "set run.device=cpu, or install a CUDA build of torch and check nvidia-smi"
+        )
+    if launch.local_rank >= count:
+        raise ConfigError(
+            f"local rank {launch.local_rank} has no GPU: this node shows {count}; start at most {count} ranks per node"
+        )
+    return torch.device("cuda", launch.local_rank)
+
+
+def start_process_group(launch: Launch, device: torch.device) -> None:
+    """Join the process group (gloo on CPU, NCCL on GPUs) and tell DeepSpeed about it; harmless when called again."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if device.type == "cpu":
+        # DeepSpeed chooses its accelerator while it is imported and would take a GPU that run.device=cpu leaves alone.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import torch
+    import torch.distributed as distributed
+
+    if not distributed.is_initialized():
+        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        if launch.world_size == 1:
+            # Alone there is nobody to meet: no port is opened, so two runs on one machine cannot collide.
+            store = distributed.HashStore()
+            distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        else:
+            distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    _start_deepspeed(launch)
+
+
+def _start_deepspeed(launch: Launch) -> None:
+    import logging
+
+    # DeepSpeed reads these names even when the process group is there already.
+    os.environ.setdefault("RANK", str(launch.rank))
+    os.environ.setdefault("WORLD_SIZE", str(launch.world_size))
+    os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # The CPU shared-memory communicator is compiled at start-up under a lock file; a killed worker leaves the lock and
+    # every later start waits for ever. gloo does the same job here.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def stop_process_group() -> None:
+    """Leave the process group, if there is one."""
+    import torch.distributed as distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+# -- small collectives -------------------------------------------------------------------------------------------------
+
+
+def rank() -> int:
+    """This process's number over all nodes; 0 without a process group."""
+    import torch.distributed as distributed
+
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a process group."""
+    import torch.distributed as distributed
+
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's `value`, in rank order, on every rank (plain types only: they travel as bytes)."""
+    import torch.distributed as distributed
+
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def first_failure(problem: str | None) -> str | None:
+    """The vote that ends every risky step: the first problem of any rank, the same answer on every rank."""
+    problems = gather_objects(problem)
+    return next((f"rank {i}: {text}" for i, text in enumerate(problems) if text is not None), None)
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The element-wise sum over all ranks, in place."""
+    import torch.distributed as distributed
+
+    if world_size() > 1:
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+# -- randomness --------------------------------------------------------------------------------------------------------
+
+
+def seed_dropout(seed: int, micro_batch_index: int) -> None:
+    """Make dropout a function of the global micro-batch.
+
+    Any data-parallel layout then drops the same units of the same rows, and a resumed run needs no saved random state.
+    """
+    import torch
+
+    digest = hashlib.blake2b(f"dropout {seed} {micro_batch_index}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))

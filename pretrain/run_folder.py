@@ -1,0 +1,183 @@
+"""One run, one folder: who holds it, which configuration it belongs to, in which environment it ran.
+
+config.yaml ds_config.json env.json metrics.jsonl tokenizer/ checkpoints/ logs/ tensorboard/ report.html
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from pretrain import durable
+from pretrain.config import RunConfig, dump_config
+from pretrain.errors import ConfigError, TacoError
+
+# What may differ between two starts of one run without changing what is trained.
+_FREE_KEYS = (
+    "run.output_dir",
+    "run.device",
+    "run.tensorboard",
+    "run.init_from",
+    "data.prefetch",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_batches",
+    "parallel.",  # the layout is compared with the checkpoint's own
+    "zero.",
+    "checkpoint.",
+    "deepspeed",
+)
+_KEPT_VARIABLES = ("SLURM_", "NCCL_", "GLOO_", "OMP_", "CUDA_", "TORCH_", "DS_", "MASTER_", "WORLD_SIZE")
+
+
+class RunFolder:
+    """The folder of one run, held by rank 0 of one process group at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+        self.tokenizer = path / "tokenizer"
+        self._lock: TextIO | None = None
+
+    def claim(self) -> None:
+        """Make the folder and lock it against a second run; called by rank 0.
+
+        Raises:
+            TacoError: another run holds it (host, process and job are named), or it cannot be written.
+            ConfigError: it is full of something that is no run.
+        """
+        try:
+            self._refuse_strangers()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "run.lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise TacoError(f"run.output_dir {self.path}: cannot be used: {error}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "an unknown process"
+            raise TacoError(
+                f"run.output_dir {self.path}: in use by {holder}; wait for it, stop it, or choose another folder"
+            ) from None
+        self._lock.truncate(0)
+        job = os.environ.get("SLURM_JOB_ID", "none")
+        self._lock.write(f"host {socket.gethostname()}, process {os.getpid()}, SLURM job {job}\n")
+        self._lock.flush()
+
+    def release(self) -> None:
+        """Let the next run have the folder; the operating system does the same when the process dies."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def check_config(self, config: RunConfig, allowed: Iterable[str] = ()) -> list[str]:
+        """Differences to the configuration that this folder's run was started with, as `key: old -> new`.
+
+        Raises:
+            ConfigError: a key differs that changes what is trained, and it is not among `allowed`.
+        """
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            return []
+        try:
+            old = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from None
+        if not isinstance(old, dict):
+            raise ConfigError(f"{path}: is no configuration of a run; choose another run.output_dir")
+        changes = compare(old, config.model_dump(mode="json"))
+        free = (*_FREE_KEYS, *allowed)
+        refused = [text for key, text in changes.items() if not key.startswith(free)]
+        if refused:
+            listing = "\n".join(f"  - {text}" for text in refused)
+            raise ConfigError(
+                f"run.output_dir {self.path}: belongs to a run with another configuration\n{listing}\n"
+                "choose another run.output_dir, undo the changes, or add --allow-change KEY for each of them"
+            )
+        return list(changes.values())
+
+    def write_description(self, config: RunConfig, ds_config: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Save the resolved configuration, DeepSpeed's, and the environment with the run."""
+        durable.write_text(self.path / "config.yaml", dump_config(config))
+        durable.write_text(self.path / "ds_config.json", json.dumps(ds_config, indent=1) + "\n")
+        durable.write_text(self.path / "env.json", json.dumps(environment, indent=1) + "\n")
+
+    def keep_tokenizer(self, source: Path) -> None:
+        """Copy the dataset's tokenizer into the run, so that its checkpoints can be exported on their own."""
+        if source.is_dir() and not self.tokenizer.is_dir():
+            shutil.copytree(source, self.tokenizer)
+
+    def _refuse_strangers(self) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise ConfigError(f"run.output_dir {self.path}: is a file; name a folder")
+        names = {entry.name for entry in self.path.iterdir()}
+        if names and not names & {"config.yaml", "run.lock"}:
+            some = ", ".join(sorted(names)[:3])
+            raise ConfigError(
+                f"run.output_dir {self.path}: holds {some} ... and no run; choose an empty or a new folder"
+            )
+
+
+def compare(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Leaves that differ between two configuration trees: key -> `key: old -> new`."""
+    changes: dict[str, str] = {}
+    for key in sorted(old.keys() | new.keys()):
+        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes |= compare(before, after, f"{name}.")
+        elif before != after:
+            changes[name] = f"{name}: {before!r} -> {after!r}"
+    return changes
+
+
+def describe_environment(world_size: int, device: str) -> dict[str, Any]:
+    """Versions, machine, command and launcher variables of this process, as plain JSON types."""
+    packages = ("torch", "deepspeed", "megatron-core", "transformers", "tokenizers", "numpy", "taco-pretrain")
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "host": socket.gethostname(),
+        "device": device,
+        "world_size": world_size,
+        "cpu_count": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "revision": _revision(),
+        "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith(_KEPT_VARIABLES)},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    """The git revision of the code, marked when it was changed since; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,119 @@
+"""What people read while a run goes on: rank-aware logging, one console line per logging step, progress with an ETA.
+
+Rank 0 speaks on the console; every rank writes its own file under logs/.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_ROOT = "taco"
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger below the program's own root, so that libraries' loggers keep their levels."""
+    return logging.getLogger(f"{_ROOT}.{name.removeprefix('pretrain.')}")
+
+
+def start_logging(log_dir: Path | None, rank: int) -> None:
+    """Console on rank 0 (warnings and worse on the others), and logs/rank_00000.log for every rank.
+
+    A log folder that cannot be written costs a warning, never the run.
+    """
+    root = logging.getLogger(_ROOT)
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    root.handlers.clear()
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    console.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
+    root.addHandler(console)
+    if log_dir is None:
+        return
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(log_dir / f"rank_{rank:05d}.log", encoding="utf-8")
+    except OSError as error:
+        root.warning("no log file: %s", error)
+        return
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(file)
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people: 42s, 3m05s, 2h07m, 4d03h."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def format_count(number: float) -> str:
+    """A count for people: 950, 12.3k, 4.56M, 1.20G."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+class Eta:
+    """Time left, from the pace since this process began its work (monotonic clock)."""
+
+    def __init__(self, done: int, total: int) -> None:
+        self._first, self._total, self._start = done, total, time.monotonic()
+
+    def remaining(self, done: int) -> float:
+        """Seconds until `total`, assuming the pace so far."""
+        worked = done - self._first
+        if worked <= 0:
+            return float("inf")
+        return (time.monotonic() - self._start) / worked * (self._total - done)
+
+
+@contextmanager
+def progress_bar(description: str, done: int, total: int, *, is_shown: bool) -> Iterator[ProgressLine]:
+    """A rich progress bar on a terminal; nothing where the output is a file (the log lines carry the ETA there)."""
+    if not (is_shown and sys.stderr.isatty()):
+        yield ProgressLine(None, None)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield ProgressLine(progress, progress.add_task(description, total=total, completed=done))
+
+
+class ProgressLine:
+    """The face of a progress bar that may not be there."""
+
+    def __init__(self, progress: object, task: object) -> None:
+        self._progress, self._task = progress, task
+
+    def update(self, done: int) -> None:
+        """Show that `done` units are done."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done)  # type: ignore[attr-defined]

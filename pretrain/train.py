@@ -1,0 +1,292 @@
+"""`taco train`: one rank of a training run; builds the parts and hands them to the trainer.
+
+    taco train --config configs/taco_tiny.yaml optim.lr=3e-4
+    torchrun --nproc-per-node 2 -m pretrain.train --config configs/taco_tiny.yaml
+
+The same command continues an interrupted run and says so when the run is complete. Everything that can be wrong is
+looked for before any process group exists, and in the order of its cost: configuration, launch, data, device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pretrain.cli import new_program, run_program
+from pretrain.runlog import get_logger
+
+if TYPE_CHECKING:
+    import torch
+
+    from pretrain.config import RunConfig
+    from pretrain.data.batches import BatchSource, RowSource
+    from pretrain.parallel import Launch
+    from pretrain.run_folder import RunFolder
+
+app = new_program()
+log = get_logger(__name__)
+
+# Validation rows and masks are the same in every run, whatever its seed: losses of different runs can be compared.
+VALIDATION_SEED = 0
+
+
+@app.command(
+    epilog="Example: torchrun --nproc-per-node 2 -m pretrain.train --config configs/taco_tiny.yaml train.steps=100"
+)
+def train(
+    config: Annotated[Path, typer.Option(help="YAML file that describes the run; configs/ holds examples")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as wanted")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and stop")] = False,
+    allow_change: Annotated[list[str] | None, typer.Option(help="key that may differ from the run's folder")] = None,
+) -> None:
+    """Pretrain BERT: one process of the run (start with torchrun, or alone).
+
+    Exit codes: 0 done, 1 error, 2 configuration, 75 stopped by a signal with everything saved.
+    """
+    from pretrain.config import load_config
+    from pretrain.parallel import read_launch
+
+    resolved = load_config(config, overrides or ())
+    launch = read_launch()
+    if dry_run:
+        _print_plan(resolved, launch)
+        return
+    _check_launch(resolved, launch)
+    _run(resolved, launch, allow_change or [])
+
+
+def _check_launch(config: RunConfig, launch: Launch) -> None:
+    from pretrain.config import check_world_size
+    from pretrain.errors import ConfigError
+
+    problems = check_world_size(config, launch.world_size)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _print_plan(config: RunConfig, launch: Launch) -> None:
+    """The resolved configuration and what it means for the number of processes at hand."""
+    from pretrain.config import check_world_size, dump_config
+
+    model_parallel = config.parallel.tensor * config.parallel.pipeline
+    processes = model_parallel * config.parallel.data if config.parallel.data else launch.world_size
+    typer.echo(dump_config(config), nl=False)
+    problems = check_world_size(config, processes)
+    for problem in problems:
+        typer.echo(f"# does not fit: {problem}")
+    if problems:
+        raise typer.Exit(2)
+    train = config.train
+    accum = config.grad_accum_steps(processes // model_parallel)
+    tokens = train.global_batch_size * config.data.seq_length
+    typer.echo(
+        f"# plan: {processes} processes, ZeRO-{config.zero.stage}, {accum} micro-batches of "
+        f"{train.micro_batch_size} rows per rank and step,\n"
+        f"#       {tokens:,} tokens per step, {tokens * train.steps:,} tokens in {train.steps:,} steps"
+    )
+
+
+def _run(config: RunConfig, launch: Launch, allowed: list[str]) -> None:
+    from pretrain import parallel
+    from pretrain.resilience import StopRequest
+    from pretrain.run_folder import RunFolder
+    from pretrain.runlog import start_logging
+
+    stop = StopRequest()
+    stop.install()
+    start_logging(None, launch.rank)
+    train_rows, validation_rows = _open_rows(config)
+    device = parallel.choose_device(config.run.device, launch)
+    _check_precision(config, device)
+    folder = RunFolder(config.run.output_dir)
+    parallel.start_process_group(launch, device)
+    try:
+        _claim(folder, config, allowed)
+        start_logging(folder.logs, launch.rank)
+        trainer = _build_trainer(config, folder, train_rows, validation_rows, device, stop)
+        trainer.store.prepare()
+        trainer.resume()
+        if trainer.state.step >= config.train.steps:
+            log.info(
+                "done: this run has all its %d steps; its checkpoints are in %s", config.train.steps, folder.checkpoints
+            )
+            return
+        trainer.run()
+        trainer.metrics.close()
+        log.info("done: %d steps; checkpoints are in %s", config.train.steps, folder.checkpoints)
+    finally:
+        folder.release()
+        parallel.stop_process_group()
+
+
+def _open_rows(config: RunConfig) -> tuple[RowSource, RowSource | None]:
+    """Training and validation rows, checked against each other and the configuration."""
+    from pretrain.data.batches import RowSource
+    from pretrain.errors import DataError
+
+    data = config.data
+    train_rows = RowSource(data.train, data.row_mode, data.seq_length)
+    if not data.validation:
+        return train_rows, None
+    validation_rows = RowSource(data.validation, data.row_mode, data.seq_length)
+    ours, theirs = train_rows.tokenizer, validation_rows.tokenizer
+    if ours.sha256 != theirs.sha256:
+        raise DataError(
+            f"data.validation was made with tokenizer {theirs.name} (sha256 {theirs.sha256[:12]}, {theirs.vocab_size} "
+            f"tokens), data.train with {ours.name} (sha256 {ours.sha256[:12]}, {ours.vocab_size} tokens); "
+            "preprocess both with the same one"
+        )
+    return train_rows, validation_rows
+
+
+def _check_precision(config: RunConfig, device: torch.device) -> None:
+    from pretrain.errors import ConfigError
+
+    if config.precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision fp16 needs a CUDA GPU (DeepSpeed refuses it on CPU); use precision=bf16 or fp32")
+
+
+def _claim(folder: RunFolder, config: RunConfig, allowed: list[str]) -> None:
+    """Rank 0 takes the folder; every rank ends with its error if it cannot."""
+    from pretrain import parallel
+    from pretrain.errors import ConfigError, TacoError
+
+    problem: tuple[int, str] | None = None
+    changes: list[str] = []
+    if parallel.rank() == 0:
+        try:
+            folder.claim()
+            changes = folder.check_config(config, allowed)
+        except TacoError as error:
+            problem = (error.exit_code, str(error))
+    problem = parallel.gather_objects(problem)[0]
+    if problem is not None:
+        code, message = problem
+        raise (ConfigError if code == ConfigError.exit_code else TacoError)(message)
+    for change in changes:
+        log.info("changed since this run was started: %s", change)
+
+
+def _build_trainer(
+    config: RunConfig,
+    folder: RunFolder,
+    train_rows: RowSource,
+    validation_rows: RowSource | None,
+    device: torch.device,
+    stop: Any,
+) -> Any:
+    from pretrain import parallel
+    from pretrain.checkpoint import CheckpointStore
+    from pretrain.engine import PlainEngine
+    from pretrain.metrics import MetricsLog
+    from pretrain.trainer import Trainer
+
+    model = _build_model(config, train_rows)
+    engine = PlainEngine(config, model, device)
+    is_first = parallel.rank() == 0
+    if is_first:
+        _describe_run(config, folder, train_rows, engine.ds_config, device)
+    parameters = sum(p.numel() for p in model.parameters()) if config.zero.stage < 3 else None
+    log.info("model: %s parameters, vocabulary %d", parameters, train_rows.tokenizer.vocab_size)
+    return Trainer(
+        config=config,
+        engine=engine,
+        train_source=_batches(config, train_rows, config.run.seed),
+        validation_source=_batches(config, validation_rows, VALIDATION_SEED) if validation_rows else None,
+        store=CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep),
+        description=_describe_checkpoint(config, train_rows),
+        checkpoint_extras=tuple(p for p in (folder.path / "config.yaml", folder.tokenizer) if p.exists()),
+        metrics=MetricsLog(folder.path, is_active=is_first, use_tensorboard=config.run.tensorboard),
+        stop=stop,
+    )
+
+
+def _build_model(config: RunConfig, rows: RowSource) -> torch.nn.Module:
+    from pretrain.model.layer_spec import plain_layers
+    from pretrain.model.pretraining import BertForPretraining
+    from pretrain.weights import load_weights_into
+
+    model = BertForPretraining(
+        config.model,
+        rows.tokenizer.vocab_size,
+        plain_layers(),
+        config.objective,
+        seed=config.run.seed,
+        attention_scope="padding" if config.data.row_mode == "document" else "none",
+    )
+    if config.run.init_from is not None:
+        load_weights_into(model, config.run.init_from)
+    return model
+
+
+def _batches(config: RunConfig, rows: RowSource, seed: int) -> BatchSource:
+    from pretrain.data.batches import BatchSource
+
+    objective = config.objective
+    return BatchSource(
+        rows,
+        micro_batch_size=config.train.micro_batch_size,
+        seed=seed,
+        mask_rate=objective.mask_rate,
+        masking=objective.masking,
+        mean_span_length=objective.mean_span_length,
+        exclude_special=objective.exclude_special,
+        shuffle=True,
+        continues_word=_continues_word(config) if objective.masking == "whole_word" else None,
+    )
+
+
+def _continues_word(config: RunConfig) -> Any:
+    """Which pieces continue a word, from the tokenizer that preprocessing keeps beside the data."""
+    from pretrain.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(_tokenizer_folder(config)).continues_word()
+
+
+def _tokenizer_folder(config: RunConfig) -> Path:
+    return Path(config.data.train[0] + ".tokenizer")
+
+
+def _describe_run(
+    config: RunConfig, folder: RunFolder, rows: RowSource, ds_config: dict[str, Any], device: torch.device
+) -> None:
+    from pretrain import parallel
+    from pretrain.run_folder import describe_environment
+
+    folder.write_description(config, ds_config, describe_environment(parallel.world_size(), str(device)))
+    folder.keep_tokenizer(_tokenizer_folder(config))
+
+
+def _describe_checkpoint(config: RunConfig, rows: RowSource) -> Any:
+    """What every checkpoint of this run says about itself; step and files are filled in when it is saved."""
+    from pretrain import parallel
+    from pretrain.checkpoint import CheckpointManifest, Layout
+    from pretrain.config import dump_config
+    from pretrain.engine import zero_stage
+
+    size = config.parallel
+    layout = Layout(
+        data=parallel.world_size() // (size.tensor * size.pipeline),
+        tensor=size.tensor,
+        pipeline=size.pipeline,
+        zero_stage=zero_stage(config),
+        precision=config.precision,
+    )
+    return CheckpointManifest(
+        kind="deepspeed",
+        step=0,
+        consumed_samples=0,
+        layout=layout,
+        model=config.model.model_dump(mode="json"),
+        vocab_size=rows.tokenizer.vocab_size,
+        tokenizer_sha256=rows.tokenizer.sha256,
+        config_sha256=hashlib.sha256(dump_config(config).encode()).hexdigest(),
+        data=rows.describe(),
+    )
+
+
+if __name__ == "__main__":
+    run_program(app, name="python -m pretrain.train")

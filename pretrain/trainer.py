@@ -1,0 +1,257 @@
+"""The training loop: the page to read first.
+
+Everything random in a step is a function of (seed, step): which rows, which masks, which TACO pairs, which units drop.
+So the state of a run is its weights, its optimizer and one number, and a resumed run repeats the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pretrain import parallel
+from pretrain.checkpoint import CheckpointManifest, CheckpointStore
+from pretrain.config import RunConfig
+from pretrain.data.batches import Batch, BatchSource, prefetch
+from pretrain.engine import EvalResult, PlainEngine, StepResult
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.metrics import MetricsLog, Throughput
+from pretrain.optim import learning_rate
+from pretrain.resilience import NonFiniteLossError, PreemptedError, StopRequest
+from pretrain.runlog import Eta, format_count, format_seconds, get_logger, progress_bar
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run stands: optimizer steps done and rows of the training stream consumed."""
+
+    step: int = 0
+    consumed_samples: int = 0
+
+
+class Trainer:
+    """Trains to `train.steps`, validating, saving and reporting on the way."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        engine: PlainEngine,
+        train_source: BatchSource,
+        validation_source: BatchSource | None,
+        store: CheckpointStore,
+        description: CheckpointManifest,
+        checkpoint_extras: tuple[Path, ...],
+        metrics: MetricsLog,
+        stop: StopRequest,
+    ) -> None:
+        self.config = config
+        self.engine = engine
+        self.train_source = train_source
+        self.validation_source = validation_source
+        self.store = store
+        self.description = description
+        self.checkpoint_extras = checkpoint_extras
+        self.metrics = metrics
+        self.stop = stop
+        self.state = TrainState()
+        self._saved_at = (0, time.monotonic())
+        self._throughput = Throughput()
+        self._num_skipped = 0
+
+    def resume(self) -> None:
+        """Continue from the newest good checkpoint, if there is one."""
+        folder = self.store.newest_good()
+        if folder is None:
+            return
+        manifest = CheckpointManifest.load(folder)
+        self._check_fits(folder, manifest)
+        self.engine.load_state(folder)
+        self.state = TrainState(manifest.step, manifest.consumed_samples)
+        self._saved_at = (manifest.step, time.monotonic())
+        log.info("continuing from %s", folder)
+
+    def _check_fits(self, folder: Path, manifest: CheckpointManifest) -> None:
+        """Refuse what would continue something else than what was saved."""
+        own = self.description
+        if manifest.tokenizer_sha256 != own.tokenizer_sha256 or manifest.vocab_size != own.vocab_size:
+            raise CheckpointError(
+                f"{folder}: was trained with tokenizer {manifest.tokenizer_sha256[:12]} ({manifest.vocab_size} "
+                f"tokens), data.train was made with {own.tokenizer_sha256[:12]} ({own.vocab_size} tokens); "
+                "use the run's own data"
+            )
+        if manifest.layout != own.layout:
+            raise ConfigError(
+                f"{folder}: was saved with {manifest.layout}, this run has {own.layout}; resuming in another layout is "
+                f"not supported yet: start {manifest.layout.data} processes with zero.stage="
+                f"{manifest.layout.zero_stage} and precision={manifest.layout.precision}"
+            )
+        if manifest.consumed_samples % self.config.train.micro_batch_size:
+            raise ConfigError(
+                f"{folder}: has consumed {manifest.consumed_samples} rows, no multiple of train.micro_batch_size "
+                f"({self.config.train.micro_batch_size}); choose one that divides it"
+            )
+
+    def run(self) -> TrainState:
+        """Train until `train.steps`.
+
+        Raises:
+            PreemptedError: a signal asked for the end; everything is saved.
+            NonFiniteLossError: the loss is no number any more; nothing of it is saved.
+        """
+        total = self.config.train.steps
+        micro_batches = prefetch(self.train_source, self._micro_batch_indices(), self.config.data.prefetch)
+        accum = self.config.grad_accum_steps(parallel.world_size())
+        eta = Eta(self.state.step, total)
+        with progress_bar("training", self.state.step, total, is_shown=parallel.rank() == 0) as bar:
+            while self.state.step < total:
+                result = self.engine.train_step(
+                    [next(micro_batches) for _ in range(accum)],
+                    learning_rate=learning_rate(self.state.step, self.config.optim, total),
+                    requests=(self.stop.is_set, self._is_save_due_by_time()),
+                )
+                self._advance(result)
+                bar.update(self.state.step)
+                self._report(result, eta)
+                self._validate_and_save(result)
+        return self.state
+
+    def _micro_batch_indices(self) -> Iterator[int]:
+        """Global numbers of this rank's micro-batches from the current state on.
+
+        Micro-step a of rank r takes number a * dp_size + r of the step, so any number of ranks sees the same stream.
+        """
+        train = self.config.train
+        dp_size, rank = parallel.world_size(), parallel.rank()
+        first = self.state.consumed_samples // train.micro_batch_size
+        for _ in range(self.state.step, train.steps):
+            yield from range(first + rank, first + train.global_batch_size // train.micro_batch_size, dp_size)
+            first += train.global_batch_size // train.micro_batch_size
+
+    def _advance(self, result: StepResult) -> None:
+        if not result.is_skipped and not math.isfinite(result.loss + result.grad_norm):
+            raise NonFiniteLossError(
+                f"step {self.state.step + 1}: loss {result.loss}, gradient norm {result.grad_norm}; nothing of this "
+                f"step is saved, the last checkpoint is of step {self._saved_at[0]}; lower optim.lr or look at the data"
+            )
+        rows = self.config.train.global_batch_size
+        self.state = TrainState(self.state.step + 1, self.state.consumed_samples + rows)
+        self._num_skipped += result.is_skipped
+        self._throughput.add(rows * self.config.data.seq_length)
+
+    # -- reporting -----------------------------------------------------------------------------------------------------
+
+    def _report(self, result: StepResult, eta: Eta) -> None:
+        step, total = self.state.step, self.config.train.steps
+        if step % self.config.train.log_every and step != total:
+            return
+        rate = self._throughput.restart()
+        lr = learning_rate(step - 1, self.config.optim, total)
+        self.metrics.write(
+            {
+                "step": step,
+                "loss": result.loss,
+                "mlm_loss": result.mlm_loss,
+                "contrastive_loss": result.contrastive_loss,
+                "lr": lr,
+                "grad_norm": result.grad_norm,
+                "tokens_per_second": rate,
+                "consumed_samples": self.state.consumed_samples,
+                "skipped_steps": self._num_skipped,
+            }
+        )
+        log.info("%s", _console_line(step, total, result, lr, rate, self._num_skipped, eta.remaining(step)))
+
+    # -- validating and saving -----------------------------------------------------------------------------------------
+
+    def _validate_and_save(self, result: StepResult) -> None:
+        step, train, every = self.state.step, self.config.train, self.config.checkpoint.every_steps
+        stop_requested, save_requested = result.requests
+        is_last = step == train.steps
+        if self.validation_source is not None and (step % train.eval_every == 0 or is_last):
+            self.validate()
+        if is_last or stop_requested or save_requested or (every is not None and step % every == 0):
+            self.save()
+        if stop_requested and not is_last:
+            raise PreemptedError(
+                f"stopped at step {step} of {train.steps} as asked; everything is saved, "
+                "the same command continues from here"
+            )
+
+    def validate(self) -> EvalResult:
+        """Both losses and the masked-token accuracy on a fixed sample of the validation rows."""
+        result = self.engine.evaluate(self._validation_batches())
+        self.metrics.write(
+            {
+                "step": self.state.step,
+                "validation_mlm_loss": result.mlm_loss,
+                "validation_contrastive_loss": result.contrastive_loss,
+                "validation_accuracy": result.accuracy,
+                "validation_baseline_accuracy": result.baseline_accuracy,
+            }
+        )
+        log.info(
+            "step %d | validation mlm %.4f | taco %.4f | masked-token accuracy %.2f %% (most frequent token: %.2f %%)",
+            self.state.step,
+            result.mlm_loss,
+            result.contrastive_loss,
+            100 * result.accuracy,
+            100 * result.baseline_accuracy,
+        )
+        self._throughput.restart()
+        return result
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        """This rank's share of the same micro-batches at every validation and for any number of ranks."""
+        source = self.validation_source
+        assert source is not None
+        wanted = min(self.config.train.eval_batches, math.ceil(source.num_rows / source.micro_batch_size))
+        dp_size, rank = parallel.world_size(), parallel.rank()
+        for first in range(0, wanted, dp_size):
+            index = first + rank
+            # Under ZeRO-3 every forward is a collective: ranks without a share take part with an empty batch.
+            yield source.micro_batch(index) if index < wanted else _without_targets(source.micro_batch(0))
+
+    def _is_save_due_by_time(self) -> bool:
+        minutes = self.config.checkpoint.every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at[1] >= 60 * minutes
+
+    def save(self) -> None:
+        """Write a checkpoint of the current state, unless it has just been written."""
+        if self._saved_at[0] == self.state.step:
+            return
+        start = time.monotonic()
+        manifest = replace(self.description, step=self.state.step, consumed_samples=self.state.consumed_samples)
+        folder = self.store.save(manifest, self.engine.save_state, self.checkpoint_extras)
+        self._saved_at = (self.state.step, time.monotonic())
+        log.info("saved %s in %s", folder, format_seconds(time.monotonic() - start))
+        self._throughput.restart()
+
+
+def _without_targets(batch: Batch) -> Batch:
+    """The same rows with nothing to predict and no token for the contrastive loss."""
+    nothing = np.full_like(batch.masked_label_M, -100)
+    return replace(batch, valid_BL=np.zeros_like(batch.valid_BL), masked_label_M=nothing)
+
+
+def _console_line(
+    step: int, total: int, result: StepResult, lr: float, tokens_per_second: float, num_skipped: int, eta: float
+) -> str:
+    fields = (
+        f"step {step:>{len(str(total))}}/{total}",
+        f"loss {result.loss:.4f}",
+        f"mlm {result.mlm_loss:.4f}",
+        f"taco {result.contrastive_loss:.4f}",
+        f"lr {lr:.2e}",
+        f"grad norm {result.grad_norm:.3f}",
+        f"{format_count(tokens_per_second)} tokens/s",
+        f"skipped {num_skipped}",
+        f"eta {format_seconds(eta)}",
+    )
+    return " | ".join(fields)

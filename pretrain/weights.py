@@ -1,0 +1,63 @@
+"""Full fp32 weights out of any checkpoint, by parameter name; what an export and a fresh start from weights read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pretrain import durable
+from pretrain.checkpoint import CheckpointManifest, find_checkpoint, find_problems
+from pretrain.durable import FileRecord
+from pretrain.errors import CheckpointError
+
+WEIGHTS_FILE = "weights.safetensors"
+
+
+def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Full fp32 weights of a verified checkpoint folder, parameter name -> tensor on CPU.
+
+    Raises:
+        CheckpointError: a file is missing or not what was written.
+    """
+    problems = find_problems(checkpoint)
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    if CheckpointManifest.load(checkpoint).kind == "weights":
+        return load_file(checkpoint / WEIGHTS_FILE)
+    from pretrain.engine import read_fp32_weights
+
+    return read_fp32_weights(checkpoint)
+
+
+def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> FileRecord:
+    """Write fp32 weights durably into `folder`; the file's record for the manifest."""
+    path = folder / WEIGHTS_FILE
+    save_file({name: tensor.float().contiguous() for name, tensor in weights.items()}, path)
+    durable.sync_file(path)
+    return durable.record_of(path, folder)
+
+
+def load_weights_into(model: torch.nn.Module, path: Path) -> None:
+    """Set every parameter of `model` from the checkpoint that `path` means.
+
+    Raises:
+        CheckpointError: names or shapes differ, each one listed.
+    """
+    checkpoint = find_checkpoint(path)
+    weights = read_weights(checkpoint)
+    own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    problems = [
+        f"{name}: the model has {own.get(name, 'no such parameter')}, the checkpoint {theirs.get(name, 'none')}"
+        for name in sorted(own.keys() | theirs.keys())
+        if own.get(name) != theirs.get(name)
+    ]
+    if problems:
+        listing = "\n  ".join(problems[:10])
+        raise CheckpointError(
+            f"{checkpoint}: does not fit the model ({len(problems)} parameters differ); "
+            f"compare the model section of its manifest.json with yours\n  {listing}"
+        )
+    model.load_state_dict(weights, strict=False)

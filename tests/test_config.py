@@ -1,0 +1,140 @@
+"""The configuration: what it accepts, and how it explains what it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pretrain.config import RunConfig, check_world_size, dump_config, load_config
+from pretrain.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+MINIMAL = {"run": {"output_dir": "runs/x"}, "data": {"train": ["data/train"]}}
+
+
+def write(folder: Path, tree: object, name: str = "run.yaml") -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_load_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    again = tmp_path / "resolved.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(again) == config
+
+
+def test_shipped_sizes() -> None:
+    sizes = {path.stem: load_config(path).model for path in CONFIGS}
+    assert (sizes["taco_small"].num_layers, sizes["taco_small"].hidden_size) == (4, 512)
+    assert (sizes["taco_base"].num_layers, sizes["taco_base"].hidden_size) == (12, 768)
+    assert (sizes["taco_large"].num_layers, sizes["taco_large"].hidden_size) == (24, 1024)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
+def test_twins_differ_only_in_the_objective_and_the_folder(size: str) -> None:
+    folder = CONFIGS[0].parent
+    taco, mlm = (load_config(folder / f"{kind}_{size}.yaml").model_dump() for kind in ("taco", "mlm"))
+    assert taco["objective"].pop("contrastive_weight") == 1.0
+    assert mlm["objective"].pop("contrastive_weight") == 0.0
+    assert taco["run"].pop("output_dir") != mlm["run"].pop("output_dir")
+    assert taco == mlm
+
+
+def test_overrides_win_and_are_typed(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, MINIMAL), ["optim.lr=1e-3", "train.steps=20000", "data.train=[a, b]"])
+    assert config.optim.lr == 1e-3
+    assert config.train.steps == 20000
+    assert config.data.train == ("a", "b")
+
+
+def test_extends_changes_only_what_it_names(tmp_path: Path) -> None:
+    write(tmp_path, {**MINIMAL, "optim": {"lr": 0.5, "eps": 0.25}}, "base.yaml")
+    config = load_config(write(tmp_path, {"extends": "base.yaml", "optim": {"lr": 0.125}}))
+    assert (config.optim.lr, config.optim.eps) == (0.125, 0.25)
+
+
+def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"extends": "run.yaml"}, "other.yaml")
+    assert "circle" in refusal(write(tmp_path, {"extends": "other.yaml"}))
+
+
+def test_unknown_keys_suggest_the_near_name_or_the_right_section(tmp_path: Path) -> None:
+    path = write(tmp_path, {**MINIMAL, "train": {"micro_batch_sise": 4, "lr": 1.0}})
+    message = refusal(path)
+    assert "did you mean train.micro_batch_size?" in message
+    assert "did you mean optim.lr?" in message
+
+
+def test_all_problems_are_told_together(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, {"run": {}, "data": {"train": []}, "train": {"steps": "many"}}))
+    assert "run.output_dir: is required" in message
+    assert "data.train" in message
+    assert "train.steps: input should be a valid integer" in message
+    assert "'many'" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.lr", "expected section.key=value"),
+        ("train.micro_batch_size=1", "must be at least 2"),
+        ("model.num_attention_heads=7", "try 6 heads"),
+        ("train.global_batch_size=1001", "x data-parallel size (1) = 8; try 1000"),
+        ("data.seq_length=1024", "raise the latter to 1024"),
+        ("optim.warmup_steps=100000", "must be smaller than train.steps"),
+        ("optim.decay_steps=10", "belongs to optim.schedule=wsd"),
+        ("optim.betas=[0.9, 1.5]", "must lie in [0, 1)"),
+        ("parallel.tensor=2", "not supported yet"),
+        ("precision=fp8", "'fp32', 'bf16' or 'fp16'"),
+    ],
+)
+def test_contradictions_name_key_value_and_remedy(tmp_path: Path, override: str, words: str) -> None:
+    assert words in refusal(write(tmp_path, MINIMAL), override)
+
+
+def test_micro_batch_of_one_is_fine_without_the_contrastive_loss(tmp_path: Path) -> None:
+    load_config(write(tmp_path, MINIMAL), ["train.micro_batch_size=1", "objective.contrastive_weight=0"])
+
+
+def test_file_problems_name_the_file(tmp_path: Path) -> None:
+    assert "no such configuration file" in refusal(tmp_path / "absent.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("run: [")
+    assert "not valid YAML" in refusal(broken)
+    broken.write_text("- just\n- a list\n")
+    assert "expected sections" in refusal(broken)
+
+
+def test_yaml_cannot_construct_objects(tmp_path: Path) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text(f"run: !!python/object/apply:os.mkdir ['{tmp_path / 'canary'}']\n")
+    assert "not valid YAML" in refusal(path)
+    assert not (tmp_path / "canary").exists()
+
+
+def config_with(**parallel: object) -> RunConfig:
+    return RunConfig.model_validate({**MINIMAL, "parallel": parallel})
+
+
+def test_world_size_arithmetic() -> None:
+    assert check_world_size(config_with(), 4) == []
+    (problem,) = check_world_size(config_with(), 3)
+    assert "x data-parallel size (3) = 24; try 264" in problem
+
+
+def test_one_process_where_the_configuration_says_two() -> None:
+    (problem,) = check_world_size(config_with(data=2), 1)
+    assert "= 2 processes, but 1 was started" in problem
+    assert "torchrun --nproc-per-node 2" in problem
+    assert "parallel.data=1" in problem

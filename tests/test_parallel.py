@@ -1,0 +1,62 @@
+"""The launch environment, the choice of a device, and dropout as a function of the micro-batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pretrain import parallel
+from pretrain.errors import ConfigError
+from pretrain.parallel import Launch
+
+
+def test_alone_without_a_launcher() -> None:
+    assert parallel.read_launch({}) == Launch(0, 1, 0, 1)
+
+
+def test_torchrun_variables() -> None:
+    variables = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert parallel.read_launch(variables) == Launch(5, 8, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RANK": "0"}, "WORLD_SIZE, LOCAL_RANK missing"),
+        ({"RANK": "zero", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "must be whole numbers"),
+    ],
+)
+def test_half_an_environment_is_refused(variables: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parallel.read_launch(variables)
+
+
+def test_a_gpu_asked_for_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="set run.device=cpu"):
+        parallel.choose_device("cuda", Launch(0, 1, 0, 1))
+    assert parallel.choose_device("auto", Launch(0, 1, 0, 1)).type == "cpu"
+
+
+def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="start at most 1 ranks per node"):
+        parallel.choose_device("auto", Launch(1, 2, 1, 2))
+
+
+def test_dropout_depends_on_seed_and_micro_batch_only() -> None:
+    def drawn(seed: int, micro_batch_index: int) -> torch.Tensor:
+        parallel.seed_dropout(seed, micro_batch_index)
+        return torch.rand(8)
+
+    first = drawn(1, 7)
+    assert not torch.equal(first, drawn(1, 8))
+    assert not torch.equal(first, drawn(2, 7))
+    assert torch.equal(first, drawn(1, 7))
+
+
+def test_collectives_without_a_process_group() -> None:
+    assert parallel.gather_objects("x") == ["x"]
+    assert parallel.first_failure(None) is None
+    assert parallel.first_failure("disk full") == "rank 0: disk full"

@@ -1,0 +1,73 @@
+"""One run, one folder: locks, strangers, changed configurations."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pretrain.config import RunConfig
+from pretrain.errors import ConfigError, TacoError
+from pretrain.run_folder import RunFolder, describe_environment
+
+
+def config(folder: Path, **sections: object) -> RunConfig:
+    return RunConfig.model_validate({"run": {"output_dir": str(folder)}, "data": {"train": ["x"]}, **sections})
+
+
+def started(folder: Path, **sections: object) -> RunFolder:
+    run = RunFolder(folder)
+    run.claim()
+    run.write_description(config(folder, **sections), {"zero": 1}, describe_environment(1, "cpu"))
+    return run
+
+
+def test_second_run_is_told_who_holds_the_folder(tmp_path: Path) -> None:
+    first = started(tmp_path / "run")
+    with pytest.raises(TacoError, match=f"in use by host .*, process {os.getpid()}"):
+        RunFolder(tmp_path / "run").claim()
+    first.release()
+    RunFolder(tmp_path / "run").claim()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match=r"holds thesis.tex .* no run"):
+        RunFolder(tmp_path).claim()
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(ConfigError, match="is a file"):
+        RunFolder(tmp_path / "run").claim()
+
+
+def test_the_same_configuration_continues(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    assert run.check_config(config(tmp_path / "run")) == []
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    changed = config(tmp_path / "run", optim={"lr": 0.5}, data={"train": ["y"]})
+    with pytest.raises(ConfigError) as caught:
+        run.check_config(changed)
+    assert "optim.lr: 0.0001 -> 0.5" in str(caught.value)
+    assert "data.train: ['x'] -> ['y']" in str(caught.value)
+
+
+def test_allowed_and_harmless_changes_are_told(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    changed = config(tmp_path / "run", optim={"lr": 0.5}, train={"log_every": 3})
+    assert run.check_config(changed, allowed=["optim.lr"]) == ["optim.lr: 0.0001 -> 0.5", "train.log_every: 10 -> 3"]
+
+
+def test_configuration_and_environment_are_saved_with_the_run(tmp_path: Path) -> None:
+    started(tmp_path / "run")
+    environment = json.loads((tmp_path / "run" / "env.json").read_text())
+    assert environment["packages"]["torch"]
+    assert environment["command"]
+    assert json.loads((tmp_path / "run" / "ds_config.json").read_text()) == {"zero": 1}
