@@ -1,0 +1,71 @@
+"""The folder that holds a tokenizer beside a dataset or an exported model, readable by us and by transformers.
+
+`tokenizer.json` and `tokenizer_config.json` are for transformers' AutoTokenizer. The file that the tokenizer was loaded
+from lies beside them under a fixed name, with `taco_tokenizer.json` saying which it is and what it was called, so that
+loading the folder gives the same tokenizer with the same hash again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.manifest import TokenizerInfo
+from pretrain.errors import DataError
+
+MARKER = "taco_tokenizer.json"
+# What the source file is called inside a folder, by kind of tokenizer.
+SOURCE_NAMES = {"wordpiece": "vocab.txt", "sentencepiece": "sentencepiece.model", "tokenizer.json": "source.json"}
+
+
+def write_folder(
+    folder: Path,
+    info: TokenizerInfo,
+    source: bytes,
+    tokenizer_json: str,
+    tokens: Mapping[str, str],
+    max_length: int | None,
+) -> None:
+    """Writes the files of a tokenizer into `folder`, which is created; `tokens` are the special tokens by role.
+
+    Raises:
+        DataError: a file cannot be written.
+    """
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs}
+    config |= {f"{role}_token": token for role, token in tokens.items()}
+    if max_length is not None:
+        config["model_max_length"] = max_length
+    marker = {"source": SOURCE_NAMES[info.kind], "name": info.name, "cased": info.cased}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SOURCE_NAMES[info.kind]).write_bytes(source)
+        (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        (folder / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
+
+
+def read_folder(folder: Path) -> tuple[Path, str, bool]:
+    """The source file in `folder`, the name it had, and whether it is to be read as cased.
+
+    Raises:
+        DataError: the folder holds no tokenizer, or its marker is damaged.
+    """
+    marker = folder / MARKER
+    if not marker.exists():
+        source = folder / "tokenizer.json"
+        if not source.exists():
+            raise DataError(f"{folder}: holds no {MARKER} and no tokenizer.json; is it a tokenizer's folder?")
+        return source, folder.name, False
+    try:
+        fields = json.loads(marker.read_text(encoding="utf-8"))
+        source, name, cased = fields["source"], fields["name"], fields["cased"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{marker}: is damaged ({error!r}); write the folder again") from None
+    if source not in SOURCE_NAMES.values() or not isinstance(name, str) or not isinstance(cased, bool):
+        raise DataError(f"{marker}: is damaged (source {source!r}, name {name!r}, cased {cased!r}); write it again")
+    return folder / source, name, cased

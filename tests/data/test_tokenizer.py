@@ -1,0 +1,283 @@
+"""Ids equal those of the reference libraries on hostile text; damaged vocabularies are refused with file and line."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.data import tokenizer as tokenizer_module
+from pretrain.data.sentencepiece_convert import SAMPLE_LINES
+from pretrain.data.tokenizer import Tokenizer, load_tokenizer
+from pretrain.errors import DataError
+
+SHARED = Path(os.environ.get("TACO_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared corpora; set TACO_SHARED_DATA")
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = ["the", "cat", "sat", "un", "##able", "##s", "a", "e", "é", "The", ",", ".", "'", "##e", "中", "##a", "ss", "1"]
+# Letters of many scripts, combining marks, blanks, controls, emoji, private use: what breaks normalizers.
+HOSTILE = st.lists(
+    st.one_of(
+        st.characters(exclude_categories=["Cs"]),
+        st.sampled_from(
+            "aeAÉßİıſ\u0301\u0327\u0345\u1a16ﾞ \t\r\n\x00\x0b\u00a0\u00ad\u200b\u2028\u3000\ufeff中가ガｶ~～ﬁ👩\u200d"
+        ),
+        st.sampled_from(["[MASK]", "##s", " the", "[unk", "\u2581", "</s>", "unable"]),
+    ),
+    max_size=40,
+).map("".join)
+
+
+def write_vocab(folder: Path, pieces: list[str], ending: str = "\n") -> Path:
+    path = folder / "vocab.txt"
+    path.write_bytes("".join(piece + ending for piece in pieces).encode())
+    return path
+
+
+def train_sentencepiece(folder: Path, kind: str = "unigram", **options: object) -> Path:
+    """A small model of its own, so that these tests need no shared data."""
+    from sentencepiece import SentencePieceTrainer
+
+    lines = [
+        "the cat sat on the mat, unable to see " + "".join(chr(97 + (i * j) % 26) for j in range(9)) for i in range(60)
+    ]
+    model = io.BytesIO()
+    options = {"vocab_size": 70, "hard_vocab_limit": False, **options}
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, model_type=kind, minloglevel=2, **options
+    )
+    path = folder / "small.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+@pytest.fixture(scope="module")
+def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return load_tokenizer(write_vocab(tmp_path_factory.mktemp("wordpiece"), SPECIAL + WORDS))
+
+
+@pytest.fixture(scope="module")
+def references() -> tuple[object, object]:
+    transformers = pytest.importorskip("transformers")
+    vocab = {piece: index for index, piece in enumerate(SPECIAL + WORDS)}
+    build = transformers.BertTokenizerFast
+    return build(vocab=vocab, do_lower_case=True), build(vocab=vocab, do_lower_case=False)
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=HOSTILE)
+def test_wordpiece_ids_equal_bert_tokenizer_fast(
+    text: str, references: tuple, tmp_path_factory: pytest.TempPathFactory
+):
+    path = write_vocab(tmp_path_factory.mktemp("vocab"), SPECIAL + WORDS)
+    for cased, reference in zip((False, True), references, strict=True):
+        expected = reference(text, add_special_tokens=False).input_ids
+        assert load_tokenizer(path, cased=cased).encode_batch([text]) == [expected]
+
+
+@needs_shared
+@settings(max_examples=400, deadline=None)
+@given(texts=st.lists(HOSTILE, min_size=1, max_size=4))
+@pytest.mark.parametrize("name", ["bert-base-uncased", "bert-base-chinese"])
+def test_published_vocabularies(name: str, texts: list[str]):
+    path = SHARED / "vocab" / name / "vocab.txt"
+    ours, reference = published(path)
+    assert ours.encode_batch(texts) == [reference(text, add_special_tokens=False).input_ids for text in texts]
+
+
+_CACHE: dict[Path, tuple] = {}
+
+
+def published(path: Path) -> tuple:
+    from transformers import BertTokenizerFast
+
+    if path not in _CACHE:
+        vocab = {line: index for index, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"))}
+        _CACHE[path] = load_tokenizer(path), BertTokenizerFast(vocab=vocab, do_lower_case=True)
+    return _CACHE[path]
+
+
+@needs_shared
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(HOSTILE, max_size=4))
+@pytest.mark.parametrize("name", ["spm_albert_like/30k-clean", "spm_google_test/test_ja_model", "spm_yeast/spiece"])
+def test_sentencepiece_ids_equal_sentencepiece(name: str, texts: list[str]):
+    from sentencepiece import SentencePieceProcessor
+
+    path = SHARED / "vocab" / f"{name}.model"
+    if path not in _CACHE:
+        _CACHE[path] = load_tokenizer(path), SentencePieceProcessor(model_file=str(path))
+    ours, reference = _CACHE[path]
+    assert ours.encode_batch(texts) == [reference.encode(text) for text in texts]
+
+
+def test_long_texts_are_cut_where_ids_do_not_change(wordpiece: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    text = "The cat\u0301s sat, unable\n \u0301中é1  中中sats [MASK] " * 50
+    whole = wordpiece.encode_batch([text])
+    for size in (1, 7, 64, 1000):
+        monkeypatch.setattr(tokenizer_module, "_PART_CHARACTERS", size)
+        assert wordpiece.encode_batch([text, ""]) == [*whole, []]
+
+
+def test_endless_word_is_one_unknown_token(wordpiece: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tokenizer_module, "_PART_CHARACTERS", 100)
+    assert wordpiece.encode_batch(["a" * 10_000]) == [[wordpiece.special.unk]]
+
+
+def test_wordpiece_face(wordpiece: Tokenizer):
+    assert wordpiece.vocab_size == len(SPECIAL + WORDS)
+    assert wordpiece.special_ids() == [0, 1, 2, 3, 4]
+    assert [(SPECIAL + WORDS)[i] for i in np.flatnonzero(wordpiece.continues_word())] == ["##able", "##s", "##e", "##a"]
+    ids = wordpiece.encode_batch(["The cats, unable"])[0]
+    assert wordpiece.decode([2, *ids, 3]) == "[CLS] the cats, unable [SEP]"
+
+
+def test_hash_is_that_of_the_file_and_cased_enters_it(tmp_path: Path):
+    path = write_vocab(tmp_path, SPECIAL + WORDS)
+    assert load_tokenizer(path).info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert load_tokenizer(path, cased=True).info.sha256 != load_tokenizer(path).info.sha256
+
+
+def test_windows_line_ends_and_odd_pieces_keep_their_ids(tmp_path: Path):
+    pieces = [*SPECIAL, "a", "\u2028", "##\u2028", "\x85", "b"]
+    tokenizer = load_tokenizer(write_vocab(tmp_path, pieces, ending="\r\n"))
+    assert tokenizer.vocab_size == len(pieces)
+    assert tokenizer.encode_batch(["a b"]) == [[5, 9]]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\na\n", ["vocab.txt:8", "'a'", "line 6"]),
+        ("[PAD]\n[UNK]\n\n[CLS]\n[SEP]\n[MASK]\n", ["vocab.txt:3", "empty line"]),
+        ("[PAD]\n[UNK]\n[CLS]\na\n", ["vocab.txt", "[SEP], [MASK]", "train-tokenizer"]),
+        ("", ["vocab.txt", "empty"]),
+        (b"[PAD]\n\xff\n", ["vocab.txt", "byte 6", "UTF-8"]),
+    ],
+)
+def test_bad_vocabularies_are_refused(tmp_path: Path, content: str | bytes, words: list[str]):
+    path = tmp_path / "vocab.txt"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DataError) as caught:
+        load_tokenizer(path)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.txt", "missing.model", "tokenizer.json", "x.model", "y.json", "z.bin", "folder"]
+)
+def test_missing_damaged_or_unknown_files_are_refused(tmp_path: Path, name: str):
+    for damaged in ("x.model", "y.json", "z.bin"):
+        (tmp_path / damaged).write_bytes(b"\x0a\x03damaged")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=name):
+        load_tokenizer(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "char"])
+def test_sentencepiece_without_special_pieces_gets_them_at_the_end(tmp_path: Path, kind: str):
+    path = train_sentencepiece(tmp_path, kind)
+    tokenizer = load_tokenizer(path)
+    size, special = tokenizer.vocab_size, tokenizer.special
+    assert (special.unk, special.pad, special.cls, special.sep, special.mask) == (
+        0,
+        size - 4,
+        size - 3,
+        size - 2,
+        size - 1,
+    )
+    assert tokenizer.special_ids() == [0, 1, 2, size - 4, size - 3, size - 2, size - 1]
+    assert tokenizer.continues_word().shape == (size,)
+    ids = tokenizer.encode_batch(["the cat [MASK]"])[0]
+    assert special.mask not in ids
+    assert (
+        tokenizer.decode([special.cls, *tokenizer.encode_batch(["the cat"])[0], special.sep]) == "[CLS] the cat [SEP]"
+    )
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "char"])
+@pytest.mark.parametrize(
+    "options", [{}, {"byte_fallback": True, "vocab_size": 330}, {"user_defined_symbols": ["@", "€"]}]
+)
+def test_saved_sentencepiece_agrees_in_transformers(tmp_path: Path, kind: str, options: dict):
+    if kind == "char" and "byte_fallback" in options:
+        pytest.skip("sentencepiece trains no character model with bytes")
+    path = train_sentencepiece(tmp_path, kind, **options)
+    assert_saved_agrees(load_tokenizer(path), tmp_path / "saved")
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["30k-clean", "test_model", "test_ja_model", "spiece"])
+def test_saved_published_models_agree_in_transformers(tmp_path: Path, name: str):
+    path = next((SHARED / "vocab").glob(f"*/{name}.model"))
+    assert_saved_agrees(load_tokenizer(path), tmp_path / "saved")
+
+
+@pytest.mark.parametrize("cased", [False, True])
+def test_saved_wordpiece_agrees_in_transformers(tmp_path: Path, cased: bool):
+    tokenizer = load_tokenizer(write_vocab(tmp_path, SPECIAL + WORDS), cased=cased)
+    assert_saved_agrees(tokenizer, tmp_path / "saved", "The cats, UNABLE é [MASK] e\u0301")
+
+
+def assert_saved_agrees(tokenizer: Tokenizer, folder: Path, *more_lines: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(folder, max_length=77)
+    theirs, special = AutoTokenizer.from_pretrained(folder), tokenizer.special
+    for line in (*SAMPLE_LINES, "the cat sat @ the mat", "ｶﾞ か\u3099 ４\u0326 Ａ\u0301 ～", *more_lines):
+        assert theirs.encode(line, add_special_tokens=False) == tokenizer.encode_batch([line])[0], line
+    a, b = tokenizer.encode_batch(["the cat", "sat"])
+    assert theirs("the cat", "sat").input_ids == [special.cls, *a, special.sep, *b, special.sep]
+    assert theirs("the cat", "sat").token_type_ids == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    assert theirs.encode("the [MASK]").count(special.mask) == 1
+    assert (theirs.pad_token_id, theirs.unk_token_id, theirs.mask_token_id) == (special.pad, special.unk, special.mask)
+    assert (theirs.cls_token_id, theirs.sep_token_id, theirs.model_max_length) == (special.cls, special.sep, 77)
+    assert len(theirs) == tokenizer.vocab_size
+    again = load_tokenizer(folder)
+    assert again.info == tokenizer.info
+    assert again.encode_batch(["the cat"]) == [a]
+
+
+def test_model_that_cannot_be_converted_is_refused_at_saving(tmp_path: Path):
+    tokenizer = load_tokenizer(train_sentencepiece(tmp_path, treat_whitespace_as_suffix=True))
+    with pytest.raises(DataError, match="small.model.*treat_whitespace_as_suffix"):
+        tokenizer.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_conversion_that_changes_ids_is_refused(tmp_path: Path):
+    tokenizer = load_tokenizer(train_sentencepiece(tmp_path))
+    max(tokenizer._model.pieces, key=lambda piece: len(piece.piece)).score = -99.0
+    with pytest.raises(DataError, match="gives .* with sentencepiece and .* after conversion"):
+        tokenizer.save_pretrained(tmp_path / "saved")
+
+
+def test_tokenizer_json_is_read_without_its_truncation(tmp_path: Path, wordpiece: Tokenizer):
+    from tokenizers import Tokenizer as Pipeline
+
+    wordpiece.save_pretrained(tmp_path)
+    pipeline = Pipeline.from_file(str(tmp_path / "tokenizer.json"))
+    pipeline.enable_truncation(4)
+    pipeline.enable_padding(length=16)
+    pipeline.save(str(tmp_path / "other.json"))
+    tokenizer = load_tokenizer(tmp_path / "other.json")
+    assert tokenizer.info.kind == "tokenizer.json"
+    assert not tokenizer.info.cased
+    assert tokenizer.special == wordpiece.special
+    assert tokenizer.encode_batch(["the cat " * 20]) == wordpiece.encode_batch(["the cat " * 20])
+    assert (tokenizer.continues_word() == wordpiece.continues_word()).all()
+    assert_saved_agrees(tokenizer, tmp_path / "saved", "The cats, UNABLE")
+    with pytest.raises(DataError, match="folds case"):
+        load_tokenizer(tmp_path / "other.json", cased=True)
+
+
+def test_unwritable_folder_is_an_error(tmp_path: Path, wordpiece: Tokenizer):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="cannot be written"):
+        wordpiece.save_pretrained(tmp_path / "file" / "saved")
