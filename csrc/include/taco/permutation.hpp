@@ -1,0 +1,55 @@
+// The order of samples as a function: a keyed permutation of 0 .. n - 1, computed per look-up, nothing kept per sample.
+//
+// So the place in the data is one number, any number of ranks sees the same stream, and any epoch costs the same.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace taco {
+
+// A permutation of 0 .. size - 1 that (seed, epoch) choose.
+//
+// Above kTable elements: an alternating Feistel network over the smallest power of two >= size, walked again until the
+// result is below size (at most two turns expected; Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
+// Up to kTable elements, where a Feistel network cannot reach all orders evenly: a shuffled table, uniform over all.
+class Permutation {
+ public:
+  static constexpr int64_t kTable = 256;
+  static constexpr int64_t kMaxSize = int64_t{1} << 62;
+
+  // Throws std::invalid_argument unless 1 <= size <= kMaxSize and 0 <= epoch < 2^32.
+  Permutation(uint64_t seed, int64_t epoch, int64_t size);
+
+  // The elements at `count` positions; several times as fast as one by one just above a power of two.
+  // Throws std::out_of_range for a position outside 0 .. size - 1.
+  void look_up(const int64_t* positions, int64_t count, int64_t* elements) const;
+
+ private:
+  static constexpr int kDoubleRounds = 3;
+  static constexpr int64_t kBlock = 256;
+
+  void look_up_block(const int64_t* positions, int64_t count, int64_t* elements) const;
+
+  // One pass through the network. Halves differ by one bit where the width is odd, hence the halves are not swapped.
+  uint64_t encrypt(uint64_t element) const {
+    uint64_t left = element >> right_bits_, right = element & right_mask_;
+    for (int i = 0; i < kDoubleRounds; ++i) {
+      left ^= mix(right, keys_[2 * i]) & left_mask_;
+      right ^= mix(left, keys_[2 * i + 1]) & right_mask_;
+    }
+    return left << right_bits_ | right;
+  }
+
+  // 31 bits that depend on every bit of `half` (below 2^31) and of the key: the high part of a product.
+  static uint64_t mix(uint64_t half, uint64_t key) { return ((half ^ key) * 0x9E3779B97F4A7C15) >> 33; }
+
+  int64_t size_;
+  int right_bits_ = 0;
+  uint64_t left_mask_ = 0, right_mask_ = 0;
+  std::array<uint64_t, 2 * kDoubleRounds> keys_{};
+  std::array<uint8_t, kTable> table_{};
+};
+
+}  // namespace taco

@@ -1,0 +1,79 @@
+// Fills rows: token ids of a dataset -> [CLS] tokens [SEP] (padding), and which columns are real.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "taco/sample_index.hpp"
+
+namespace taco {
+
+struct RowIds {
+  int64_t vocab_size;  // every token must be below it
+  int64_t cls;
+  int64_t sep;
+  int64_t pad;
+};
+
+namespace detail {
+
+// Copies `count` tokens to `out`; throws std::out_of_range for an id that is not in the vocabulary.
+template <typename Token>
+int64_t* copy_tokens(const Token* tokens, int64_t first, int64_t count, int64_t vocab_size, int64_t* out) {
+  for (int64_t i = first; i < first + count; ++i) {
+    const int64_t id = static_cast<int64_t>(tokens[i]);
+    if (id < 0 || id >= vocab_size) {
+      throw std::out_of_range("token " + std::to_string(i) + " has id " + std::to_string(id) +
+                              ", outside the vocabulary of " + std::to_string(vocab_size) + " pieces");
+    }
+    *out++ = id;
+  }
+  return out;
+}
+
+// Writes up to `capacity` tokens of row `row` and returns where it stopped; only a document's last row stops early.
+template <typename Token>
+int64_t* fill_tokens(const RowIndex& index, const Token* tokens, int64_t row, const RowIds& ids, int64_t* out) {
+  int64_t* const end = out + index.capacity();
+  auto [document, offset] = index.locate(row);
+  while (true) {
+    const int64_t count = std::min<int64_t>(index.length(document) - offset, end - out);
+    out = copy_tokens(tokens, index.first_token(document) + offset, count, ids.vocab_size, out);
+    if (index.mode() == RowMode::document || out == end) return out;
+    *out++ = ids.sep;
+    if (out == end) return out;
+    ++document;
+    offset = 0;
+  }
+}
+
+}  // namespace detail
+
+// Fills num_rows rows of index.seq_length() columns each: `out_ids` with token ids, `out_segment` with 1 where a token
+// stands and 0 in padding. `tokens` has num_tokens entries of the dataset that `index` was made of.
+//
+// Throws std::invalid_argument if the token array is shorter than the index needs, std::out_of_range for a row outside
+// the index or a token id outside the vocabulary. What has been written by then is unspecified.
+template <typename Token>
+void fill_rows(const RowIndex& index, const Token* tokens, int64_t num_tokens, const int64_t* rows, int64_t num_rows,
+               const RowIds& ids, int64_t* out_ids, int64_t* out_segment) {
+  if (num_tokens < index.tokens_end()) {
+    throw std::invalid_argument("the index needs " + std::to_string(index.tokens_end()) + " tokens, found " +
+                                std::to_string(num_tokens));
+  }
+  const int64_t seq_length = index.seq_length();
+  for (int64_t i = 0; i < num_rows; ++i) {
+    int64_t* const first = out_ids + i * seq_length;
+    int64_t* const segment = out_segment + i * seq_length;
+    *first = ids.cls;
+    int64_t* out = detail::fill_tokens(index, tokens, rows[i], ids, first + 1);
+    *out++ = ids.sep;
+    std::fill(out, first + seq_length, ids.pad);
+    std::fill(segment, segment + (out - first), int64_t{1});
+    std::fill(segment + (out - first), segment + seq_length, int64_t{0});
+  }
+}
+
+}  // namespace taco

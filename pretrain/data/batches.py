@@ -1,0 +1,212 @@
+"""Where a micro-batch comes from: rows of datasets, in the order of the stream, masked; a pure function of its number.
+
+    micro_batch * B + row = position -> (order) epoch, sample -> (sample_index) token ids -> (masking) masked token ids
+
+Nothing here keeps a state, so ranks, threads and resumed runs ask for any micro-batch in any order and get the same.
+Shape letters: B rows of a micro-batch, L tokens of a row, M = B * P masked places, P per row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.config import RowMode
+from pretrain.data.indexed_dataset import IndexedDataset
+from pretrain.data.manifest import TokenizerInfo
+from pretrain.data.masking import Masker, Masking, predictions_per_row
+from pretrain.data.order import walk
+from pretrain.data.sample_index import RowIds, RowIndex
+from pretrain.errors import DataError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, NumPy; `micro_batch_index` is global and keys TACO pairs and dropout."""
+
+    input_ids_BL: np.ndarray  # int64, after masking
+    segment_BL: np.ndarray  # int64, 0 in padding, 1 elsewhere
+    valid_BL: np.ndarray  # bool, may take part in the contrastive loss
+    masked_index_M: np.ndarray  # int64, row * L + column; 0 where unused
+    masked_label_M: np.ndarray  # int64, the id before masking; -100 where unused
+    micro_batch_index: int
+
+
+class RowSource:
+    """Rows of one or several datasets, one dataset after the other; all made with the same tokenizer.
+
+    Attributes:
+        datasets, indexes: per prefix, in the order given.
+        tokenizer: of all of them.
+        seq_length, capacity: tokens of a row, and those between [CLS] and the last [SEP].
+        num_rows, num_tokens, num_left_out: over all; left out are the tokens after the last complete row of a dataset.
+    """
+
+    def __init__(self, prefixes: Sequence[str | Path], row_mode: RowMode, seq_length: int) -> None:
+        """Opens and indexes every dataset.
+
+        Raises:
+            DataError: a damaged dataset, one without a manifest, with another tokenizer or without a complete row.
+        """
+        self.seq_length, self.capacity = seq_length, seq_length - 2
+        self.datasets = [IndexedDataset(prefix) for prefix in prefixes]
+        self.tokenizer = _common_tokenizer(self.datasets)
+        self.indexes = [RowIndex(row_mode, dataset.document_offsets, seq_length) for dataset in self.datasets]
+        for dataset, index in zip(self.datasets, self.indexes, strict=True):
+            if index.num_rows == 0:
+                raise DataError(_explain_no_row(dataset, row_mode, seq_length))
+        self._starts = np.cumsum([0, *(index.num_rows for index in self.indexes)], dtype=np.int64)
+        self.num_rows = int(self._starts[-1])
+        self.num_tokens = sum(dataset.num_tokens for dataset in self.datasets)
+        self.num_left_out = sum(index.num_left_out for index in self.indexes)
+        special = self.tokenizer.special
+        self._ids = RowIds(self.tokenizer.vocab_size, special.cls, special.sep, special.pad)
+
+    def fill(self, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """input_ids_BL and segment_BL (int64) of rows `rows_B` (int64, 0 <= row < num_rows), unmasked.
+
+        Raises:
+            DataError: a token id on disk that is not in the vocabulary.
+        """
+        if rows_B.size and not 0 <= rows_B.min() <= rows_B.max() < self.num_rows:
+            raise IndexError(f"rows {rows_B.min()} to {rows_B.max()} of {self.num_rows}")
+        if len(self.datasets) == 1:
+            return self._fill_from(0, rows_B)
+        ids_BL, segment_BL = (np.empty((len(rows_B), self.seq_length), np.int64) for _ in range(2))
+        owners_B = np.searchsorted(self._starts, rows_B, side="right") - 1
+        for owner in np.unique(owners_B):
+            places = np.flatnonzero(owners_B == owner)
+            ids, segment = self._fill_from(int(owner), rows_B[places] - self._starts[owner])
+            ids_BL[places], segment_BL[places] = ids, segment
+        return ids_BL, segment_BL
+
+    def _fill_from(self, owner: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        dataset = self.datasets[owner]
+        ids, segment = (np.empty((len(rows), self.seq_length), np.int64) for _ in range(2))
+        try:
+            self.indexes[owner].fill(dataset.tokens, rows, self._ids, out_ids=ids, out_segment=segment)
+        except IndexError as error:
+            raise DataError(
+                f"{dataset.bin_path}: {error}; `taco data verify {dataset.prefix}` says whether the file is damaged"
+            ) from None
+        return ids, segment
+
+
+class BatchSource:
+    """Masked micro-batches of one row source; `micro_batch` is a pure function, safe to call from any thread."""
+
+    def __init__(
+        self,
+        rows: RowSource,
+        *,
+        micro_batch_size: int,
+        seed: int,
+        mask_rate: float,
+        masking: Masking,
+        mean_span_length: float,
+        exclude_special: bool,
+        shuffle: bool,
+        continues_word: np.ndarray | None = None,
+    ) -> None:
+        """Prepares to serve micro-batches of `micro_batch_size` rows.
+
+        `exclude_special` keeps special tokens out of `valid_BL`; `continues_word` (bool [V]) is needed by whole_word.
+
+        Raises:
+            ConfigError: whole_word masking without word boundaries that fit the datasets' vocabulary.
+        """
+        self.rows, self.micro_batch_size = rows, micro_batch_size
+        self.num_predictions = predictions_per_row(mask_rate, rows.capacity)
+        self._seed, self._shuffle, self._exclude_special = seed, shuffle, exclude_special
+        special = rows.tokenizer.special
+        self._is_special_V = np.zeros(rows.tokenizer.vocab_size, np.bool_)
+        self._is_special_V[list(asdict(special).values())] = True
+        self._masker = Masker(
+            seed=seed,
+            mask_rate=mask_rate,
+            masking=masking,
+            mean_span_length=mean_span_length,
+            mask_id=special.mask,
+            is_special_V=self._is_special_V,
+            continues_word_V=continues_word,
+        )
+
+    def micro_batch(self, index: int) -> Batch:
+        """Micro-batch `index` (0 or more) of the endless stream; the stream wraps round at the end of each epoch.
+
+        Raises:
+            DataError: a token id on disk that is not in the vocabulary.
+        """
+        first = index * self.micro_batch_size
+        positions_B = np.arange(first, first + self.micro_batch_size, dtype=np.int64)
+        epochs_B, samples_B = walk(self._seed, positions_B, self.rows.num_rows, shuffle=self._shuffle)
+        ids_BL, segment_BL = self.rows.fill(samples_B)
+        valid_BL = segment_BL > 0
+        if self._exclude_special:
+            valid_BL &= ~self._is_special_V[ids_BL]  # before masking: a masked token is still an ordinary one
+        masked_index_M, masked_label_M = self._masker.mask(
+            ids_BL, samples_B=samples_B, epochs_B=epochs_B, num_predictions=self.num_predictions
+        )
+        return Batch(ids_BL, segment_BL, valid_BL, masked_index_M, masked_label_M, index)
+
+
+def prefetch(source: BatchSource, indices: Iterable[int], depth: int) -> Iterator[Batch]:
+    """Micro-batches `indices` in order, up to `depth` of them prepared ahead in one thread (0: none, no thread).
+
+    An exception of the thread is raised here, at its place in the order. Closing the iterator ends the thread.
+    """
+    if depth == 0:
+        yield from map(source.micro_batch, indices)
+        return
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="taco-data")
+    ahead: deque[Future[Batch]] = deque()
+    try:
+        for index in indices:
+            ahead.append(executor.submit(source.micro_batch, index))
+            if len(ahead) > depth:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _common_tokenizer(datasets: Sequence[IndexedDataset]) -> TokenizerInfo:
+    found: list[tuple[IndexedDataset, TokenizerInfo]] = []
+    for dataset in datasets:
+        if dataset.manifest is None:
+            raise DataError(
+                f"{dataset.prefix}.json: no such manifest, so the tokenizer of the dataset is unknown; "
+                "write the dataset with `taco data preprocess`"
+            )
+        found.append((dataset, dataset.manifest.tokenizer))
+    if not found:
+        raise DataError("no dataset: give at least one prefix, for example data.train=[data/books]")
+    first, tokenizer = found[0]
+    for dataset, other in found[1:]:
+        if replace(other, name=tokenizer.name) != tokenizer:  # a copy of a vocabulary may have another name
+            raise DataError(
+                f"{dataset.prefix} and {first.prefix} were written with different tokenizers: "
+                f"{_differences(other, tokenizer)}; preprocess both with the same tokenizer"
+            )
+    return tokenizer
+
+
+def _differences(one: TokenizerInfo, other: TokenizerInfo) -> str:
+    ours, theirs = asdict(one), asdict(other)
+    return ", ".join(f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key])
+
+
+def _explain_no_row(dataset: IndexedDataset, row_mode: RowMode, seq_length: int) -> str:
+    remedies = ["data.row_mode=document"] if row_mode == "stream" and dataset.num_tokens else []
+    if dataset.num_tokens > 1:
+        remedies.insert(0, "a smaller data.seq_length")
+    return (
+        f"{dataset.prefix}: {dataset.num_tokens} tokens in {dataset.num_documents} documents give no complete row of "
+        f"data.seq_length ({seq_length}) in row mode {row_mode}; use {', '.join([*remedies, 'more data'])}"
+    )

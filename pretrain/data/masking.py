@@ -1,0 +1,83 @@
+"""Dynamic masking as a function of (seed, epoch, sample): the typed face of csrc/include/taco/masking.hpp.
+
+A row is masked the same way whichever rank, micro-batch or resumed run meets it, and anew in every epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from pretrain.data.sample_index import native
+from pretrain.errors import ConfigError
+
+Masking = Literal["token", "whole_word", "span"]
+
+
+def predictions_per_row(mask_rate: float, capacity: int) -> int:
+    """Room for masked tokens in a row of `capacity` tokens between [CLS] and the last [SEP]: rounded, at least 1."""
+    return max(1, math.floor(mask_rate * capacity + 0.5))
+
+
+class Masker:
+    """Masks rows by one policy; immutable, so threads may share it."""
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        mask_rate: float,
+        masking: Masking,
+        mean_span_length: float,
+        mask_id: int,
+        is_special_V: np.ndarray,
+        continues_word_V: np.ndarray | None = None,
+    ) -> None:
+        """Prepares to mask; `is_special_V` and `continues_word_V` are bool, one entry per piece of the vocabulary.
+
+        Special tokens are never masked and never drawn as replacements. `continues_word_V` is used by whole_word only.
+
+        Raises:
+            ConfigError: whole_word without `continues_word_V`, or with one of another length.
+            ValueError: a rate outside (0, 1], a mean span length below 1, or no ordinary token to draw.
+        """
+        if masking == "whole_word":
+            _check_word_boundaries(continues_word_V, len(is_special_V))
+        self._native = native().Masker(
+            seed=seed,
+            rate=mask_rate,
+            kind=masking,
+            mean_span_length=mean_span_length,
+            mask_id=mask_id,
+            is_special=is_special_V,
+            continues_word=continues_word_V if masking == "whole_word" else np.empty(0, np.bool_),
+            ordinary_ids=np.flatnonzero(~is_special_V),
+        )
+
+    def mask(
+        self, input_ids_BL: np.ndarray, *, samples_B: np.ndarray, epochs_B: np.ndarray, num_predictions: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Masks `input_ids_BL` (int64) in place; returns masked_index_M and masked_label_M, M = B * num_predictions.
+
+        Per row ascending: row * L + column of each chosen token, and the id that stood there; unused are 0 and -100.
+
+        Raises:
+            IndexError: a token id outside the vocabulary.
+            ValueError: a row with more tokens to predict than `num_predictions`.
+        """
+        return self._native.mask_rows(input_ids_BL, samples_B, epochs_B, num_predictions)
+
+
+def _check_word_boundaries(continues_word_V: np.ndarray | None, vocab_size: int) -> None:
+    if continues_word_V is None:
+        raise ConfigError(
+            "objective.masking=whole_word needs to know which pieces continue a word, which this tokenizer does not "
+            "tell; set objective.masking=token or span"
+        )
+    if len(continues_word_V) != vocab_size:
+        raise ConfigError(
+            f"objective.masking=whole_word: the tokenizer has {len(continues_word_V)} pieces, the dataset was written "
+            f"with {vocab_size}; use the tokenizer that wrote the dataset"
+        )

@@ -1,0 +1,39 @@
+"""The order of samples as a function of (seed, epoch, position): nothing is shuffled, nothing is stored.
+
+The place in the data is therefore one number, the samples consumed so far, and any number of ranks walks the same
+stream. The permutation itself is in csrc/include/taco/permutation.hpp.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pretrain.data.sample_index import native
+
+
+def permute(seed: int, epoch: int, positions: np.ndarray, num_samples: int) -> np.ndarray:
+    """Samples at `positions` (int64 [n], each below `num_samples`) of one epoch, int64 [n]; a bijection per epoch.
+
+    Raises:
+        IndexError: a position outside 0 .. num_samples - 1.
+        ValueError: `num_samples` outside 1 .. 2^62 or an epoch outside 0 .. 2^32 - 1.
+    """
+    return native().permute(seed, epoch, positions, num_samples)
+
+
+def sample_at(seed: int, epoch: int, position: int, num_samples: int) -> int:
+    """As `permute`, for one position."""
+    return int(permute(seed, epoch, np.array([position], np.int64), num_samples)[0])
+
+
+def walk(seed: int, positions: np.ndarray, num_samples: int, *, shuffle: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Epoch and sample at positions of the endless stream (int64 [n], 0 or more), int64 [n] each.
+
+    Epoch e takes positions e * num_samples .. (e + 1) * num_samples - 1; unshuffled, samples come in their own order.
+    """
+    epochs, samples = np.divmod(positions, num_samples)
+    if shuffle:
+        for epoch in np.unique(epochs):
+            is_inside = epochs == epoch
+            samples[is_inside] = permute(seed, int(epoch), samples[is_inside], num_samples)
+    return epochs, samples
