@@ -60,6 +60,7 @@ class CheckpointManifest:
     vocab_size: int
     tokenizer_sha256: str
     config_sha256: str
+    pad_token_id: int
     data: tuple[dict[str, Any], ...] = ()
     files: tuple[FileRecord, ...] = ()
     format_version: int = FORMAT_VERSION

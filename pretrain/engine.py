@@ -322,8 +322,8 @@ def read_fp32_weights(folder: Path) -> dict[str, torch.Tensor]:
         return {name: tensor.float() for name, tensor in load_safely(plain)["module"].items()}
     if not list(state.glob("*_optim_states.pt")):
         raise CheckpointError(f"{folder}: holds no DeepSpeed state ({STATE_TAG}/*_model_states.pt)")
-    silence = io.StringIO()
-    with _only_safe_loads(), contextlib.redirect_stdout(silence):
+    silence = io.StringIO()  # it prints, and draws a progress bar for files that are read in a moment
+    with _only_safe_loads(), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
         weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE_TAG)
     return {name: tensor.clone() for name, tensor in weights.items()}
 

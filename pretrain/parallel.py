@@ -103,7 +103,10 @@ def start_process_group(launch: Launch, device: torch.device) -> None:
 
 def _start_deepspeed(launch: Launch) -> None:
     import logging
+    import warnings
 
+    # torch tells users of DeepSpeed, at every start, to rename calls that only DeepSpeed can rename.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r".*torch\.distributed\..* is deprecated")
     # DeepSpeed reads these names even when the process group is there already.
     os.environ.setdefault("RANK", str(launch.rank))
     os.environ.setdefault("WORLD_SIZE", str(launch.world_size))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from pretrain.config import RunConfig
     from pretrain.data.batches import BatchSource, RowSource
+    from pretrain.data.indexed_dataset import IndexedDataset
+    from pretrain.model.pretraining import BertForPretraining
     from pretrain.parallel import Launch
     from pretrain.run_folder import RunFolder
 
@@ -204,7 +206,7 @@ def _build_trainer(
     )
 
 
-def _build_model(config: RunConfig, rows: RowSource) -> torch.nn.Module:
+def _build_model(config: RunConfig, rows: RowSource) -> BertForPretraining:
     from pretrain.model.layer_spec import plain_layers
     from pretrain.model.pretraining import BertForPretraining
     from pretrain.weights import load_weights_into
@@ -215,7 +217,7 @@ def _build_model(config: RunConfig, rows: RowSource) -> torch.nn.Module:
         plain_layers(),
         config.objective,
         seed=config.run.seed,
-        attention_scope="padding" if config.data.row_mode == "document" else "none",
+        has_padding=config.data.row_mode == "document",
     )
     if config.run.init_from is not None:
         load_weights_into(model, config.run.init_from)
@@ -284,8 +286,22 @@ def _describe_checkpoint(config: RunConfig, rows: RowSource) -> Any:
         vocab_size=rows.tokenizer.vocab_size,
         tokenizer_sha256=rows.tokenizer.sha256,
         config_sha256=hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        data=rows.describe(),
+        pad_token_id=rows.tokenizer.special.pad,
+        data=tuple(_describe_dataset(dataset) for dataset in rows.datasets),
     )
+
+
+def _describe_dataset(dataset: IndexedDataset) -> dict[str, Any]:
+    """Which data a checkpoint has seen; the digest stands for the hashes of all chunks of the .bin file."""
+    manifest = dataset.manifest
+    assert manifest is not None  # RowSource refuses datasets without one
+    digest = hashlib.sha256("".join(manifest.bin_xxh64).encode()).hexdigest()
+    return {
+        "prefix": str(dataset.prefix),
+        "documents": manifest.documents,
+        "tokens": manifest.tokens,
+        "digest": digest,
+    }
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ class Trainer:
         """This rank's share of the same micro-batches at every validation and for any number of ranks."""
         source = self.validation_source
         assert source is not None
-        wanted = min(self.config.train.eval_batches, math.ceil(source.num_rows / source.micro_batch_size))
+        wanted = min(self.config.train.eval_batches, math.ceil(source.rows.num_rows / source.micro_batch_size))
         dp_size, rank = parallel.world_size(), parallel.rank()
         for first in range(0, wanted, dp_size):
             index = first + rank

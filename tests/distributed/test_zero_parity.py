@@ -1,0 +1,164 @@
+"""ZeRO 0-3 on one and two ranks against one plain PyTorch process: losses, gradient norms and final weights.
+
+The reference knows nothing of DeepSpeed: a loop over micro-batches, `clip_grad_norm_`, AdamW. Clipping is active and
+dropout is on, so scaling, averaging, clipping and dropout seeds must all be right for the figures to agree.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forked import run_ranks
+from small_runs import write_small_run
+
+from pretrain import engine as engine_module
+from pretrain import parallel
+from pretrain.config import RunConfig, load_config
+from pretrain.data.batches import Batch, BatchSource, RowSource
+from pretrain.model.layer_spec import plain_layers
+from pretrain.model.pretraining import BertForPretraining
+from pretrain.optim import Lamb, learning_rate, parameter_groups
+
+STEPS = 5
+LOSS_TOLERANCE = 1e-6
+WEIGHT_TOLERANCE = 2e-6
+
+Figures = list[tuple[float, float, float, float]]
+
+
+def load(folder: Path, *overrides: str) -> RunConfig:
+    return load_config(write_small_run(folder), overrides)
+
+
+def build(config: RunConfig) -> tuple[BertForPretraining, BatchSource]:
+    rows = RowSource(config.data.train, config.data.row_mode, config.data.seq_length)
+    source = BatchSource(
+        rows,
+        micro_batch_size=config.train.micro_batch_size,
+        seed=config.run.seed,
+        mask_rate=config.objective.mask_rate,
+        masking=config.objective.masking,
+        mean_span_length=config.objective.mean_span_length,
+        exclude_special=config.objective.exclude_special,
+        shuffle=True,
+    )
+    model = BertForPretraining(
+        config.model, rows.tokenizer.vocab_size, plain_layers(), config.objective, seed=1, has_padding=False
+    )
+    return model, source
+
+
+def tensors(batch: Batch) -> tuple[Any, ...]:
+    arrays = (batch.input_ids_BL, batch.segment_BL, batch.valid_BL, batch.masked_index_M, batch.masked_label_M)
+    return (*(torch.from_numpy(array) for array in arrays), batch.micro_batch_index)
+
+
+def plain_process(config: RunConfig) -> tuple[Figures, dict[str, torch.Tensor]]:
+    """The reference: no DeepSpeed, no process group."""
+    model, source = build(config)
+    model.train()
+    optim, per_step = config.optim, config.train.global_batch_size // config.train.micro_batch_size
+    groups = parameter_groups(model, optim.weight_decay, one_each=optim.name == "lamb")
+    kind: Any = Lamb if optim.name == "lamb" else torch.optim.AdamW
+    optimizer = kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    figures: Figures = []
+    for step in range(STEPS):
+        sums = torch.zeros(3, dtype=torch.float64)
+        for index in range(step * per_step, (step + 1) * per_step):
+            parallel.seed_dropout(config.run.seed, index)
+            losses = model(*tensors(source.micro_batch(index)))
+            (losses.total / per_step).backward()
+            sums += torch.stack([losses.total.detach(), losses.mlm, losses.contrastive]) / per_step
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, optim, config.train.steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        figures.append((*sums.tolist(), float(norm)))
+    return figures, {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def engine_rank(config: RunConfig, folder: Path) -> tuple[Figures, dict[str, torch.Tensor]]:
+    """One rank of the real engine; the final weights are read back from what it saves."""
+    launch = parallel.read_launch()
+    parallel.start_process_group(launch, torch.device("cpu"))
+    model, source = build(config)
+    engine = engine_module.PlainEngine(config, model, torch.device("cpu"))
+    per_step = config.train.global_batch_size // config.train.micro_batch_size
+    figures: Figures = []
+    for step in range(STEPS):
+        share = range(step * per_step + launch.rank, (step + 1) * per_step, launch.world_size)
+        result = engine.train_step(
+            [source.micro_batch(index) for index in share],
+            learning_rate=learning_rate(step, config.optim, config.train.steps),
+        )
+        figures.append((result.loss, result.mlm_loss, result.contrastive_loss, result.grad_norm))
+    engine.save_state(folder)
+    parallel.gather_objects(None)
+    weights = engine_module.read_fp32_weights(folder) if launch.rank == 0 else {}
+    return figures, weights
+
+
+def deviation(found: Figures, expected: Figures) -> float:
+    """The largest relative difference of any figure; absolute where the expected one is zero."""
+    pairs = [pair for x, y in zip(found, expected, strict=True) for pair in zip(x, y, strict=True)]
+    return max(abs(a - b) / (abs(b) or 1.0) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("parity")
+
+
+@pytest.fixture(scope="module")
+def adamw_reference(folder: Path) -> tuple[Figures, dict[str, torch.Tensor]]:
+    return run_ranks(1, plain_process, load(folder))[0]
+
+
+def check(results: list[Any], reference: tuple[Figures, dict[str, torch.Tensor]]) -> None:
+    expected, weights = reference
+    for figures, _ in results:
+        assert deviation(figures, expected) < LOSS_TOLERANCE
+    found = results[0][1]
+    assert found.keys() == weights.keys()
+    for name, weight in weights.items():
+        assert torch.allclose(found[name], weight, rtol=0, atol=WEIGHT_TOLERANCE), name
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_zero_stages_equal_one_plain_process(
+    stage: int, world_size: int, folder: Path, tmp_path: Path, adamw_reference: Any
+) -> None:
+    check(run_ranks(world_size, engine_rank, load(folder, f"zero.stage={stage}"), tmp_path), adamw_reference)
+
+
+def test_clipping_is_active_in_these_tests(adamw_reference: Any, folder: Path) -> None:
+    assert all(norm > load(folder).optim.clip_grad_norm for *_, norm in adamw_reference[0])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_lamb_stays_exact_when_zero_splits_it(stage: int, folder: Path, tmp_path: Path) -> None:
+    config = load(folder, "optim.name=lamb", f"zero.stage={stage}")
+    check(run_ranks(2, engine_rank, config, tmp_path), run_ranks(1, plain_process, config)[0])
+
+
+def test_without_the_contrastive_loss(folder: Path, tmp_path: Path) -> None:
+    config = load(folder, "objective.contrastive_weight=0")
+    check(run_ranks(2, engine_rank, config, tmp_path), run_ranks(1, plain_process, config)[0])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_follows_fp32(stage: int, folder: Path, tmp_path: Path, adamw_reference: Any) -> None:
+    config = load(folder, "precision=bf16", f"zero.stage={stage}")
+    figures, weights = run_ranks(2, engine_rank, config, tmp_path)[0]
+    # bf16 keeps 8 bits of a number: losses agree to a percent, and the fp32 master weights keep small updates.
+    assert deviation([f[:3] for f in figures], [f[:3] for f in adamw_reference[0]]) < 0.03  # type: ignore[misc,arg-type]
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+
+
+def test_bf16_never_runs_without_master_weights(folder: Path) -> None:
+    assert engine_module.zero_stage(load(folder, "precision=bf16", "zero.stage=0")) == 1

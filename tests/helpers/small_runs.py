@@ -1,0 +1,75 @@
+"""A dataset that can be learnt and a model that trains in seconds, for tests of whole runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from pretrain.data.indexed_dataset import IndexedDatasetWriter
+from pretrain.data.manifest import SpecialIds, TokenizerInfo
+
+VOCAB_SIZE = 64
+SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
+
+
+def write_cyclic_dataset(prefix: Path, *, num_documents: int = 60, seed: int = 0, sha256: str = "ab" * 32) -> None:
+    """Documents that count upwards from a random start: a masked token follows from its neighbours."""
+    generator = np.random.default_rng(seed)
+    tokenizer = TokenizerInfo("wordpiece", "vocab.txt", sha256, VOCAB_SIZE, False, SPECIAL)
+    with IndexedDatasetWriter(prefix, "uint16") as writer:
+        for _ in range(num_documents):
+            length, start = int(generator.integers(8, 60)), int(generator.integers(0, VOCAB_SIZE))
+            ids = 5 + (start + np.arange(length)) % (VOCAB_SIZE - 5)
+            writer.add_document([ids.astype(np.uint16)])
+        writer.finalize(tokenizer=tokenizer, command=["test"])
+
+
+def small_config(folder: Path, **changes: object) -> dict[str, dict[str, object]]:
+    """The tree of a run of seconds in `folder`; `changes` are `section__key=value`."""
+    tree: dict[str, dict[str, object]] = {
+        "run": {"output_dir": str(folder / "run"), "seed": 7, "device": "cpu", "tensorboard": False},
+        "data": {
+            "train": [str(folder / "train")],
+            "validation": [str(folder / "validation")],
+            "seq_length": 24,
+        },
+        "model": {
+            "num_layers": 2,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "ffn_hidden_size": 64,
+            "max_position_embeddings": 32,
+            "hidden_dropout": 0.1,
+            "attention_dropout": 0.1,
+        },
+        "objective": {"num_negatives": 8},
+        "train": {
+            "steps": 8,
+            "micro_batch_size": 4,
+            "global_batch_size": 16,
+            "log_every": 1,
+            "eval_every": 4,
+            "eval_batches": 3,
+        },
+        "optim": {"lr": 3e-3, "warmup_steps": 2, "clip_grad_norm": 0.5},
+        "checkpoint": {"every_steps": 3},
+    }
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        if key:
+            tree.setdefault(section, {})[key] = value
+        else:
+            tree[name] = value  # type: ignore[assignment]
+    return tree
+
+
+def write_small_run(folder: Path, **changes: object) -> Path:
+    """Datasets and configuration of a small run in `folder`; the configuration's path."""
+    if not (folder / "train.json").exists():
+        write_cyclic_dataset(folder / "train", seed=1)
+        write_cyclic_dataset(folder / "validation", num_documents=20, seed=2)
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(small_config(folder, **changes)))
+    return path

@@ -1,0 +1,187 @@
+"""A run that is killed or stopped and started again ends bit for bit as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import write_small_run
+
+from pretrain.checkpoint import CheckpointManifest, find_checkpoint, list_checkpoints
+from pretrain.metrics import read_metrics
+
+STEPS = 60
+LONG_RUN: dict[str, Any] = {"train__steps": STEPS, "train__eval_every": 20, "checkpoint": {"every_steps": 7, "keep": 2}}
+
+
+def command(config: Path, num_processes: int = 1, *overrides: str) -> list[str]:
+    program = ["-m", "pretrain.train", "--config", str(config), *overrides]
+    if num_processes == 1:
+        return [sys.executable, *program]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(num_processes),
+        *rendezvous,
+        *program,
+    ]
+
+
+def start(config: Path, num_processes: int = 1, *overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(config, num_processes, *overrides),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 90
+    while time.monotonic() < end and process.poll() is None:
+        if any(record["step"] >= step for record in read_metrics(run)):
+            return
+        time.sleep(0.003)
+    raise AssertionError(f"no step {step} within 90 s: {finish(process)}")
+
+
+def state_of(run: Path) -> dict[str, str]:
+    """Hashes of every state file of the newest checkpoint: weights, optimizer, counters."""
+    manifest = CheckpointManifest.load(find_checkpoint(run))
+    assert manifest.step == STEPS
+    return {record.name: record.xxh3_128 for record in manifest.files if record.name.startswith("state/")}
+
+
+def losses_of(run: Path) -> dict[int, tuple[float, float]]:
+    return {r["step"]: (r["loss"], r["grad_norm"]) for r in read_metrics(run) if "loss" in r}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clean")
+    code, output = finish(start(write_small_run(folder, **LONG_RUN)))
+    assert code == 0, output
+    return folder / "run"
+
+
+def test_keeps_the_newest_checkpoints_only(uninterrupted: Path) -> None:
+    assert [path.name for path in list_checkpoints(uninterrupted / "checkpoints")] == ["step-0000060", "step-0000056"]
+    assert (uninterrupted / "checkpoints" / "latest").read_text() == "step-0000060\n"
+    assert not list((uninterrupted / "checkpoints").glob("*.tmp"))
+
+
+def test_run_folder_holds_what_the_documentation_says(uninterrupted: Path) -> None:
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert {"config.yaml", "ds_config.json", "env.json", "metrics.jsonl", "checkpoints", "logs"} <= names
+    first, *_ = read_metrics(uninterrupted)
+    assert {"step", "loss", "mlm_loss", "contrastive_loss", "lr", "grad_norm", "tokens_per_second"} <= first.keys()
+    validation = [r for r in read_metrics(uninterrupted) if "validation_mlm_loss" in r]
+    assert [r["step"] for r in validation] == [20, 40, 60]
+
+
+@pytest.mark.slow
+def test_killed_twice_and_resumed_is_bitwise_equal(uninterrupted: Path, tmp_path: Path) -> None:
+    config = write_small_run(tmp_path, **LONG_RUN)
+    rng = random.Random(5)
+    for kill_at in sorted(rng.sample(range(8, STEPS - 5), 2)):
+        process = start(config)
+        wait_for_step(tmp_path / "run", kill_at, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        finish(process)
+    code, output = finish(start(config))
+    assert code == 0, output
+    assert "continuing from" in output
+    assert state_of(tmp_path / "run") == state_of(uninterrupted)
+    assert losses_of(tmp_path / "run") == losses_of(uninterrupted)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_exits_75_and_continues_bitwise(uninterrupted: Path, tmp_path: Path) -> None:
+    config = write_small_run(tmp_path, **LONG_RUN)
+    process = start(config)
+    wait_for_step(tmp_path / "run", 10, process)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 75, output
+    assert "the same command continues from here" in output
+    code, output = finish(start(config))
+    assert code == 0, output
+    assert state_of(tmp_path / "run") == state_of(uninterrupted)
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_and_resumed_are_bitwise_equal(tmp_path: Path) -> None:
+    clean, broken = tmp_path / "clean", tmp_path / "broken"
+    clean.mkdir()
+    broken.mkdir()
+    code, output = finish(start(write_small_run(clean, **LONG_RUN), 2))
+    assert code == 0, output
+    config = write_small_run(broken, **LONG_RUN)
+    process = start(config, 2)
+    wait_for_step(broken / "run", 30, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    finish(process)
+    _kill_left_over_ranks(config)
+    code, output = finish(start(config, 2))
+    assert code == 0, output
+    assert state_of(broken / "run") == state_of(clean / "run")
+    assert losses_of(broken / "run") == losses_of(clean / "run")
+
+
+def _kill_left_over_ranks(config: Path) -> None:
+    """torchrun starts its workers in sessions of their own: the ranks of a killed run may live on for a moment."""
+    subprocess.run(["pkill", "-9", "-f", str(config)], check=False)
+    time.sleep(0.5)
+
+
+def test_complete_run_says_so_and_changes_nothing(uninterrupted: Path) -> None:
+    before = state_of(uninterrupted)
+    code, output = finish(start(uninterrupted.parent / "run.yaml"))
+    assert code == 0, output
+    assert "done" in output
+    assert state_of(uninterrupted) == before
+    assert len(losses_of(uninterrupted)) == STEPS
+
+
+@pytest.mark.slow
+def test_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_used(tmp_path: Path, uninterrupted: Path) -> None:
+    config = write_small_run(tmp_path, **{**LONG_RUN, "checkpoint": {"every_steps": 20, "keep": 3}})
+    code, output = finish(start(config))
+    assert code == 0, output
+    newest = find_checkpoint(tmp_path / "run")
+    victim = next((newest / "state").glob("*optim_states.pt"))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    code, output = finish(start(config))
+    assert code == 0, output
+    assert "content differs from what was written" in output
+    assert "step-0000040" in output
+    assert (newest.parent / (newest.name + ".bad")).is_dir()
+    assert state_of(tmp_path / "run") == state_of(uninterrupted)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_is_refused_with_words(uninterrupted: Path) -> None:
+    code, output = finish(start(uninterrupted.parent / "run.yaml", 2))
+    assert code != 0
+    assert "resuming in another layout is not supported yet" in output
+    manifest = json.loads((find_checkpoint(uninterrupted) / "manifest.json").read_text())
+    assert manifest["layout"]["data"] == 1
