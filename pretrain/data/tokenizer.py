@@ -8,6 +8,7 @@ sentencepiece, tokenizers). The libraries are imported when a tokenizer is loade
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from abc import ABC, abstractmethod
@@ -36,6 +37,8 @@ WORDPIECE_SPECIAL = tuple(names[0] for names in SPECIAL_NAMES.values())
 SENTENCEPIECE_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 # A longer text is encoded in parts: the library's memory is about a hundred times the text.
 _PART_CHARACTERS = 1 << 20
+# SentencePiece leaves out longer lines without a word; the order of its sums depends on the number of threads.
+_MAX_LINE_BYTES, _TRAINING_THREADS = 1 << 20, 4
 _WORD_START = re.compile(r"[ \n\u4e00-\u9fff]")
 
 
@@ -103,7 +106,7 @@ class WordPieceTokenizer(Tokenizer):
 
     def __init__(self, info: TokenizerInfo, source: bytes, vocab: Mapping[str, int]) -> None:
         super().__init__(info, source, list(vocab))
-        self._pipeline = _bert_pipeline(dict(vocab), info.cased)
+        self._pipeline = wordpiece_pipeline(dict(vocab), info.cased)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As `Tokenizer.encode_batch`; texts of millions of characters in bounded memory."""
@@ -126,7 +129,7 @@ class WordPieceTokenizer(Tokenizer):
         return ids
 
     def _to_tokenizers(self) -> Any:
-        return _bert_pipeline({piece: index for index, piece in enumerate(self._pieces)}, self.info.cased)
+        return wordpiece_pipeline({piece: index for index, piece in enumerate(self._pieces)}, self.info.cased)
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -268,7 +271,7 @@ def _find_special(path: Path, vocab: Mapping[str, int], names: Mapping[str, Sequ
     return SpecialIds(**{role: index for role, index in found.items() if index is not None})
 
 
-def _bert_pipeline(vocab: dict[str, int], cased: bool) -> Any:
+def wordpiece_pipeline(vocab: dict[str, int], cased: bool) -> Any:
     """What transformers' BertTokenizerFast builds: a text that spells a special token holds that token."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -345,3 +348,56 @@ def _folds_case(normalizer: Any) -> bool:
     if normalizer.get("type") == "Sequence":
         return any(_folds_case(step) for step in normalizer.get("normalizers", []))
     return normalizer.get("type") == "Lowercase" or bool(normalizer.get("lowercase"))
+
+
+def train_sentencepiece(lines: Iterator[str], **options: Any) -> bytes:
+    """The bytes of a model learnt from `lines` with SentencePiece's `options`; silent, the same in every run.
+
+    Its first pieces are <pad> <unk> [CLS] [SEP] [MASK].
+
+    Raises:
+        DataError: SentencePiece refuses the vocabulary size for this text; what `lines` raises passes through.
+    """
+    from sentencepiece import SentencePieceTrainer
+
+    model, failures = io.BytesIO(), []
+
+    def guarded() -> Iterator[str]:
+        # An exception inside the library's iterator would come back as its text in a RuntimeError.
+        try:
+            yield from lines
+        except DataError as error:
+            failures.append(error)
+
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=guarded(),
+            model_writer=model,
+            minloglevel=4,
+            num_threads=_TRAINING_THREADS,
+            max_sentence_length=_MAX_LINE_BYTES,
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            pad_piece=SENTENCEPIECE_SPECIAL[0],
+            unk_piece=SENTENCEPIECE_SPECIAL[1],
+            control_symbols=list(SENTENCEPIECE_SPECIAL[2:]),
+            **options,
+        )
+    except RuntimeError as error:
+        if not failures:
+            raise DataError(f"SentencePiece cannot learn from this text: {_explain_training(error)}") from None
+    if failures:
+        raise failures[0]
+    return model.getvalue()
+
+
+def _explain_training(error: RuntimeError) -> str:
+    """SentencePiece's message in terms of `--vocab-size`, without source file, line and C++ condition."""
+    message = str(error).rpartition("] ")[2]
+    if found := re.search(r"size too high \((\d+)\)\D+(\d+)", message):
+        return f"vocab size {found[1]} is too large for it; ask for --vocab-size {found[2]} or fewer, or give more text"
+    if found := re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message):
+        return f"vocab size {found[1]} has no room for its characters; ask for --vocab-size {int(found[2]) + 1} or more"
+    return message or "it holds no sentence"
