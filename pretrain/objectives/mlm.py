@@ -1,0 +1,81 @@
+"""Masked language modelling (Devlin et al. 2019): cross-entropy and accuracy over the masked positions.
+
+Takes the vocabulary logits of the masked positions only. Shape letters: M masked positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORED_LABEL = -100
+
+# Bytes of fp32 work space for one slice of rows: small enough for a CPU's cache, large enough to keep a GPU busy.
+_CPU_SLICE_BYTES = 4 << 20
+_GPU_SLICE_BYTES = 256 << 20
+
+
+def masked_lm_loss(logits_MV: Tensor, label_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean cross-entropy in fp32 over the labels that are not -100, and how well the best guess did.
+
+    Returns:
+        loss: scalar, 0 with zero gradient where there is no label.
+        num_correct, num_labels: int64 scalars, without gradient.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if logits_MV.dim() != 2 or label_M.shape != logits_MV.shape[:1]:
+        raise ValueError(f"expected logits [M, V] and labels [M], found {list(logits_MV.shape)}, {list(label_M.shape)}")
+    loss, num_correct, num_labels = _MaskedCrossEntropy.apply(logits_MV, label_M)
+    return loss, num_correct, num_labels
+
+
+class _MaskedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy that keeps nothing of size [M, V] beside the logits, and makes only their gradient.
+
+    torch's own saves a second [M, V] of log-probabilities, in fp32 under bf16, and needs a further pass for accuracy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_MV: Tensor, label_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = torch.promote_types(logits_MV.dtype, torch.float32)
+        is_label_M = label_M != IGNORED_LABEL
+        target_M = label_M.clamp(min=0)
+        log_total_M = torch.empty(len(label_M), dtype=dtype, device=logits_MV.device)
+        best_M = torch.empty_like(label_M)
+        for rows in _slices(logits_MV):
+            slice_MV = logits_MV[rows].to(dtype)
+            log_total_M[rows] = slice_MV.logsumexp(dim=-1)
+            best_M[rows] = slice_MV.argmax(dim=-1)
+        num_labels = is_label_M.sum()
+        weight_M = is_label_M / num_labels.clamp(min=1).to(dtype)
+        picked_M = logits_MV.gather(1, target_M[:, None])[:, 0].to(dtype)
+        loss = ((log_total_M - picked_M) * weight_M).sum()
+        num_correct = ((best_M == label_M) & is_label_M).sum()
+        ctx.save_for_backward(logits_MV, target_M, log_total_M, weight_M)
+        ctx.mark_non_differentiable(num_correct, num_labels)
+        return loss, num_correct, num_labels
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor, None]:
+        logits_MV, target_M, log_total_M, weight_M = ctx.saved_tensors
+        scale_M1 = (weight_M * grad_loss)[:, None]
+        gradient_MV = torch.empty_like(logits_MV)
+        for rows in _slices(logits_MV):
+            slice_MV = (logits_MV[rows].to(log_total_M.dtype) - log_total_M[rows, None]).exp_().mul_(scale_M1[rows])
+            slice_MV.scatter_add_(1, target_M[rows, None], -scale_M1[rows])
+            gradient_MV[rows] = slice_MV
+        return gradient_MV, None
+
+
+def _slices(logits_MV: Tensor) -> Iterator[slice]:
+    num_rows, num_columns = logits_MV.shape
+    num_bytes = _CPU_SLICE_BYTES if logits_MV.device.type == "cpu" else _GPU_SLICE_BYTES
+    step = max(1, num_bytes // (4 * num_columns))
+    return (slice(first, first + step) for first in range(0, num_rows, step))
