@@ -33,7 +33,7 @@ Permutation::Permutation(uint64_t seed, int64_t epoch, int64_t size) : size_(siz
   check(epoch, size);
   Draws draws(Purpose::order, seed, static_cast<uint32_t>(epoch), static_cast<uint64_t>(size));
   if (size <= kTable) {
-    std::iota(table_.begin(), table_.end(), uint8_t{0});
+    std::iota(table_.begin(), table_.end(), uint16_t{0});
     for (uint32_t last = static_cast<uint32_t>(size) - 1; last > 0; --last) {
       std::swap(table_[last], table_[draws.below(last + 1)]);
     }

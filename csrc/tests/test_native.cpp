@@ -56,7 +56,7 @@ std::vector<int64_t> look_up(const taco::Permutation& permutation, int64_t first
 }
 
 void test_permutation() {
-  for (const int64_t size : {1, 2, 3, 255, 256, 257, 1000, 1024, 1025}) {
+  for (const int64_t size : {1, 2, 3, 1000, 1023, 1024, 1025, 4096, 4097}) {
     const auto elements = look_up(taco::Permutation(11, 2, size), 0, size);
     const std::set<int64_t> seen(elements.begin(), elements.end());
     CHECK(static_cast<int64_t>(seen.size()) == size && *seen.begin() == 0 && *seen.rbegin() == size - 1);

@@ -43,19 +43,19 @@ class Permutation:
     def __init__(self, seed: int, epoch: int, size: int) -> None:
         draws = Draws(ORDER, seed, epoch, size)
         self.size = size
-        self.table = list(range(size)) if size <= 256 else []
+        self.table = list(range(size)) if size <= 1024 else []
         for last in reversed(range(1, len(self.table))):
             other = draws.below(last + 1)
             self.table[last], self.table[other] = self.table[other], self.table[last]
         bits = (size - 1).bit_length()
         self.right_bits, self.left_bits = bits // 2, bits - bits // 2
-        self.keys = [draws.next() + WORD * draws.next() for _ in range(6)]
+        self.keys = [draws.next() + WORD * draws.next() for _ in range(8)]
 
     def __call__(self, position: int) -> int:
-        return self.table[position] if self.table else self._walk(position, range(6))
+        return self.table[position] if self.table else self._walk(position, range(8))
 
     def inverse(self, sample: int) -> int:
-        return self.table.index(sample) if self.table else self._walk(sample, range(5, -1, -1))
+        return self.table.index(sample) if self.table else self._walk(sample, range(7, -1, -1))
 
     def _walk(self, element: int, rounds: range) -> int:
         while True:

@@ -223,6 +223,13 @@ def test_verify_finds_every_flipped_bit_of_the_tokens(tmp_path: Path, monkeypatc
     assert verify(tmp_path / "a") == []
 
 
+def test_sums_stop_before_they_can_overflow(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHUNK", 1)
+    patch(prefix, ".idx", 34, number(2**31 - 1, 4))
+    with pytest.raises(DataError, match=r"a\.bin: expected 4294967294 or more bytes, found 16"):
+        IndexedDataset(prefix)
+
+
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +269,24 @@ def test_a_failed_overwrite_keeps_the_old_dataset(tmp_path: Path) -> None:
         writer.add_document([np.array([70_000])])
     assert len(IndexedDataset(tmp_path / "a")) == 5
     assert verify(tmp_path / "a") == []
+
+
+def test_a_crash_while_publishing_leaves_nothing_that_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(tmp_path / "a", DOCUMENTS)
+    real_replace, calls = Path.replace, []
+
+    def replace_once(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) > 1:
+            raise OSError(5, "Input/output error")
+        return real_replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_once)
+    with pytest.raises(DataError, match="Input/output error"):
+        write_dataset(tmp_path / "a", DOCUMENTS[:1], overwrite=True)
+    assert left_behind(tmp_path) == ["a.bin"]
+    with pytest.raises(DataError, match="No such file"):
+        IndexedDataset(tmp_path / "a")
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ namespace taco {
 //
 // Above kTable elements: an alternating Feistel network over the smallest power of two >= size, walked again until the
 // result is below size (at most two turns expected; Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
-// Up to kTable elements, where a Feistel network cannot reach all orders evenly: a shuffled table, uniform over all.
+// Up to kTable elements, where the halves of a network are so narrow that its orders are not evenly likely (chi-square
+// over 200,000 seeds tells it at 512): a shuffled table, uniform over all orders, 2 KiB.
 class Permutation {
  public:
-  static constexpr int64_t kTable = 256;
+  static constexpr int64_t kTable = 1024;
   static constexpr int64_t kMaxSize = int64_t{1} << 62;
 
   // Throws std::invalid_argument unless 1 <= size <= kMaxSize and 0 <= epoch < 2^32.
@@ -27,7 +28,7 @@ class Permutation {
   void look_up(const int64_t* positions, int64_t count, int64_t* elements) const;
 
  private:
-  static constexpr int kDoubleRounds = 3;
+  static constexpr int kDoubleRounds = 4;
   static constexpr int64_t kBlock = 256;
 
   void look_up_block(const int64_t* positions, int64_t count, int64_t* elements) const;
@@ -49,7 +50,7 @@ class Permutation {
   int right_bits_ = 0;
   uint64_t left_mask_ = 0, right_mask_ = 0;
   std::array<uint64_t, 2 * kDoubleRounds> keys_{};
-  std::array<uint8_t, kTable> table_{};
+  std::array<uint16_t, kTable> table_{};
 };
 
 }  // namespace taco
