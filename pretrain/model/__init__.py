@@ -1,0 +1,1 @@
+"""The post-LN BERT encoder: layers, the wrapper for one pipeline stage, and Hugging Face names both ways."""

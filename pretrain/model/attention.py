@@ -1,0 +1,36 @@
+"""Self-attention of token-flat rows: which tokens see each other, and the scaled dot product itself.
+
+Shape letters: B rows, L tokens per row, T = B * L tokens, H attention heads held here, d features of one head.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention_mask(segment_BL: Tensor, *, has_padding: bool, separate_documents: bool) -> Tensor | None:
+    """True where a query (dim 2) sees a key (dim 3): None for all, [B, 1, 1, L] or, by document, [B, 1, L, L].
+
+    Segment 0 is padding, 1, 2, ... number the documents of a row. Told that there is no padding, attention needs no
+    mask and can take its fastest kernel. No query is left without a key, because softmax over nothing is NaN: in a row
+    that is all padding every token sees every other.
+    """
+    if separate_documents:
+        return (segment_BL[:, :, None] == segment_BL[:, None, :])[:, None]
+    if not has_padding:
+        return None
+    is_token_BL = segment_BL > 0
+    return (is_token_BL | ~is_token_BL.any(dim=1, keepdim=True))[:, None, None, :]
+
+
+def self_attention(qkv_TX: Tensor, num_rows: int, head_size: int, mask: Tensor | None, dropout: float) -> Tensor:
+    """Attention of every row over itself, [T, H * d], out of projections [T, H * 3 * d] ordered (head, q | k | v, d).
+
+    With the heads outermost, any tensor-parallel size cuts the projection's rows into contiguous blocks.
+    """
+    num_tokens = qkv_TX.shape[0]
+    qkv = qkv_TX.view(num_rows, num_tokens // num_rows, -1, 3, head_size)
+    query, key, value = (part.transpose(1, 2) for part in qkv.unbind(dim=3))
+    output_BHLd = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return output_BHLd.transpose(1, 2).reshape(num_tokens, -1)

@@ -1,0 +1,121 @@
+"""BERT on one pipeline stage: token ids in, hidden states, embeddings and vocabulary logits out.
+
+Runs the layers of `layers.py` in order. Parameters are named by the place of their layer in that order, as DeepSpeed's
+PipelineModule names them, so a checkpoint can move between both wrappers: tied_modules.word (0 and N + 3), 1
+(embeddings), 2 .. N + 1 (encoder), N + 2 (transform of the vocabulary head), N + 4 (vocabulary bias).
+
+Shape letters: B rows, L tokens per row, T = B * L, D hidden, M masked positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.config import ModelSection
+from pretrain.errors import ConfigError
+from pretrain.model.attention import attention_mask
+from pretrain.model.initialise import initialise
+from pretrain.model.layer_spec import LayerSpec
+from pretrain.model.layers import EmbeddingLayer, EncoderLayer, MlmTransform, VocabularyBias
+
+
+class Bert(nn.Module):
+    """Post-LN BERT with the tied masked-language-model head.
+
+    Args:
+        vocab_size: words, special tokens included.
+        layers: the classes to build from.
+        seed: of the initial weights, see `initialise`.
+        has_padding: False promises rows without padding, which makes attention faster.
+        separate_documents: a token sees its own document only, where a row holds several.
+
+    Raises:
+        ConfigError: the hidden size is no multiple of the number of heads, or a size that the layout cannot split.
+    """
+
+    def __init__(
+        self,
+        config: ModelSection,
+        vocab_size: int,
+        layers: LayerSpec,
+        *,
+        seed: int = 0,
+        has_padding: bool = True,
+        separate_documents: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_heads(config, layers)
+        self.config = config
+        self.vocab_size = vocab_size
+        self.has_padding = has_padding
+        self.separate_documents = separate_documents
+        self.tied_modules = nn.ModuleDict({"word": layers.word_embedding(vocab_size, config.hidden_size)})
+        self.add_module("1", EmbeddingLayer(config, layers))
+        for index in range(config.num_layers):
+            self.add_module(str(2 + index), EncoderLayer(config, layers))
+        self.add_module(str(config.num_layers + 2), MlmTransform(config, layers))
+        self.add_module(str(config.num_layers + 4), VocabularyBias(vocab_size, layers))
+        initialise(self, layers, initializer_range=config.initializer_range, seed=seed)
+
+    def encode(
+        self, input_ids_BL: Tensor, segment_BL: Tensor, token_type_BL: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Last hidden states h and embeddings e (as the encoder saw them, dropout included), both [T, D].
+
+        Args:
+            segment_BL: 0 padding, 1, 2, ... documents of a row.
+            token_type_BL: BERT's sentence A (0) and B (1); all 0 if left out.
+
+        Raises:
+            ConfigError: rows longer than the position embeddings.
+        """
+        num_rows, length = input_ids_BL.shape
+        if length > self.config.max_position_embeddings:
+            raise ConfigError(
+                f"rows of {length} tokens are longer than model.max_position_embeddings "
+                f"({self.config.max_position_embeddings}); shorten data.seq_length or raise the latter"
+            )
+        if token_type_BL is None:
+            token_type_BL = torch.zeros_like(input_ids_BL)
+        mask = attention_mask(segment_BL, has_padding=self.has_padding, separate_documents=self.separate_documents)
+        embedding_TD = self._layer(1)(self.tied_modules["word"](input_ids_BL.flatten()), token_type_BL)
+        hidden_TD = embedding_TD
+        for layer in self._encoder_layers():
+            hidden_TD = layer(hidden_TD, num_rows, mask)
+        return hidden_TD, embedding_TD
+
+    def predict(self, hidden_TD: Tensor, masked_index_M: Tensor) -> Tensor:
+        """Vocabulary logits [M, V] at the flat positions row * L + column; no other position is computed."""
+        return self._decode(hidden_TD.index_select(0, masked_index_M))
+
+    def logits(self, input_ids_BL: Tensor, segment_BL: Tensor, token_type_BL: Tensor | None = None) -> Tensor:
+        """Vocabulary logits [B, L, V] of every position, for exports and tests."""
+        hidden_TD, _ = self.encode(input_ids_BL, segment_BL, token_type_BL)
+        return self._decode(hidden_TD).view(*input_ids_BL.shape, -1)
+
+    def _decode(self, hidden_MD: Tensor) -> Tensor:
+        transformed_MD = self._layer(self.config.num_layers + 2)(hidden_MD)
+        logits_MV = self.tied_modules["word"](transformed_MD, decode=True)
+        return self._layer(self.config.num_layers + 4)(logits_MV)
+
+    def _encoder_layers(self) -> Iterator[nn.Module]:
+        return (self._layer(2 + index) for index in range(self.config.num_layers))
+
+    def _layer(self, index: int) -> nn.Module:
+        return self.get_submodule(str(index))
+
+
+def _check_heads(config: ModelSection, layers: LayerSpec) -> None:
+    if config.hidden_size % config.num_attention_heads:
+        raise ConfigError(
+            f"model.hidden_size ({config.hidden_size}) must be a multiple of model.num_attention_heads "
+            f"({config.num_attention_heads})"
+        )
+    if config.num_attention_heads % layers.tp_size:
+        raise ConfigError(
+            f"model.num_attention_heads ({config.num_attention_heads}) must be a multiple of parallel.tensor "
+            f"({layers.tp_size})"
+        )

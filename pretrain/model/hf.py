@@ -1,0 +1,262 @@
+"""Hugging Face names both ways: our parameters <-> `BertForMaskedLM`, our model section <-> its config.json.
+
+Pure functions of dictionaries: no transformers, no files. Both directions are exact. The one change of layout is the
+attention projection: ours is one matrix ordered (head, q | k | v, feature), theirs three.
+
+Shape letters: H heads, d features of one head, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from pretrain.config import ModelSection
+from pretrain.errors import DataError
+
+WORD = "tied_modules.word.weight"
+_HF_WORD = "bert.embeddings.word_embeddings.weight"
+_HF_DECODER = "cls.predictions.decoder."
+_HF_BIAS = "cls.predictions.bias"
+# What every transformers version, or the pooler and next-sentence head of the first BERT, adds to a file.
+_HARMLESS = ("bert.embeddings.position_ids",)
+
+
+@dataclass(frozen=True)
+class HfWeights:
+    """A Hugging Face state dict under our names, and what did not fit."""
+
+    state: dict[str, Tensor]
+    missing: tuple[str, ...]
+    """Our parameters for which the file has nothing (a model saved without its head)."""
+    unused: tuple[str, ...]
+    """Their tensors for which BERT pretraining has no place (pooler, classifiers)."""
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def to_hf_state_dict(state: Mapping[str, Tensor], config: ModelSection) -> dict[str, Tensor]:
+    """Full weights under the names of `BertForMaskedLM`; the decoder's entries are the same tensors as what they tie.
+
+    Raises:
+        DataError: a parameter is missing.
+    """
+    missing = [name for name in _our_names(config) if name not in state]
+    if missing:
+        raise DataError(f"weights: {_listing(missing)} missing; is this a checkpoint of {config.num_layers} layers?")
+    converted = {theirs: state[ours] for ours, theirs in _plain_pairs(config)}
+    for ours, theirs in _qkv_pairs(config):
+        parts = _split_qkv(state[ours], config)
+        converted.update(zip(theirs, parts, strict=True))
+    converted[_HF_DECODER + "weight"] = converted[_HF_WORD]
+    converted[_HF_DECODER + "bias"] = converted[_HF_BIAS]
+    return converted
+
+
+def from_hf_state_dict(state: Mapping[str, Tensor], config: ModelSection) -> HfWeights:
+    """The weights of a `BertForMaskedLM`, `BertForPreTraining` or bare `BertModel` under our names.
+
+    Raises:
+        DataError: a tensor has another shape than `config` says, the projections are incomplete, or the decoder is not
+            tied to the word embeddings.
+    """
+    theirs = {_modern_name(name): tensor for name, tensor in state.items()}
+    _check_tied(theirs)
+    if _HF_BIAS not in theirs and _HF_DECODER + "bias" in theirs:
+        theirs[_HF_BIAS] = theirs[_HF_DECODER + "bias"]
+    ours = {our: theirs[their] for our, their in _plain_pairs(config) if their in theirs}
+    for our, names in _qkv_pairs(config):
+        present = [name for name in names if name in theirs]
+        if len(present) == 3:
+            ours[our] = _join_qkv([theirs[name] for name in names], config)
+        elif present:
+            raise DataError(f"Hugging Face weights: {_listing([n for n in names if n not in theirs])} missing")
+    _check_shapes(ours, config)
+    known = {their for _, their in _plain_pairs(config)} | {n for _, names in _qkv_pairs(config) for n in names}
+    known |= {_HF_DECODER + "weight", _HF_DECODER + "bias", *_HARMLESS}
+    return HfWeights(
+        state=ours,
+        missing=tuple(name for name in _our_names(config) if name not in ours),
+        unused=tuple(name for name in theirs if name not in known),
+    )
+
+
+def _split_qkv(tensor: Tensor, config: ModelSection) -> list[Tensor]:
+    """[H * 3 * d, ...] in our order to query, key, value of [D, ...]."""
+    by_head = tensor.reshape(config.num_attention_heads, 3, config.head_size, *tensor.shape[1:])
+    return [by_head[:, part].reshape(config.hidden_size, *tensor.shape[1:]).contiguous() for part in range(3)]
+
+
+def _join_qkv(parts: list[Tensor], config: ModelSection) -> Tensor:
+    try:
+        by_head = [part.reshape(config.num_attention_heads, 1, config.head_size, *part.shape[1:]) for part in parts]
+        return torch.cat(by_head, dim=1).reshape(3 * config.hidden_size, *parts[0].shape[1:]).contiguous()
+    except RuntimeError:
+        shapes = [list(part.shape) for part in parts]
+        raise DataError(
+            f"Hugging Face weights: query, key, value of {shapes} do not fit a hidden size of {config.hidden_size}"
+        ) from None
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def _plain_pairs(config: ModelSection) -> Iterator[tuple[str, str]]:
+    """(our name, their name) of every tensor that is the same in both."""
+    yield WORD, _HF_WORD
+    yield "1.position.weight", "bert.embeddings.position_embeddings.weight"
+    yield "1.token_type.weight", "bert.embeddings.token_type_embeddings.weight"
+    modules = [("1.norm", "bert.embeddings.LayerNorm")]
+    for index in range(config.num_layers):
+        ours, theirs = str(2 + index), f"bert.encoder.layer.{index}"
+        modules += [
+            (f"{ours}.attention_out", f"{theirs}.attention.output.dense"),
+            (f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm"),
+            (f"{ours}.ffn_in", f"{theirs}.intermediate.dense"),
+            (f"{ours}.ffn_out", f"{theirs}.output.dense"),
+            (f"{ours}.ffn_norm", f"{theirs}.output.LayerNorm"),
+        ]
+    head = str(config.num_layers + 2)
+    modules += [(f"{head}.dense", "cls.predictions.transform.dense")]
+    modules += [(f"{head}.norm", "cls.predictions.transform.LayerNorm")]
+    for our_module, their_module in modules:
+        for kind in ("weight", "bias"):
+            yield f"{our_module}.{kind}", f"{their_module}.{kind}"
+    yield f"{config.num_layers + 4}.bias", _HF_BIAS
+
+
+def _qkv_pairs(config: ModelSection) -> Iterator[tuple[str, list[str]]]:
+    """(our name, their query, key and value) of every attention projection."""
+    for index in range(config.num_layers):
+        for kind in ("weight", "bias"):
+            prefix = f"bert.encoder.layer.{index}.attention.self"
+            yield f"{2 + index}.qkv.{kind}", [f"{prefix}.{part}.{kind}" for part in ("query", "key", "value")]
+
+
+def _our_names(config: ModelSection) -> list[str]:
+    return [our for our, _ in _plain_pairs(config)] + [our for our, _ in _qkv_pairs(config)]
+
+
+def _modern_name(name: str) -> str:
+    """Names of a bare `BertModel` get its prefix; the TensorFlow names of the first releases become torch's."""
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
+
+
+# -- what does not fit -------------------------------------------------------------------------------------------------
+
+
+def _check_tied(theirs: Mapping[str, Tensor]) -> None:
+    for tied, origin in ((_HF_DECODER + "weight", _HF_WORD), (_HF_DECODER + "bias", _HF_BIAS)):
+        if tied in theirs and origin in theirs and not torch.equal(theirs[tied], theirs[origin]):
+            raise DataError(f"Hugging Face weights: {tied} differs from {origin}; only a tied decoder can be imported")
+
+
+def _check_shapes(ours: Mapping[str, Tensor], config: ModelSection) -> None:
+    vocab_size = ours[WORD].shape[0] if WORD in ours else None
+    problems = []
+    for name, tensor in ours.items():
+        wanted = _shape_of(name, config)
+        # The vocabulary size is the data's; here its two tensors need only agree.
+        wanted = tuple(vocab_size if size is None else size for size in wanted)  # type: ignore[misc]
+        if tuple(tensor.shape) != wanted:
+            problems.append(f"{name} has {list(tensor.shape)}, expected {list(wanted)}")
+    if problems:
+        raise DataError(f"Hugging Face weights do not fit their configuration: {_listing(problems)}")
+
+
+def _shape_of(name: str, config: ModelSection) -> tuple[int | None, ...]:
+    """The full shape of one of our parameters; None stands for the vocabulary size."""
+    size, inner = config.hidden_size, config.ffn_hidden_size
+    layer, _, rest = name.partition(".")
+    if name == WORD:
+        return (None, size)
+    if layer == str(config.num_layers + 4):
+        return (None,)
+    matrices: dict[str, tuple[int, int]] = {
+        "position.weight": (config.max_position_embeddings, size),
+        "token_type.weight": (config.type_vocab_size, size),
+        "qkv.weight": (3 * size, size),
+        "attention_out.weight": (size, size),
+        "ffn_in.weight": (inner, size),
+        "ffn_out.weight": (size, inner),
+        "dense.weight": (size, size),
+    }
+    vectors = {"qkv.bias": (3 * size,), "ffn_in.bias": (inner,)}
+    return matrices.get(rest) or vectors.get(rest) or (size,)
+
+
+def _listing(items: list[str]) -> str:
+    rest = f" and {len(items) - 5} more" if len(items) > 5 else ""
+    return ", ".join(items[:5]) + rest
+
+
+# -- configuration -----------------------------------------------------------------------------------------------------
+
+
+_SAME_MEANING = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "ffn_hidden_size": "intermediate_size",
+    "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "max_position_embeddings": "max_position_embeddings",
+    "type_vocab_size": "type_vocab_size",
+    "layer_norm_eps": "layer_norm_eps",
+    "initializer_range": "initializer_range",
+}
+
+
+def hf_config(config: ModelSection, vocab_size: int, *, pad_token_id: int = 0) -> dict[str, Any]:
+    """The contents of config.json with which `AutoModelForMaskedLM` rebuilds this model."""
+    values = config.model_dump()
+    return {
+        "architectures": ["BertForMaskedLM"],
+        "model_type": "bert",
+        "vocab_size": vocab_size,
+        **{theirs: values[ours] for ours, theirs in _SAME_MEANING.items()},
+        "hidden_act": "gelu",
+        "pad_token_id": pad_token_id,
+        "tie_word_embeddings": True,
+    }
+
+
+def model_section_from_hf(hf: Mapping[str, Any]) -> ModelSection:
+    """The model section that a Hugging Face BERT's config.json describes; what it leaves out has BERT's default.
+
+    Raises:
+        DataError: another kind of model, or a setting that changes what the layers compute.
+    """
+    wanted = {
+        "model_type": ("bert", "another architecture"),
+        "hidden_act": ("gelu", "another activation"),
+        "position_embedding_type": ("absolute", "relative positions"),
+        "tie_word_embeddings": (True, "an untied decoder"),
+        "is_decoder": (False, "causal attention"),
+        "add_cross_attention": (False, "cross-attention"),
+    }
+    problems = [
+        f"{key} is {hf[key]!r} ({meaning}), supported is {value!r}"
+        for key, (value, meaning) in wanted.items()
+        if hf.get(key, value) != value and hf[key] is not None
+    ]
+    if problems:
+        raise DataError(f"config.json of the Hugging Face model: {_listing(problems)}")
+    known = {ours: hf[theirs] for ours, theirs in _SAME_MEANING.items() if hf.get(theirs) is not None}
+    try:
+        section = ModelSection(**known)
+    except ValidationError as error:
+        raise DataError(f"config.json of the Hugging Face model: {error}") from None
+    if section.hidden_size % section.num_attention_heads:
+        raise DataError(
+            f"config.json of the Hugging Face model: hidden_size ({section.hidden_size}) must be a multiple of "
+            f"num_attention_heads ({section.num_attention_heads})"
+        )
+    return section

@@ -1,0 +1,88 @@
+"""The post-LN BERT layers (Devlin et al. 2019), one class per kind; they do not know whether they are parallel.
+
+Every class stands at one place of the sequence that `bert.py` runs on one stage and a pipeline cuts into several. The
+classes of the linears come from a `LayerSpec`. Hidden states are token-flat: T = B * L tokens in (row, column) order,
+so the linears see one plain product, `row * L + column` indexes them, and sequence parallelism is a split of dim 0.
+
+Shape letters: B rows, L tokens per row, T = B * L, D hidden, F feed-forward, M masked positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.config import ModelSection
+from pretrain.model.attention import self_attention
+from pretrain.model.layer_spec import LayerSpec
+
+
+class EmbeddingLayer(nn.Module):
+    """Layer 1: word + position + token-type embeddings, LayerNorm, dropout. Its output is TACO's e."""
+
+    def __init__(self, config: ModelSection, layers: LayerSpec) -> None:
+        super().__init__()
+        self.position = layers.embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type = layers.embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = config.hidden_dropout
+
+    def forward(self, word_TD: Tensor, token_type_BL: Tensor) -> Tensor:
+        """Embeddings e [T, D] of words [T, D]; positions count the columns of a row from 0."""
+        position_LD = self.position(torch.arange(token_type_BL.shape[1], device=word_TD.device))
+        sum_BLD = self.token_type(token_type_BL) + position_LD + word_TD.view(*token_type_BL.shape, -1)
+        return F.dropout(self.norm(sum_BLD.flatten(0, 1)), self.dropout, self.training)
+
+
+class EncoderLayer(nn.Module):
+    """Layers 2 .. N + 1: self-attention and feed-forward, each followed by dropout, residual and LayerNorm."""
+
+    def __init__(self, config: ModelSection, layers: LayerSpec) -> None:
+        super().__init__()
+        size, inner_size = config.hidden_size, config.ffn_hidden_size
+        self.qkv = layers.column_linear(size, 3 * size)
+        self.attention_out = layers.row_linear(size, size)
+        self.attention_norm = layers.layer_norm(size, config.layer_norm_eps)
+        self.ffn_in = layers.column_linear(size, inner_size)
+        self.ffn_out = layers.row_linear(inner_size, size)
+        self.ffn_norm = layers.layer_norm(size, config.layer_norm_eps)
+        self.head_size = config.head_size
+        self.hidden_dropout = config.hidden_dropout
+        self.attention_dropout = config.attention_dropout
+
+    def forward(self, hidden_TD: Tensor, num_rows: int, mask: Tensor | None) -> Tensor:
+        """The next hidden states [T, D]; `mask` is `attention_mask`'s."""
+        dropout = self.attention_dropout if self.training else 0.0
+        context_TD = self_attention(self.qkv(hidden_TD), num_rows, self.head_size, mask, dropout)
+        hidden_TD = self.attention_norm(hidden_TD + self._drop(self.attention_out(context_TD)))
+        inner_TF = F.gelu(self.ffn_in(hidden_TD))
+        return self.ffn_norm(hidden_TD + self._drop(self.ffn_out(inner_TF)))
+
+    def _drop(self, hidden_TD: Tensor) -> Tensor:
+        return F.dropout(hidden_TD, self.hidden_dropout, self.training)
+
+
+class MlmTransform(nn.Module):
+    """Layer N + 2: what the vocabulary head does before it looks words up: dense, GELU, LayerNorm."""
+
+    def __init__(self, config: ModelSection, layers: LayerSpec) -> None:
+        super().__init__()
+        self.dense = layers.linear(config.hidden_size, config.hidden_size)
+        self.norm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, hidden_MD: Tensor) -> Tensor:
+        """Transformed hidden states [M, D]."""
+        return self.norm(F.gelu(self.dense(hidden_MD)))
+
+
+class VocabularyBias(nn.Module):
+    """Layer N + 4: one bias per word, after the tied decoder (layer N + 3, which has no parameters of its own)."""
+
+    def __init__(self, vocab_size: int, layers: LayerSpec) -> None:
+        super().__init__()
+        self.bias = layers.vocabulary_parameter(vocab_size)
+
+    def forward(self, logits_MV: Tensor) -> Tensor:
+        """The logits, with the bias added in place: no derivative needs their old value, and [M, V] is large."""
+        return logits_MV.add_(self.bias)

@@ -1,0 +1,118 @@
+"""BERT with both objectives: a masked micro-batch in, its losses out. This is the module that DeepSpeed wraps.
+
+Shape letters: B rows, L tokens per row, T = B * L, D hidden, M masked positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pretrain.config import ModelSection, ObjectiveSection
+from pretrain.model.bert import Bert
+from pretrain.model.layer_spec import LayerSpec
+from pretrain.objectives.mlm import IGNORED_LABEL, masked_lm_loss
+from pretrain.objectives.taco import anchor_mask, sample_pairs, token_contrastive_loss
+
+
+class PretrainingLosses(NamedTuple):
+    """What one micro-batch cost, scalars; a tuple, because DeepSpeed looks for the loss's tensor in tuples only."""
+
+    total: Tensor
+    """mlm + contrastive_weight * contrastive; the only one with a gradient."""
+    mlm: Tensor
+    contrastive: Tensor
+    num_correct: Tensor
+    """Masked positions whose best guess is right."""
+    num_labels: Tensor
+
+
+class BertForPretraining(Bert):
+    """`Bert` with the MLM and the token contrastive loss; the same parameters under the same names.
+
+    Args:
+        objective: weight, temperature, pairs and anchors of the contrastive loss.
+        seed: of the initial weights and of the pairs.
+    """
+
+    def __init__(
+        self,
+        config: ModelSection,
+        vocab_size: int,
+        layers: LayerSpec,
+        objective: ObjectiveSection,
+        *,
+        seed: int,
+        has_padding: bool = True,
+        separate_documents: bool = False,
+    ) -> None:
+        super().__init__(
+            config,
+            vocab_size,
+            layers,
+            seed=seed,
+            has_padding=has_padding,
+            separate_documents=separate_documents,
+        )
+        self.objective = objective
+        self.seed = seed
+
+    def forward(
+        self,
+        input_ids_BL: Tensor,
+        segment_BL: Tensor,
+        valid_BL: Tensor,
+        masked_index_M: Tensor,
+        masked_label_M: Tensor,
+        micro_batch_index: int,
+    ) -> PretrainingLosses:
+        """Both losses of a micro-batch as `data.batches.Batch` holds it.
+
+        Args:
+            valid_BL: bool, the tokens that may take part in the contrastive loss.
+            masked_index_M: flat positions row * L + column to predict.
+            masked_label_M: the words there, -100 in unused places.
+            micro_batch_index: number of the micro-batch over all data-parallel ranks; keys the pairs.
+        """
+        hidden_TD, embedding_TD = self.encode(input_ids_BL, segment_BL)
+        mlm, num_correct, num_labels = masked_lm_loss(self.predict(hidden_TD, masked_index_M), masked_label_M)
+        if self.objective.contrastive_weight == 0:
+            return PretrainingLosses(mlm, mlm.detach(), torch.zeros_like(mlm.detach()), num_correct, num_labels)
+        anchor_BL = self._anchors(valid_BL, masked_index_M, masked_label_M)
+        contrastive = self._contrast(hidden_TD, embedding_TD, valid_BL, segment_BL, anchor_BL, micro_batch_index)
+        total = mlm + self.objective.contrastive_weight * contrastive
+        return PretrainingLosses(total, mlm.detach(), contrastive.detach(), num_correct, num_labels)
+
+    def _anchors(self, valid_BL: Tensor, masked_index_M: Tensor, masked_label_M: Tensor) -> Tensor:
+        # Unused places all point at token 0: adding what is there decides right, writing it would not.
+        is_label_M = (masked_label_M != IGNORED_LABEL).to(torch.int32)
+        count_T = is_label_M.new_zeros(valid_BL.numel()).index_add_(0, masked_index_M, is_label_M)
+        return anchor_mask(self.objective.anchors, (count_T > 0).view_as(valid_BL), valid_BL)
+
+    def _contrast(
+        self,
+        hidden_TD: Tensor,
+        embedding_TD: Tensor,
+        valid_BL: Tensor,
+        segment_BL: Tensor,
+        anchor_BL: Tensor,
+        micro_batch_index: int,
+    ) -> Tensor:
+        positive_BL, negative_BLK = sample_pairs(
+            valid_BL,
+            window=self.objective.positive_window,
+            num_negatives=self.objective.num_negatives,
+            seed=self.seed,
+            micro_batch_index=micro_batch_index,
+            segment_BL=segment_BL,
+        )
+        return token_contrastive_loss(
+            hidden_TD.view(*valid_BL.shape, -1),
+            embedding_TD.view(*valid_BL.shape, -1),
+            positive_BL,
+            negative_BLK,
+            temperature=self.objective.temperature,
+            anchor_mask_BL=anchor_BL,
+        )
