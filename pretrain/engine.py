@@ -324,7 +324,10 @@ def read_fp32_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{folder}: holds no DeepSpeed state ({STATE_TAG}/*_model_states.pt)")
     silence = io.StringIO()  # it prints, and draws a progress bar for files that are read in a moment
     with _only_safe_loads(), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE_TAG)
+        try:
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE_TAG)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(f"{state}: refused, a file is damaged or holds more than state: {error}") from None
     return {name: tensor.clone() for name, tensor in weights.items()}
 
 

@@ -1,0 +1,198 @@
+"""The commit protocol of checkpoints: what is found, refused, kept aside and pruned."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pretrain import checkpoint as checkpoint_module
+from pretrain.checkpoint import (
+    CheckpointManifest,
+    CheckpointStore,
+    Layout,
+    find_checkpoint,
+    find_problems,
+    list_checkpoints,
+    step_folder,
+)
+from pretrain.durable import FileRecord, hashing_writer
+from pretrain.errors import CheckpointError
+
+LAYOUT = Layout(data=1, tensor=1, pipeline=1, zero_stage=1, precision="fp32")
+
+
+def manifest(step: int) -> CheckpointManifest:
+    return CheckpointManifest(
+        kind="deepspeed",
+        step=step,
+        consumed_samples=16 * step,
+        layout=LAYOUT,
+        model={"num_layers": 2},
+        vocab_size=64,
+        tokenizer_sha256="ab",
+        config_sha256="cd",
+        pad_token_id=0,
+    )
+
+
+def write_state(folder: Path) -> list[FileRecord]:
+    (folder / "state").mkdir()
+    records = []
+    for name in ("state/model.pt", "state/optimizer.pt"):
+        with hashing_writer(folder / name) as file:
+            file.write(random.Random(name).randbytes(5000))
+        records.append(FileRecord(name, file.num_bytes, file.hexdigest()))
+    return records
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    store = CheckpointStore(tmp_path / "checkpoints", keep=2)
+    store.prepare()
+    return store
+
+
+def save(store: CheckpointStore, *steps: int) -> Path:
+    for step in steps:
+        folder = store.save(manifest(step), write_state)
+    return folder
+
+
+def test_a_saved_checkpoint_is_found_and_good(store: CheckpointStore, tmp_path: Path) -> None:
+    folder = save(store, 10)
+    assert find_checkpoint(tmp_path) == find_checkpoint(store.root) == find_checkpoint(folder) == folder
+    assert find_problems(folder) == []
+    assert CheckpointManifest.load(folder).consumed_samples == 160
+    assert store.newest_good() == folder
+
+
+def test_older_ones_are_pruned_and_the_newest_is_named(store: CheckpointStore) -> None:
+    save(store, 10, 20, 30)
+    assert [path.name for path in list_checkpoints(store.root)] == ["step-0000030", "step-0000020"]
+    assert (store.root / "latest").read_text() == "step-0000030\n"
+
+
+def test_extra_files_and_folders_are_part_of_the_checkpoint(store: CheckpointStore, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]")
+    (tmp_path / "config.yaml").write_text("run: {}")
+    folder = store.save(manifest(1), write_state, (tmp_path / "config.yaml", tmp_path / "tokenizer"))
+    names = [record.name for record in CheckpointManifest.load(folder).files]
+    assert names == ["config.yaml", "state/model.pt", "state/optimizer.pt", "tokenizer/vocab.txt"]
+
+
+def every_file(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_one_flipped_bit_anywhere_is_found(store: CheckpointStore, seed: int) -> None:
+    folder = save(store, 10)
+    rng = random.Random(seed)
+    victim = rng.choice(every_file(folder))
+    content = bytearray(victim.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    victim.write_bytes(content)
+    (problem,) = find_problems(folder)
+    assert str(victim) in problem
+
+
+def test_truncated_and_missing_files_are_found(store: CheckpointStore) -> None:
+    folder = save(store, 10)
+    first, second = every_file(folder)
+    first.write_bytes(first.read_bytes()[:-1])
+    second.unlink()
+    problems = find_problems(folder)
+    assert f"{first}: expected 5000 bytes, found 4999" in problems
+    assert f"{second}: is missing" in problems
+
+
+def test_shares_of_all_ranks_cover_every_file(store: CheckpointStore) -> None:
+    folder = save(store, 10)
+    for victim in every_file(folder):
+        victim.write_bytes(b"other")
+    assert [len(find_problems(folder, part=part, num_parts=2)) for part in (0, 1)] == [1, 1]
+
+
+def test_a_bad_checkpoint_is_kept_aside_and_the_previous_one_used(store: CheckpointStore) -> None:
+    save(store, 10, 20)
+    every_file(step_folder(store.root, 20))[0].unlink()
+    assert store.newest_good() == step_folder(store.root, 10)
+    assert (store.root / "step-0000020.bad").is_dir()
+
+
+def test_only_bad_checkpoints_are_a_refusal_not_a_fresh_start(store: CheckpointStore) -> None:
+    save(store, 10, 20)
+    for folder in list_checkpoints(store.root):
+        every_file(folder)[0].unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint is good"):
+        store.newest_good()
+
+
+@pytest.mark.parametrize("content", ["", "step-0000099\n", None])
+def test_latest_is_only_a_hint(store: CheckpointStore, content: str | None) -> None:
+    folder = save(store, 10)
+    if content is None:
+        (store.root / "latest").unlink()
+    else:
+        (store.root / "latest").write_text(content)
+    assert store.newest_good() == folder
+
+
+def test_an_interrupted_save_is_ignored_and_removed(store: CheckpointStore) -> None:
+    good = save(store, 10)
+    left_over = store.root / "step-0000020.tmp"
+    shutil.copytree(good, left_over)
+    assert store.newest_good() == good
+    store.prepare()
+    assert not left_over.exists()
+
+
+def test_a_failed_write_leaves_the_earlier_checkpoint(store: CheckpointStore) -> None:
+    good = save(store, 10)
+
+    def full(folder: Path) -> list[FileRecord]:
+        write_state(folder)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match=r"not saved, earlier checkpoints are untouched: rank 0.*No space"):
+        store.save(manifest(20), full)
+    assert [path.name for path in store.root.iterdir() if path.is_dir()] == [good.name]
+    assert find_problems(good) == []
+
+
+def test_a_failed_commit_leaves_the_earlier_checkpoint(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = save(store, 10)
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module.durable, "write_text", full)
+    with pytest.raises(CheckpointError, match="No space"):
+        save(store, 20)
+    assert list_checkpoints(store.root) == [good]
+
+
+def test_a_manifest_cannot_point_outside_its_folder(store: CheckpointStore, tmp_path: Path) -> None:
+    folder = save(store, 10)
+    (tmp_path / "secret").write_text("x")
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("state/model.pt", "../../secret"))
+    assert any("outside the checkpoint" in problem for problem in find_problems(folder))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1}', '{"format_version": 99}'])
+def test_a_damaged_manifest_is_a_typed_error(store: CheckpointStore, text: str) -> None:
+    folder = save(store, 10)
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        CheckpointManifest.load(folder)
+    assert len(find_problems(folder)) == 1
+
+
+def test_nothing_there_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected a step-NNNNNNN folder"):
+        find_checkpoint(tmp_path)
