@@ -29,7 +29,7 @@ _BOM = b"\xef\xbb\xbf"
 _BLANK_LINE = re.compile(rb"^[ \t\r\x0b\x0c]*\n", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n(?:[ \t\r\x0b\x0c]*\n)+")
 # A Zstandard block of 4 bytes can stand for 128 KiB, so a small piece bounds what a hostile file unfolds to at once.
-_ZSTD_PIECE = 4096
+_ZSTD_PIECE = 1024
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -205,7 +206,8 @@ def _write(output: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(output)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise DataError(f"{output}: cannot be written: {error.strerror}; choose another --output") from None
 
 

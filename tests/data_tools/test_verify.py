@@ -1,0 +1,68 @@
+"""Every damaged byte is found and named; a sound dataset is called sound."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from corpora import TEXTS, run_program, write_jsonl, write_vocab
+
+from data_tools.encode import EncodeOptions
+from data_tools.preprocess import preprocess
+from data_tools.verify import check_dataset
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    path, vocab = write_jsonl(tmp_path / "x.jsonl", TEXTS), write_vocab(tmp_path)
+    preprocess([str(path)], EncodeOptions(str(vocab)), str(tmp_path / "out"))
+    return tmp_path / "out"
+
+
+def flip(path: Path, offset: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_sound_datasets(prefix: Path):
+    done = run_program("verify", prefix, f"{prefix}.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("sound: 5 documents") == 2
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_every_flipped_bit_is_found(prefix: Path, suffix: str):
+    path = Path(f"{prefix}{suffix}")
+    size = path.stat().st_size
+    for number in range(40):
+        offset, bit = (number * 7919) % size, number % 8
+        flip(path, offset, bit)
+        result = check_dataset(str(prefix))
+        assert not result["ok"]
+        assert any(f"{prefix}." in problem for problem in result["problems"])
+        flip(path, offset, bit)
+    assert check_dataset(str(prefix))["ok"]
+
+
+def test_damage_is_named_and_ends_with_1(prefix: Path):
+    flip(Path(f"{prefix}.bin"), 100)
+    done = run_program("verify", prefix)
+    assert done.returncode == 1
+    assert "out.bin" in done.stdout
+    assert "bytes 0 to" in done.stdout
+    done = run_program("verify", prefix, prefix.parent / "missing", "--json")
+    assert done.returncode == 1
+    results = json.loads(done.stdout)
+    assert [result["ok"] for result in results] == [False, False]
+    assert "missing" in results[1]["problems"][0]
+
+
+def test_other_tokenizer_beside_the_data_is_found(prefix: Path):
+    vocab = Path(f"{prefix}.tokenizer") / "vocab.txt"
+    vocab.write_text(vocab.read_text(encoding="utf-8") + "more\n", encoding="utf-8")
+    result = check_dataset(str(prefix))
+    assert "expected the tokenizer with sha256" in result["problems"][0]
+    vocab.unlink()
+    assert "vocab.txt" in check_dataset(str(prefix))["problems"][0]
