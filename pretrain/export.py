@@ -129,9 +129,11 @@ def _write_model(
 ) -> None:
     """config.json and model.safetensors, written by transformers itself: tied weights are its business."""
     from transformers import BertConfig, BertForMaskedLM
+    from transformers.utils import logging as transformers_logging
 
     from pretrain.model.hf import hf_config, to_hf_state_dict
 
+    transformers_logging.disable_progress_bar()  # a bar per file of a second
     config = hf_config(section, manifest.vocab_size, pad_token_id=manifest.pad_token_id)
     model = BertForMaskedLM(BertConfig(**config))
     model.load_state_dict(to_hf_state_dict(weights, section), strict=True)

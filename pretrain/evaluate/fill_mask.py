@@ -40,11 +40,13 @@ def predict(model: Path, texts: list[str], top: int) -> list[list[dict[str, Any]
     """
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
     from pretrain.errors import DataError
 
     if not (model / "config.json").is_file():
         raise DataError(f"{model}: no config.json; give a folder that `taco export` wrote")
+    transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
     network = AutoModelForMaskedLM.from_pretrained(str(model), local_files_only=True).eval()
     answers = []
