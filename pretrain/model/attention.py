@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.model.attention_cpu import dropout_attention_cpu
+
 
 def attention_mask(segment_BL: Tensor, *, has_padding: bool, separate_documents: bool) -> Tensor | None:
     """True where a query (dim 2) sees a key (dim 3): None for all, [B, 1, 1, L] or, by document, [B, 1, L, L].
@@ -29,6 +31,8 @@ def self_attention(qkv_TX: Tensor, num_rows: int, head_size: int, mask: Tensor |
 
     With the heads outermost, any tensor-parallel size cuts the projection's rows into contiguous blocks.
     """
+    if dropout > 0.0 and qkv_TX.device.type == "cpu":
+        return dropout_attention_cpu(qkv_TX, num_rows, head_size, mask, dropout)
     num_tokens = qkv_TX.shape[0]
     qkv = qkv_TX.view(num_rows, num_tokens // num_rows, -1, 3, head_size)
     query, key, value = (part.transpose(1, 2) for part in qkv.unbind(dim=3))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.config import ModelSection
 from pretrain.model.attention import self_attention
+from pretrain.model.dropout import dropout
 from pretrain.model.layer_spec import LayerSpec
 
 
@@ -26,13 +27,13 @@ class EmbeddingLayer(nn.Module):
         self.position = layers.embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type = layers.embedding(config.type_vocab_size, config.hidden_size)
         self.norm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = config.hidden_dropout
+        self.hidden_dropout = config.hidden_dropout
 
     def forward(self, word_TD: Tensor, token_type_BL: Tensor) -> Tensor:
         """Embeddings e [T, D] of words [T, D]; positions count the columns of a row from 0."""
         position_LD = self.position(torch.arange(token_type_BL.shape[1], device=word_TD.device))
         sum_BLD = self.token_type(token_type_BL) + position_LD + word_TD.view(*token_type_BL.shape, -1)
-        return F.dropout(self.norm(sum_BLD.flatten(0, 1)), self.dropout, self.training)
+        return dropout(self.norm(sum_BLD.flatten(0, 1)), self.hidden_dropout, self.training)
 
 
 class EncoderLayer(nn.Module):
@@ -53,14 +54,14 @@ class EncoderLayer(nn.Module):
 
     def forward(self, hidden_TD: Tensor, num_rows: int, mask: Tensor | None) -> Tensor:
         """The next hidden states [T, D]; `mask` is `attention_mask`'s."""
-        dropout = self.attention_dropout if self.training else 0.0
-        context_TD = self_attention(self.qkv(hidden_TD), num_rows, self.head_size, mask, dropout)
+        attention_dropout = self.attention_dropout if self.training else 0.0
+        context_TD = self_attention(self.qkv(hidden_TD), num_rows, self.head_size, mask, attention_dropout)
         hidden_TD = self.attention_norm(hidden_TD + self._drop(self.attention_out(context_TD)))
         inner_TF = F.gelu(self.ffn_in(hidden_TD))
         return self.ffn_norm(hidden_TD + self._drop(self.ffn_out(inner_TF)))
 
     def _drop(self, hidden_TD: Tensor) -> Tensor:
-        return F.dropout(hidden_TD, self.hidden_dropout, self.training)
+        return dropout(hidden_TD, self.hidden_dropout, self.training)
 
 
 class MlmTransform(nn.Module):

@@ -102,7 +102,10 @@ def test_sizes_that_cannot_be_split_are_refused() -> None:
     import megatron.core.tensor_parallel  # noqa: F401  # once, before the ranks fork
     from forked import RankFailedError, run_ranks
 
-    for changes, words in (({"num_attention_heads": 1}, "num_attention_heads"), ({"ffn_hidden_size": 47}, "47 output features")):
+    for changes, words in (
+        ({"num_attention_heads": 1}, "num_attention_heads"),
+        ({"ffn_hidden_size": 47}, "47 output features"),
+    ):
         with pytest.raises(RankFailedError, match=f"ConfigError.*{words}"):
             run_ranks(2, _build, changes)
 
