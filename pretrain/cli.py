@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -69,7 +70,9 @@ def run_program(app: typer.Typer, argv: Sequence[str] | None = None, name: str |
     try:
         app(args=None if argv is None else list(argv), prog_name=name)
     except TacoError as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        who = "" if rank == "0" else f"[rank {rank}] "
+        print(f"{who}error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     sys.exit(0)
 

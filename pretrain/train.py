@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from pretrain.data.indexed_dataset import IndexedDataset
     from pretrain.model.pretraining import BertForPretraining
     from pretrain.parallel import Launch
+    from pretrain.resilience import StopRequest
     from pretrain.run_folder import RunFolder
+    from pretrain.trainer import Trainer
 
 app = new_program()
 log = get_logger(__name__)
@@ -109,19 +111,29 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str]) -> None:
         _claim(folder, config, allowed)
         start_logging(folder.logs, launch.rank)
         trainer = _build_trainer(config, folder, train_rows, validation_rows, device, stop)
-        trainer.store.prepare()
-        trainer.resume()
-        if trainer.state.step >= config.train.steps:
-            log.info(
-                "done: this run has all its %d steps; its checkpoints are in %s", config.train.steps, folder.checkpoints
-            )
-            return
-        trainer.run()
-        trainer.metrics.close()
-        log.info("done: %d steps; checkpoints are in %s", config.train.steps, folder.checkpoints)
+        _train(trainer, config.train.steps, folder.checkpoints)
     finally:
         folder.release()
         parallel.stop_process_group()
+
+
+def _train(trainer: Trainer, steps: int, checkpoints: Path) -> None:
+    """Continue where the run stands, to its end or to the signal that stops it."""
+    from pretrain.resilience import PreemptedError
+
+    trainer.store.prepare()
+    trainer.resume()
+    if trainer.state.step >= steps:
+        log.info("done: all %d steps were there already; checkpoints are in %s", steps, checkpoints)
+        return
+    try:
+        trainer.run()
+    except PreemptedError as stopped:
+        log.info("%s", stopped)
+        raise typer.Exit(PreemptedError.exit_code) from None
+    finally:
+        trainer.metrics.close()
+    log.info("done: %d steps; checkpoints are in %s", steps, checkpoints)
 
 
 def _open_rows(config: RunConfig) -> tuple[RowSource, RowSource | None]:
@@ -178,8 +190,8 @@ def _build_trainer(
     train_rows: RowSource,
     validation_rows: RowSource | None,
     device: torch.device,
-    stop: Any,
-) -> Any:
+    stop: StopRequest,
+) -> Trainer:
     from pretrain import parallel
     from pretrain.checkpoint import CheckpointStore
     from pretrain.engine import PlainEngine
