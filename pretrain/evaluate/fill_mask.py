@@ -21,15 +21,14 @@ def fill_mask(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """The likeliest tokens for [MASK] in each text."""
-    results = [
-        {"text": text, "candidates": found} for text, found in zip(texts, predict(model, texts, top), strict=True)
-    ]
+    answers = predict(model, texts, top)
     if as_json:
-        typer.echo(json.dumps(results, indent=1, ensure_ascii=False))
+        rows = [{"text": text, "candidates": found} for text, found in zip(texts, answers, strict=True)]
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    for result in results:
-        candidates = ", ".join(f"{c['token']} {100 * c['probability']:.1f} %" for c in result["candidates"])
-        typer.echo(f"{result['text']}\n    {candidates}")
+    for text, found in zip(texts, answers, strict=True):
+        candidates = ", ".join(f"{c['token']} {100 * c['probability']:.1f} %" for c in found)
+        typer.echo(f"{text}\n    {candidates}")
 
 
 def predict(model: Path, texts: list[str], top: int) -> list[list[dict[str, Any]]]:
