@@ -36,32 +36,36 @@ def _load(model: nn.Module, full: dict[str, Tensor], layers: LayerSpec) -> None:
 
 
 def _logits_and_gradients(full: dict[str, Tensor], ids_BL: Tensor, segment_BL: Tensor) -> tuple[Tensor, list[str]]:
-    """All logits, and the parameters whose gradient is not this rank's part of the plain model's."""
+    """All logits in fp32, and the parameters whose gradient is not this rank's part of the plain model's."""
     layers = _start()
     model = Bert(CONFIG, WORDS, layers)
     _load(model, full, layers)
-    hidden_TD, _ = model.encode(ids_BL, segment_BL)
-    own_MV = model.predict(hidden_TD, INDEX_M)
-    gathered = [torch.empty_like(own_MV) for _ in range(layers.tp_size)]
-    distributed.all_gather(gathered, own_MV.detach())
-    gathered[layers.tp_rank] = own_MV
-    masked_lm_loss(torch.cat(gathered, dim=1), LABEL_M)[0].backward()
+    with torch.no_grad():
+        logits_BLV = torch.cat(_all_words(model.logits(ids_BL, segment_BL), layers), dim=-1)
+    # Gradients in fp64, where rounding (1e-6 of a sum over all tokens in fp32) cannot hide or feign a mistake.
+    model.double()
+    words = _all_words(model.predict(model.encode(ids_BL, segment_BL)[0], INDEX_M), layers)
+    masked_lm_loss(torch.cat(words, dim=-1), LABEL_M)[0].backward()
 
     plain = Bert(CONFIG, WORDS, plain_layers())
     plain.load_state_dict(full)
+    plain.double()
     masked_lm_loss(plain.predict(plain.encode(ids_BL, segment_BL)[0], INDEX_M), LABEL_M)[0].backward()
-    expected = dict(plain.named_parameters())
+    expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
     wrong = []
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None
-        part = local_part(expected[name].grad, parameter, layers)  # type: ignore[arg-type]
-        if not torch.allclose(parameter.grad, part, rtol=0, atol=1e-6):
+        part = local_part(expected[name], parameter, layers)  # type: ignore[arg-type]
+        if parameter.grad is None or not torch.allclose(parameter.grad, part, rtol=0, atol=1e-12):
             wrong.append(name)
-    with torch.no_grad():
-        own_BLV = model.logits(ids_BL, segment_BL).contiguous()
-        all_BLV = [torch.empty_like(own_BLV) for _ in range(layers.tp_size)]
-        distributed.all_gather(all_BLV, own_BLV)
-    return torch.cat(all_BLV, dim=-1), wrong
+    return logits_BLV, wrong
+
+
+def _all_words(own: Tensor, layers: LayerSpec) -> list[Tensor]:
+    """Every rank's logits in rank order; the gradient flows into this rank's own."""
+    gathered = [torch.empty_like(own) for _ in range(layers.tp_size)]
+    distributed.all_gather(gathered, own.detach().contiguous())
+    gathered[layers.tp_rank] = own
+    return gathered
 
 
 def _initial_and_extra(seed: int) -> tuple[list[str], list[str]]:
