@@ -1,0 +1,42 @@
+"""Curves of a run: the last record of a step counts, the page needs nothing beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pretrain.errors import DataError
+from pretrain.report import report, series
+
+
+def write_run(folder: Path) -> Path:
+    records = [{"step": s, "mlm_loss": 9 - s, "contrastive_loss": 1.0, "grad_norm": 1.0, "lr": 0.1} for s in (1, 2, 3)]
+    records += [{"step": 2, "mlm_loss": 6.5, "contrastive_loss": 1.0, "grad_norm": 1.0, "lr": 0.1}]
+    records += [{"step": 3, "validation_mlm_loss": 5.5, "validation_accuracy": 0.5}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "config.yaml").write_text("run: {name: '<script>'}\n")
+    return folder
+
+
+def test_a_step_trained_twice_counts_once() -> None:
+    records = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 9.0}, {"step": 2, "loss": 2.0}, {"step": 3, "other": 1.0}]
+    assert series(records, "loss") == ([1, 2], [3.0, 2.0])
+
+
+def test_picture_and_page_are_written_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report(write_run(tmp_path))
+    printed = capsys.readouterr().out
+    picture, page = tmp_path / "loss_curves.png", tmp_path / "report.html"
+    assert str(picture) in printed
+    assert str(page) in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    text = page.read_text()
+    assert "data:image/png;base64," in text
+    assert "<script>" not in text
+
+
+def test_a_run_without_records_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"metrics\.jsonl: no records yet"):
+        report(tmp_path)
