@@ -34,7 +34,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml setup.py $(wildcard csrc/*.cp
 quickstart: install
 	@echo "== 1/5 vocabulary"
 	@test -e $(RUN)/vocab.txt || $(BIN)/python data_tools/train_tokenizer.py --input $(CORPUS) --output $(RUN)/vocab.txt \
-	    --kind wordpiece --vocab-size 6000 --hash-range 0:0.95
+	    --kind wordpiece --vocab-size 4000 --hash-range 0:0.95
 	@echo "== 2/5 datasets"
 	@test -e $(RUN)/data/train.json || $(BIN)/python data_tools/preprocess.py --input $(CORPUS) --tokenizer $(RUN)/vocab.txt \
 	    --output-prefix $(RUN)/data/train --hash-range 0:0.95 --workers 2
@@ -48,9 +48,9 @@ quickstart: install
 	@$(BIN)/taco export $(RUN)/taco_tiny $(RUN)/export --overwrite
 	@echo "== 5/5 loaded with AutoModelForMaskedLM and AutoTokenizer"
 	@$(BIN)/taco fill-mask $(RUN)/export \
-	    "he was a man of great [MASK] ." \
-	    "she looked at [MASK] with a smile ." \
-	    "the king of [MASK] was dead ."
+	    "he opened the [MASK] and went into the room ." \
+	    "it was one [MASK] the most beautiful things in the world ." \
+	    "she did not know what she was going to [MASK] ."
 
 # -- tests -------------------------------------------------------------------------------------------------------------
 
