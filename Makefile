@@ -60,10 +60,10 @@ lint: install
 	$(BIN)/mypy
 
 check: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --durations=15
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache

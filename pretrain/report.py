@@ -69,6 +69,7 @@ def draw(records: Sequence[Record], path: Path) -> Path:
     )
     for axis, (title, lines) in zip(axes.flat, panels, strict=True):
         _draw_panel(axis, title, records, lines)
+    _show_small_values(axes.flat[1], records)
     _draw_learning_rate(axes.flat[3], records)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -86,6 +87,12 @@ def _draw_panel(axis: Axes, title: str, records: Sequence[Record], lines: dict[s
     axis.grid(alpha=0.3)
     if axis.lines:
         axis.legend()
+
+
+def _show_small_values(axis: Axes, records: Sequence[Record]) -> None:
+    """A logarithmic axis for the contrastive loss, which falls by orders of magnitude within the warm-up."""
+    if any(value > 0 for value in series(records, "contrastive_loss")[1]):
+        axis.set_yscale("log")
 
 
 def _draw_learning_rate(axis: Axes, records: Sequence[Record]) -> None:

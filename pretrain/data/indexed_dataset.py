@@ -25,9 +25,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pretrain import __version__
+from pretrain import __version__, durable
 from pretrain.data.hashing import HashingFile, hash_chunks, hash_file
-from pretrain.data.manifest import CHUNK_BYTES, REMEDY, Dropped, Manifest, TokenizerInfo, sync_folder
+from pretrain.data.manifest import CHUNK_BYTES, REMEDY, Dropped, Manifest, TokenizerInfo
 from pretrain.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -329,7 +329,7 @@ class IndexedDatasetWriter:
             dataset_path(self.prefix, suffix).unlink(missing_ok=True)
         for name in ("bin", "idx"):
             self._temporary[name].replace(dataset_path(self.prefix, f".{name}"))
-        sync_folder(dataset_path(self.prefix, ".json").parent)
+        durable.sync_folder(dataset_path(self.prefix, ".json").parent)
         manifest.save(dataset_path(self.prefix, ".json"))
 
 

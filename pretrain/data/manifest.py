@@ -7,7 +7,6 @@ hashes; training compares the tokenizers of several datasets through it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from pretrain import durable
 from pretrain.errors import DataError
 
 FORMAT_VERSION = 1
@@ -102,14 +102,7 @@ class Manifest:
 
     def save(self, path: Path) -> None:
         """Writes the file `path` so that a crash leaves the old one or the new one, never a part."""
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        durable.write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     def problems(self) -> list[str]:
         """Every contradiction between fields; empty for a sound manifest."""
@@ -124,15 +117,6 @@ class Manifest:
                 f"{self.chunk_bytes}, found {len(self.bin_xxh64)}"
             )
         return found
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @cache
