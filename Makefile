@@ -23,6 +23,12 @@ install: $(VENV)/.installed
 
 # torch first and alone: with the CPU release in place no other package asks for the CUDA one.
 $(VENV)/.installed: constraints.txt pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/include/*/*.hpp)
+	@for tool in $(PYTHON) g++; do command -v $$tool >/dev/null || \
+	    { echo "error: $$tool is missing; on Debian: apt-get install python3.11 python3.11-venv python3.11-dev g++" >&2; exit 1; }; done
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3.11-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
+	    { echo "error: Python.h of $(PYTHON) is missing; on Debian: apt-get install python3.11-dev" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel pybind11 -c constraints.txt
 	$(BIN)/python -m pip install --quiet torch -c constraints.txt
