@@ -7,9 +7,11 @@ or parameters is decided here and nowhere else.
 from __future__ import annotations
 
 import contextlib
+import enum
 import io
 import os
 import pickle
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,14 +255,14 @@ class _SafeCheckpointFiles:
             return
         try:
             with hashing_writer(Path(path)) as file:
-                torch.save(state_dict, file)  # type: ignore[arg-type]  # it only calls write and flush
+                torch.save(_without_enums(state_dict), file)  # type: ignore[arg-type]  # it only calls write and flush
             name = Path(path).relative_to(self._folder).as_posix()
             self._records.append(FileRecord(name, file.num_bytes, file.hexdigest()))
         except OSError as error:
             self._error = error
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Read one file; only tensors, plain containers and four classes of DeepSpeed are accepted."""
+        """Read one file; only tensors, plain containers and three classes of DeepSpeed are accepted."""
         return load_safely(Path(path), map_location)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
@@ -293,19 +295,38 @@ class _SafeCheckpointFiles:
         """Nothing is held open."""
 
 
+def _without_enums(state: Any) -> Any:
+    """The same state with plain numbers for enum members.
+
+    Python 3.11.0 to 3.11.3 (Debian 12 among them) pickle a member as a call of `getattr`, which no safe reader allows.
+    """
+    if isinstance(state, enum.Enum):
+        return state.value
+    if type(state) is dict:
+        return {key: _without_enums(value) for key, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(_without_enums(value) for value in state)
+    return state
+
+
 def load_safely(path: Path, map_location: Any = "cpu") -> Any:
     """A `.pt` file written by DeepSpeed, read without executing any code in it.
 
     Raises:
-        CheckpointError: the file asks for anything but tensors, plain containers and DeepSpeed's four state classes.
+        CheckpointError: the file asks for anything but tensors, plain containers and DeepSpeed's three state classes.
     """
     with torch.serialization.safe_globals(_deepspeed_state_classes()):
         try:
             return torch.load(path, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                f"{path}: refused, it is damaged or holds objects that are not state: {error}"
-            ) from None
+            raise CheckpointError(f"{path}: refused, {_reason(error)}") from None
+
+
+def _reason(error: pickle.UnpicklingError) -> str:
+    """Why a file was refused, without torch's advice to load it all the same."""
+    found = re.search(r"Unsupported (?:global|class|operand)[^.]*(?:\.\w+)*", str(error))
+    detail = found[0] if found else str(error).splitlines()[0]
+    return f"it is damaged or holds objects that are not state ({detail})"
 
 
 def read_fp32_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -327,7 +348,7 @@ def read_fp32_weights(folder: Path) -> dict[str, torch.Tensor]:
         try:
             weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE_TAG)
         except pickle.UnpicklingError as error:
-            raise CheckpointError(f"{state}: refused, a file is damaged or holds more than state: {error}") from None
+            raise CheckpointError(f"{state}: a file is refused, {_reason(error)}") from None
     return {name: tensor.clone() for name, tensor in weights.items()}
 
 
@@ -349,7 +370,6 @@ def _only_safe_loads() -> Iterator[None]:
 
 def _deepspeed_state_classes() -> list[Any]:
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+    return [LossScaler, DynamicLossScaler, fragment_address]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import pickle
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.engine import load_safely, read_fp32_weights
+from pretrain.engine import _SafeCheckpointFiles, load_safely, read_fp32_weights
 from pretrain.errors import CheckpointError
 
 
@@ -43,3 +44,21 @@ def test_reading_weights_executes_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="refused"):
         read_fp32_weights(tmp_path)
     assert not canary.exists()
+
+
+def test_what_we_save_holds_no_enum_members(tmp_path: Path) -> None:
+    """Some Pythons pickle them as a call of `getattr`, which the safe reader refuses."""
+
+    class Stage(enum.IntEnum):
+        ONE = 1
+
+    files = _SafeCheckpointFiles()
+    files.start(tmp_path)
+    files.save(
+        {"stage": Stage.ONE, "nested": [{"also": (Stage.ONE,)}], "weight": torch.ones(2)}, str(tmp_path / "x.pt")
+    )
+    (record,) = files.finish()
+    loaded = load_safely(tmp_path / record.name)
+    assert type(loaded["stage"]) is int
+    assert type(loaded["nested"][0]["also"][0]) is int
+    assert torch.equal(loaded["weight"], torch.ones(2))
