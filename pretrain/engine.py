@@ -318,14 +318,16 @@ def load_safely(path: Path, map_location: Any = "cpu") -> Any:
     with torch.serialization.safe_globals(_deepspeed_state_classes()):
         try:
             return torch.load(path, map_location=map_location, weights_only=True)
-        except pickle.UnpicklingError as error:
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # RuntimeError: a broken archive
             raise CheckpointError(f"{path}: refused, {_reason(error)}") from None
 
 
-def _reason(error: pickle.UnpicklingError) -> str:
+def _reason(error: Exception) -> str:
     """Why a file was refused, without torch's advice to load it all the same."""
-    found = re.search(r"Unsupported (?:global|class|operand)[^.]*(?:\.\w+)*", str(error))
-    detail = found[0] if found else str(error).splitlines()[0]
+    found = re.search(r"[Uu]nsupported (global|GLOBAL|class|operand)[^\n]*", str(error))
+    detail = (
+        found[0].split(" was not an allowed")[0] if found else (str(error).splitlines() or [type(error).__name__])[0]
+    )
     return f"it is damaged or holds objects that are not state ({detail})"
 
 
@@ -369,6 +371,8 @@ def _only_safe_loads() -> Iterator[None]:
 
 
 def _deepspeed_state_classes() -> list[Any]:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or importing DeepSpeed warns that it finds no GPU
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.utils.tensor_fragment import fragment_address
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 _ROOT = "taco"
 
@@ -29,7 +30,7 @@ def start_logging(log_dir: Path | None, rank: int) -> None:
     root.setLevel(logging.INFO)
     root.propagate = False
     root.handlers.clear()
-    console = logging.StreamHandler(sys.stderr)
+    console = _ConsoleHandler()
     console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     console.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
     root.addHandler(console)
@@ -43,6 +44,19 @@ def start_logging(log_dir: Path | None, rank: int) -> None:
         return
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(file)
+
+
+class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to whatever sys.stderr is at that moment: a progress bar puts itself there and keeps lines above it."""
+
+    @property
+    def stream(self) -> TextIO:
+        """The standard error of this moment."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: object) -> None:
+        """Ignored; the base class sets a stream once and for all."""
 
 
 def format_seconds(seconds: float) -> str:

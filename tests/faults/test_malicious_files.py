@@ -36,6 +36,15 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, writer: str) -> None
     assert not canary.exists()
 
 
+@pytest.mark.parametrize("keep", [0, 1, 100, -1])
+def test_truncated_state_is_a_typed_error(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"weight": torch.ones(100)}, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"x\.pt: refused"):
+        load_safely(path)
+
+
 def test_reading_weights_executes_nothing(tmp_path: Path) -> None:
     canary, state = tmp_path / "canary", tmp_path / "state"
     state.mkdir()

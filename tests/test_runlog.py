@@ -1,0 +1,49 @@
+"""What people read: durations, counts, the time left, one file per rank."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from pretrain import runlog
+from pretrain.runlog import Eta, format_count, format_seconds, get_logger, start_logging
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (59.4, "59s"), (185, "3m05s"), (7620, "2h07m"), (4 * 86400 + 3 * 3600, "4d03h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(950, "950"), (12_340, "12.3k"), (4_560_000, "4.56M"), (1.2e9, "1.2G")])
+def test_counts(number: float, text: str) -> None:
+    assert format_count(number) == text
+
+
+def test_time_left_counts_from_where_this_process_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(runlog.time, "monotonic", lambda: clock[0])
+    eta = Eta(done=50, total=100)
+    assert eta.remaining(50) == float("inf")
+    clock[0] += 20
+    assert eta.remaining(60) == pytest.approx(80)
+
+
+def test_every_rank_has_a_file_and_only_the_first_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rank in (0, 1):
+        start_logging(tmp_path, rank)
+        get_logger("pretrain.trainer").info("hello from %d", rank)
+        get_logger("pretrain.trainer").warning("careful %d", rank)
+    logging.getLogger("taco").handlers.clear()
+    assert capsys.readouterr().err == "hello from 0\ncareful 0\n[rank 1] careful 1\n"
+    assert "hello from 1" in (tmp_path / "rank_00001.log").read_text()
+
+
+def test_a_log_folder_that_cannot_be_made_costs_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").write_text("a file")
+    start_logging(tmp_path / "logs", 0)
+    logging.getLogger("taco").handlers.clear()
+    assert "no log file" in capsys.readouterr().err
