@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import io
+import math
 import os
 import pickle
 import re
@@ -153,7 +154,9 @@ class PlainEngine:
         votes = torch.tensor([float(wanted) for wanted in requests], dtype=torch.float64, device=self.device)
         loss, mlm_loss, contrastive_loss, *counts = parallel.sum_over_ranks(torch.cat([losses, votes])).tolist()
         if grad_norm is None:
-            grad_norm = float(self.engine.get_global_grad_norm())
+            found = self.engine.get_global_grad_norm()
+            # A first step that overflows in fp16 is skipped before DeepSpeed has any norm.
+            grad_norm = math.nan if found is None else float(found)
         is_skipped = not self.engine.was_step_applied()
         wanted = tuple(count > 0 for count in counts)
         return StepResult(loss, mlm_loss, contrastive_loss, grad_norm, is_skipped, wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
 
 from pretrain.errors import TacoError
@@ -25,11 +26,16 @@ class NonFiniteLossError(TacoError):
     """The loss is NaN or infinite; what is on the disk is still good."""
 
 
+# A terminal and a scheduler signal every process of a job, and a launcher forwards what it got: one wish, heard twice.
+ECHO_SECONDS = 5.0
+
+
 class StopRequest:
-    """Turns the first signal into `is_set`; a second one ends the process at once."""
+    """Turns the first signal into `is_set`; another one, later than an echo of it, ends the process at once."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._since = 0.0
 
     @property
     def is_set(self) -> bool:
@@ -43,6 +49,11 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.is_set:
-            os._exit(128 + number)
+            if time.monotonic() - self._since > ECHO_SECONDS:
+                os._exit(128 + number)
+            return
+        self._since = time.monotonic()
         self.signal_name = signal.Signals(number).name
-        log.warning("%s: will save at the end of this step and stop; once more to stop at once", self.signal_name)
+        log.warning(
+            "%s: will save at the end of this step and stop; after that, once more stops at once", self.signal_name
+        )

@@ -199,12 +199,10 @@ def _build_trainer(
     from pretrain.trainer import Trainer
 
     model = _build_model(config, train_rows)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    log.info("model: %s parameters, vocabulary %s", f"{num_parameters:,}", f"{train_rows.tokenizer.vocab_size:,}")
     engine = PlainEngine(config, model, device)
-    is_first = parallel.rank() == 0
-    if is_first:
-        _describe_run(config, folder, train_rows, engine.ds_config, device)
-    parameters = sum(p.numel() for p in model.parameters()) if config.zero.stage < 3 else None
-    log.info("model: %s parameters, vocabulary %d", parameters, train_rows.tokenizer.vocab_size)
+    _describe_run(config, folder, engine.ds_config, device)
     return Trainer(
         config=config,
         engine=engine,
@@ -213,7 +211,7 @@ def _build_trainer(
         store=CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep),
         description=_describe_checkpoint(config, train_rows),
         checkpoint_extras=tuple(p for p in (folder.path / "config.yaml", folder.tokenizer) if p.exists()),
-        metrics=MetricsLog(folder.path, is_active=is_first, use_tensorboard=config.run.tensorboard),
+        metrics=MetricsLog(folder.path, is_active=parallel.rank() == 0, use_tensorboard=config.run.tensorboard),
         stop=stop,
     )
 
@@ -264,14 +262,22 @@ def _tokenizer_folder(config: RunConfig) -> Path:
     return Path(config.data.train[0] + ".tokenizer")
 
 
-def _describe_run(
-    config: RunConfig, folder: RunFolder, rows: RowSource, ds_config: dict[str, Any], device: torch.device
-) -> None:
+def _describe_run(config: RunConfig, folder: RunFolder, ds_config: dict[str, Any], device: torch.device) -> None:
+    """Rank 0 saves what the run is; every rank ends with its error if the disk refuses."""
     from pretrain import parallel
+    from pretrain.errors import TacoError
     from pretrain.run_folder import describe_environment
 
-    folder.write_description(config, ds_config, describe_environment(parallel.world_size(), str(device)))
-    folder.keep_tokenizer(_tokenizer_folder(config))
+    problem = None
+    if parallel.rank() == 0:
+        try:
+            folder.write_description(config, ds_config, describe_environment(parallel.world_size(), str(device)))
+            folder.keep_tokenizer(_tokenizer_folder(config))
+        except OSError as error:
+            problem = str(error)
+    failure = parallel.first_failure(problem)
+    if failure is not None:
+        raise TacoError(f"run.output_dir {folder.path}: cannot be written: {failure}; free space or choose another")
 
 
 def _describe_checkpoint(config: RunConfig, rows: RowSource) -> Any:

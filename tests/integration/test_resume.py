@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -143,6 +144,23 @@ def test_two_ranks_killed_and_resumed_are_bitwise_equal(tmp_path: Path) -> None:
     assert code == 0, output
     assert state_of(broken / "run") == state_of(clean / "run")
     assert losses_of(broken / "run") == losses_of(clean / "run")
+
+
+@pytest.mark.slow
+def test_interrupt_from_the_terminal_saves_once_on_all_ranks(tmp_path: Path) -> None:
+    """Ctrl-C reaches the launcher and both ranks, and the launcher forwards it: still one orderly stop."""
+    config = write_small_run(tmp_path, **{**LONG_RUN, "train__steps": 2000, "checkpoint": {"every_steps": 2000}})
+    process = start(config, 2)
+    wait_for_step(tmp_path / "run", 10, process)
+    ranks = subprocess.run(["pgrep", "-f", f"pretrain.train --config {config}"], capture_output=True, text=True)
+    for pid in ranks.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGINT)
+    _, output = finish(process)
+    assert "the same command continues from here" in output, output
+    manifest = CheckpointManifest.load(find_checkpoint(tmp_path / "run"))
+    assert 10 <= manifest.step < 2000
+    assert manifest.layout.data == 2
 
 
 def _kill_left_over_ranks(config: Path) -> None:
