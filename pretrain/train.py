@@ -201,6 +201,9 @@ def _build_trainer(
     model = _build_model(config, train_rows)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("model: %s parameters, vocabulary %s", f"{num_parameters:,}", f"{train_rows.tokenizer.vocab_size:,}")
+    for name, rows in (("train", train_rows), ("validation", validation_rows)):
+        if rows is not None:
+            log.info("%s: %s", name, _describe_rows(rows))
     engine = PlainEngine(config, model, device)
     _describe_run(config, folder, engine.ds_config, device)
     return Trainer(
@@ -213,6 +216,14 @@ def _build_trainer(
         checkpoint_extras=tuple(p for p in (folder.path / "config.yaml", folder.tokenizer) if p.exists()),
         metrics=MetricsLog(folder.path, is_active=parallel.rank() == 0, use_tensorboard=config.run.tensorboard),
         stop=stop,
+    )
+
+
+def _describe_rows(rows: RowSource) -> str:
+    return (
+        f"{rows.num_rows:,} rows of {rows.seq_length} tokens out of {rows.num_tokens:,} tokens in "
+        f"{sum(dataset.num_documents for dataset in rows.datasets):,} documents"
+        f" ({rows.num_left_out:,} left out after the last complete row)"
     )
 
 
