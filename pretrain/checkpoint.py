@@ -3,7 +3,7 @@
     checkpoints/
       latest                 name of the newest checkpoint, replaced last (a hint for people; loading looks for itself)
       step-0001000/
-        manifest.json        what this is, and name, size and hash of every other file; written last
+        manifest.json        what this is, name, size and hash of every other file, and its own hash; written last
         config.yaml          resolved configuration of the run
         tokenizer/           what an export needs
         state/               DeepSpeed's files, one per rank      (kind "deepspeed")
@@ -25,13 +25,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from pretrain import durable, parallel
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 from pretrain.runlog import get_logger
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+SELF_HASH = "self_xxh3_128"
 _STEP_FOLDER = re.compile(r"step-(\d{7,})")
 
 log = get_logger(__name__)
@@ -66,8 +69,9 @@ class CheckpointManifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """The text of manifest.json."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        """The text of manifest.json, with the hash of its own content under `self_xxh3_128`."""
+        tree = json.loads(json.dumps(asdict(self)))
+        return json.dumps(tree | {SELF_HASH: _hash_tree(tree)}, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def load(cls, folder: Path) -> CheckpointManifest:
@@ -83,6 +87,8 @@ class CheckpointManifest:
                 raise CheckpointError(
                     f"{path}: format version {raw['format_version']}, this program reads {FORMAT_VERSION}"
                 )
+            if raw.pop(SELF_HASH) != _hash_tree(raw):
+                raise CheckpointError(f"{path}: content differs from what was written (xxh3-128)")
             raw["layout"] = Layout(**raw["layout"])
             raw["files"] = tuple(FileRecord(**record) for record in raw["files"])
             raw["data"] = tuple(raw["data"])
@@ -91,6 +97,11 @@ class CheckpointManifest:
             raise CheckpointError(f"{path}: is missing; {folder} is no finished checkpoint") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: is damaged: {type(error).__name__}: {error}") from None
+
+
+def _hash_tree(tree: dict[str, Any]) -> str:
+    """xxh3-128 of a JSON object, however it is laid out in its file."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(tree, sort_keys=True).encode())
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -194,11 +205,12 @@ class CheckpointStore:
         """The newest checkpoint that verifies on all ranks; bad ones are renamed `.bad` with a warning.
 
         Raises:
-            CheckpointError: there are checkpoints and none of them is good.
+            CheckpointError: there are checkpoints, and none of them is good or all were set aside by an earlier start.
         """
-        bad: list[str] = []
         # Rank 0's listing: ranks on other nodes may see an older state of a shared folder.
-        for folder in parallel.gather_objects(list_checkpoints(self.root))[0]:
+        found, aside = parallel.gather_objects((list_checkpoints(self.root), sorted(self.root.glob("step-*.bad"))))[0]
+        bad = [f"{folder}: was set aside by an earlier start" for folder in aside]
+        for folder in found:
             problems = find_problems(folder, part=parallel.rank(), num_parts=parallel.world_size())
             failure = parallel.first_failure(problems[0] if problems else None)
             if failure is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,24 @@ def test_one_flipped_bit_anywhere_is_found(store: CheckpointStore, seed: int) ->
     assert str(victim) in problem
 
 
+def test_a_bit_flipped_in_the_manifest_itself_is_found(store: CheckpointStore) -> None:
+    path = save(store, 10) / "manifest.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        assert is_unchanged(flipped, content) or find_problems(path.parent), (place, flipped)
+
+
+def is_unchanged(flipped: bytearray, content: bytes) -> bool:
+    """Whether a flip turned one blank into another, which JSON ignores."""
+    try:
+        return bool(json.loads(flipped) == json.loads(content))
+    except ValueError:
+        return False
+
+
 def test_truncated_and_missing_files_are_found(store: CheckpointStore) -> None:
     folder = save(store, 10)
     first, second = every_file(folder)
@@ -129,6 +149,9 @@ def test_only_bad_checkpoints_are_a_refusal_not_a_fresh_start(store: CheckpointS
     for folder in list_checkpoints(store.root):
         every_file(folder)[0].unlink()
     with pytest.raises(CheckpointError, match="no checkpoint is good"):
+        store.newest_good()
+    # The second start finds them set aside, and still must not begin at step 0.
+    with pytest.raises(CheckpointError, match=r"no checkpoint is good.*\n.*step-0000010\.bad"):
         store.newest_good()
 
 
@@ -180,7 +203,8 @@ def test_a_manifest_cannot_point_outside_its_folder(store: CheckpointStore, tmp_
     folder = save(store, 10)
     (tmp_path / "secret").write_text("x")
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace("state/model.pt", "../../secret"))
+    forged = replace(CheckpointManifest.load(folder), files=(FileRecord("../../secret", 1, "00"),))
+    path.write_text(forged.to_json())
     assert any("outside the checkpoint" in problem for problem in find_problems(folder))
 
 
