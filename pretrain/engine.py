@@ -263,6 +263,8 @@ class _SafeCheckpointFiles:
             self._records.append(FileRecord(name, file.num_bytes, file.hexdigest()))
         except OSError as error:
             self._error = error
+        except RuntimeError as error:  # torch.save, closing its archive after a failed write, hides what failed
+            self._error = _disk_error(error)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file; only tensors, plain containers and three classes of DeepSpeed are accepted."""
@@ -296,6 +298,16 @@ class _SafeCheckpointFiles:
 
     def cleanup(self) -> None:
         """Nothing is held open."""
+
+
+def _disk_error(error: RuntimeError) -> OSError:
+    """The OSError behind an error of torch.save; any other error is a bug and is raised again."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    if cause is None:
+        raise error
+    return cause
 
 
 def _without_enums(state: Any) -> Any:
@@ -340,6 +352,7 @@ def read_fp32_weights(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: there is no such state in `folder`.
     """
+    _deepspeed_state_classes()  # first: it tells DeepSpeed to look for no GPU where there is none
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     state = folder / STATE_TAG

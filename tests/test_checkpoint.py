@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain import checkpoint as checkpoint_module
 from pretrain.checkpoint import (
@@ -20,7 +21,8 @@ from pretrain.checkpoint import (
     list_checkpoints,
     step_folder,
 )
-from pretrain.durable import FileRecord, hashing_writer
+from pretrain.durable import FileRecord, HashingFile, hashing_writer
+from pretrain.engine import _SafeCheckpointFiles
 from pretrain.errors import CheckpointError
 
 LAYOUT = Layout(data=1, tensor=1, pipeline=1, zero_stage=1, precision="fp32")
@@ -185,6 +187,25 @@ def test_a_failed_write_leaves_the_earlier_checkpoint(store: CheckpointStore) ->
         store.save(manifest(20), full)
     assert [path.name for path in store.root.iterdir() if path.is_dir()] == [good.name]
     assert find_problems(good) == []
+
+
+@pytest.mark.parametrize("room", [0, 10_000, 100_000])
+def test_a_disk_that_fills_up_while_torch_writes_is_told_after_the_barriers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    write = HashingFile.write
+
+    def limited(self: HashingFile, content: bytes) -> int:
+        if self.num_bytes + len(content) > room:
+            raise OSError(28, "No space left on device")
+        return write(self, content)
+
+    monkeypatch.setattr(HashingFile, "write", limited)
+    files = _SafeCheckpointFiles()
+    files.start(tmp_path)
+    files.save({"weights": torch.ones(50_000)}, str(tmp_path / "model.pt"))
+    with pytest.raises(OSError, match="No space left"):
+        files.finish()
 
 
 def test_a_failed_commit_leaves_the_earlier_checkpoint(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
