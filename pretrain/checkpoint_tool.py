@@ -70,9 +70,10 @@ def _describe(folder: Path) -> dict[str, Any]:
     from pretrain.checkpoint import CheckpointManifest
     from pretrain.errors import CheckpointError
 
+    step = folder.name.removeprefix("step-")
     row: dict[str, Any] = {
         "folder": str(folder),
-        "step": int(folder.name.split("-")[1]) if folder.name.startswith("step-") else 0,
+        "step": int(step) if step.isdecimal() else 0,
         "num_bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         "age_seconds": time.time() - folder.stat().st_mtime,
         "consumed_samples": 0,

@@ -105,7 +105,10 @@ def _refuse(arguments: list[str]) -> NoReturn:
     group = [name for name in VERBS if name.split()[0] == arguments[0]]
     if group:
         asked_help = arguments[1:2] in (["-h"], ["--help"])
-        print("\n".join(f"  taco {name}  {VERBS[name].summary}" for name in group), file=sys.stderr)
+        print(
+            "\n".join(f"  taco {name}  {VERBS[name].summary}" for name in group),
+            file=sys.stdout if asked_help else sys.stderr,
+        )
         sys.exit(0 if asked_help else 2)
     words = {word for name in VERBS for word in (name, name.split()[0])}
     near = difflib.get_close_matches(arguments[0], sorted(words), n=1)

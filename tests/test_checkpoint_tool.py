@@ -56,3 +56,10 @@ def test_a_folder_without_checkpoints_is_an_error(tmp_path: Path, capsys: pytest
     code, output = tool(capsys, "ls", str(tmp_path))
     assert code == 1
     assert "no checkpoint here" in output
+
+
+def test_ls_takes_a_copy_under_another_name(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = list_checkpoints(run / "checkpoints")[0].rename(run / "step-backup")
+    code, output = tool(capsys, "ls", str(copy), "--json")
+    assert code == 0
+    assert json.loads(output)[0]["step"] == 20

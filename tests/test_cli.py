@@ -34,6 +34,8 @@ def test_unknown_verb_suggests_a_near_one(capsys: pytest.CaptureFixture[str]) ->
 def test_group_without_verb_lists_its_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert taco("data")[0] == 2
     assert "taco data preprocess" in capsys.readouterr().err
+    assert taco("data", "--help")[0] == 0
+    assert "taco data preprocess" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
