@@ -214,7 +214,10 @@ def load_tokenizer(path: str | Path, *, cased: bool = False) -> Tokenizer:
     """
     source, name = Path(path), Path(path).name
     if source.is_dir():
-        source, name, cased = read_folder(source)
+        source, name, kept_cased = read_folder(source)
+        if source.suffix == ".txt":
+            _check_casing(source, cased, kept_cased)
+            cased = kept_cased
     data = _read(source)
     if source.suffix == ".model":
         return _load_sentencepiece(source, name, data, cased)

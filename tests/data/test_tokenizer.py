@@ -277,6 +277,16 @@ def test_tokenizer_json_is_read_without_its_truncation(tmp_path: Path, wordpiece
         load_tokenizer(tmp_path / "other.json", cased=True)
 
 
+def test_a_saved_folder_that_folds_case_cannot_be_read_as_cased(tmp_path: Path, wordpiece: Tokenizer):
+    wordpiece.save_pretrained(tmp_path / "saved")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "tokenizer.json").write_bytes((tmp_path / "saved" / "tokenizer.json").read_bytes())
+    for name in ("saved", "plain"):
+        assert not load_tokenizer(tmp_path / name).info.cased
+        with pytest.raises(DataError, match="`cased` was asked for"):
+            load_tokenizer(tmp_path / name, cased=True)
+
+
 def test_unwritable_folder_is_an_error(tmp_path: Path, wordpiece: Tokenizer):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot be written"):
