@@ -29,7 +29,10 @@ class MetricsLog:
         if is_active and use_tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run_dir / "tensorboard"))
+            try:
+                self._board = SummaryWriter(str(run_dir / "tensorboard"))
+            except OSError as error:
+                log.warning("no TensorBoard events: %s", error)
 
     def write(self, record: dict[str, float | int | str]) -> None:
         """Append one record; numbers also go to TensorBoard at their `step`."""
@@ -66,9 +69,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines):
         try:
-            if line:
-                records.append(orjson.loads(line))
+            record = orjson.loads(line) if line else None
         except orjson.JSONDecodeError:
+            record = line
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+        elif record is not None:
             log.warning("%s:%d: skipped, not a complete record", path, number + 1)
     return records
 

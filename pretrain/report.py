@@ -27,9 +27,14 @@ Record = dict[str, Any]
 @app.command(epilog="Example: taco report runs/taco_base")
 def report(run: Annotated[Path, typer.Argument(help="run folder (holds metrics.jsonl)")]) -> None:
     """Draw a run's losses, accuracy, learning rate and gradient norm; prints the paths of the picture and the page."""
+    from pretrain.errors import DataError
+
     records = _read(run)
-    picture = draw(records, run / PICTURE_FILE)
-    page = _write_page(run, records, picture)
+    try:
+        picture = draw(records, run / PICTURE_FILE)
+        page = _write_page(run, records, picture)
+    except OSError as error:
+        raise DataError(f"{run}: the report cannot be written: {error}; free space or copy the run elsewhere") from None
     typer.echo(f"picture: {picture}\npage:    {page}")
 
 

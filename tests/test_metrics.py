@@ -45,3 +45,11 @@ def test_tensorboard_events_are_written(tmp_path: Path) -> None:
     log.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert events.stat().st_size > 0
+
+
+def test_a_folder_without_room_for_events_costs_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    metrics = MetricsLog(tmp_path, is_active=True, use_tensorboard=True)
+    metrics.write({"step": 1, "loss": 2.0})
+    metrics.close()
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.errors import DataError
+from pretrain.metrics import read_metrics
 from pretrain.report import report, series
 
 
@@ -35,6 +36,18 @@ def test_picture_and_page_are_written_and_named(tmp_path: Path, capsys: pytest.C
     text = page.read_text()
     assert "data:image/png;base64," in text
     assert "<script>" not in text
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (write_run(tmp_path) / "loss_curves.png").mkdir()
+    with pytest.raises(DataError, match="cannot be written"):
+        report(tmp_path)
+
+
+def test_a_line_that_is_no_record_is_left_out(tmp_path: Path) -> None:
+    with (write_run(tmp_path) / "metrics.jsonl").open("a") as file:
+        file.write('5\n{"loss": 1.0}\n')
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 2, 3]
 
 
 def test_a_run_without_records_is_an_error(tmp_path: Path) -> None:
