@@ -20,7 +20,7 @@ RowMode = Literal["stream", "document"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class RunSection(_Section):
@@ -251,6 +251,8 @@ def _explain_one(loc: tuple[int | str, ...], kind: str, message: str, value: obj
         return f"{key}: unknown key{_did_you_mean(loc)}"
     if kind == "missing":
         return f"{key}: is required; set it in the file or as {key}=VALUE"
+    if kind == "tuple_type":
+        return f"{key}: expected a list, found {value!r}; write {key}=[{value}]"
     return f"{key}: {message[0].lower() + message[1:]}, found {value!r}"
 
 

@@ -97,6 +97,8 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
         ("optim.betas=[0.9, 1.5]", "must lie in [0, 1)"),
         ("parallel.tensor=2", "not supported yet"),
         ("precision=fp8", "'fp32', 'bf16' or 'fp16'"),
+        ("optim.lr=.inf", "finite number"),
+        ("data.train=data/books", "write data.train=[data/books]"),
     ],
 )
 def test_contradictions_name_key_value_and_remedy(tmp_path: Path, override: str, words: str) -> None:
