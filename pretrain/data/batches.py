@@ -119,6 +119,7 @@ class BatchSource:
 
         Raises:
             ConfigError: whole_word masking without word boundaries that fit the datasets' vocabulary.
+            DataError: a vocabulary of special tokens only.
         """
         self.rows, self.micro_batch_size = rows, micro_batch_size
         self.num_predictions = predictions_per_row(mask_rate, rows.capacity)
@@ -126,6 +127,11 @@ class BatchSource:
         special = rows.tokenizer.special
         self._is_special_V = np.zeros(rows.tokenizer.vocab_size, np.bool_)
         self._is_special_V[list(asdict(special).values())] = True
+        if self._is_special_V.all():
+            raise DataError(
+                f"tokenizer {rows.tokenizer.name}: all its {rows.tokenizer.vocab_size} tokens are special ones, so "
+                "there is nothing to predict; use a vocabulary that has words (`taco data train-tokenizer`)"
+            )
         self._masker = Masker(
             seed=seed,
             mask_rate=mask_rate,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataset_builders import SPECIAL, tokenizer_info, write_lengths
+from dataset_builders import SPECIAL, tokenizer_info, write_dataset, write_lengths
 from plain_versions import rows_of
 
 from pretrain.data.batches import Batch, BatchSource, RowSource, prefetch
@@ -186,6 +186,12 @@ def test_datasets_of_different_tokenizers_are_refused(tmp_path: Path) -> None:
         RowSource([tmp_path / "a", tmp_path / "other"], "stream", 16)
     with pytest.raises(DataError, match="different tokenizers: vocab_size 200 and 100"):
         RowSource([tmp_path / "a", tmp_path / "larger"], "stream", 16)
+
+
+def test_a_vocabulary_of_special_tokens_only_is_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "unknown", [[[1] * 40]], vocab_size=5)
+    with pytest.raises(DataError, match="all its 5 tokens are special"):
+        make_source([tmp_path / "unknown"])
 
 
 def test_a_dataset_without_a_manifest_and_no_dataset_are_refused(prefixes: list[Path]) -> None:
