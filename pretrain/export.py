@@ -61,8 +61,10 @@ def export_checkpoint(source: Path, out: Path, *, overwrite: bool = False) -> di
 
     Raises:
         CheckpointError: the checkpoint is damaged, or the written folder does not give the same logits.
-        DataError: `out` holds something else and `overwrite` was not asked for.
+        DataError: `out` holds something else and `overwrite` was not asked for, or it cannot be written.
     """
+    from safetensors import SafetensorError
+
     from pretrain.checkpoint import MANIFEST, CheckpointManifest
     from pretrain.errors import DataError
 
@@ -83,7 +85,10 @@ def export_checkpoint(source: Path, out: Path, *, overwrite: bool = False) -> di
         if done is None or not overwrite:
             what = "is no export" if done is None else f"holds the export of step {done['step']}; add --overwrite"
             raise DataError(f"{out}: exists and {what}, or choose another folder")
-    return {**_write(source, manifest, out, record), "is_new": True}
+    try:
+        return {**_write(source, manifest, out, record), "is_new": True}
+    except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
+        raise DataError(f"{out}: cannot be written: {error}; free space or choose another folder") from None
 
 
 def _read_record(out: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ taco train --config configs/taco_base.yaml run.init_from=imported/bert
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -62,7 +63,7 @@ def import_folder(
         DataError: no BERT folder, a model that post-LN BERT cannot express, or a missing head without `fresh_head`.
     """
     from pretrain.errors import DataError
-    from pretrain.model.hf import from_hf_state_dict, model_section_from_hf
+    from pretrain.model.hf import WORD, from_hf_state_dict, model_section_from_hf
 
     hf_config = _read_config(folder)
     section = model_section_from_hf(hf_config)
@@ -74,6 +75,11 @@ def import_folder(
         )
     vocab_size = int(hf_config["vocab_size"])
     weights = converted.state | _fresh(section, vocab_size, seed, converted.missing)
+    if (found := weights[WORD].shape[0]) != vocab_size:
+        raise DataError(
+            f"{folder}: config.json says vocab_size {vocab_size}, the word embeddings have {found} rows; "
+            "set it to what the weights have, or save the model again"
+        )
     _write(folder, out, section, hf_config, weights)
     return converted.missing, converted.unused
 
@@ -108,7 +114,10 @@ def _read_state(folder: Path) -> dict[str, torch.Tensor]:
         if safe.is_file():
             return load_file(safe)
         if old.is_file():
-            return torch.load(old, map_location="cpu", weights_only=True)
+            state = torch.load(old, map_location="cpu", weights_only=True)
+            if isinstance(state, dict) and all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+                return state
+            raise DataError(f"{old}: expected a table of tensors by name; save the model again with save_pretrained")
     except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise DataError(f"{safe if safe.is_file() else old}: cannot be read as tensors: {error}") from None
     raise DataError(f"{folder}: has neither model.safetensors nor pytorch_model.bin (shards are not supported yet)")
@@ -127,6 +136,7 @@ def _fresh(section: Any, vocab_size: int, seed: int, names: tuple[str, ...]) -> 
 def _write(folder: Path, out: Path, section: Any, hf_config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     """One checkpoint of step 0 in `out`, committed like any other."""
     from pretrain.checkpoint import CheckpointManifest, CheckpointStore, Layout
+    from pretrain.errors import DataError
     from pretrain.weights import write_weights
 
     config_sha256 = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
@@ -150,8 +160,12 @@ def _write(folder: Path, out: Path, section: Any, hf_config: dict[str, Any], wei
         store = CheckpointStore(out, keep=1)
         store.prepare()
         store.save(manifest, lambda target: [write_weights(target, weights)], (gathered,) if files else ())
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error}; free space or choose another folder") from None
     finally:
         shutil.rmtree(gathered.parent, ignore_errors=True)
+        with contextlib.suppress(OSError):  # holds the checkpoint, if all went well
+            out.rmdir()
 
 
 if __name__ == "__main__":

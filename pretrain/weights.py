@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pretrain import durable
@@ -32,9 +33,16 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> FileRecord:
-    """Write fp32 weights durably into `folder`; the file's record for the manifest."""
+    """Write fp32 weights durably into `folder`; the file's record for the manifest.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     path = folder / WEIGHTS_FILE
-    save_file({name: tensor.float().contiguous() for name, tensor in weights.items()}, path)
+    try:
+        save_file({name: tensor.float().contiguous() for name, tensor in weights.items()}, path)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"{path}: {error}") from None
     durable.sync_file(path)
     return durable.record_of(path, folder)
 

@@ -35,9 +35,10 @@ def predict(model: Path, texts: list[str], top: int) -> list[list[dict[str, Any]
     """For each text the `top` likeliest tokens of its mask with their probabilities.
 
     Raises:
-        DataError: the folder is no exported model, or a text has not exactly one mask.
+        DataError: the folder is no exported model, or a text is too long or has not exactly one mask.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForMaskedLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -46,16 +47,23 @@ def predict(model: Path, texts: list[str], top: int) -> list[list[dict[str, Any]
     if not (model / "config.json").is_file():
         raise DataError(f"{model}: no config.json; give a folder that `taco export` wrote")
     transformers_logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
-    network = AutoModelForMaskedLM.from_pretrained(str(model), local_files_only=True).eval()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
+        network = AutoModelForMaskedLM.from_pretrained(str(model), local_files_only=True).eval()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"{model}: cannot be loaded ({error}); write it again with `taco export`") from None
+    longest, num_tokens = network.config.max_position_embeddings, network.config.vocab_size
     answers = []
     for text in texts:
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         places = (ids[0] == tokenizer.mask_token_id).nonzero()
         if len(places) != 1:
-            raise DataError(f"text {text!r}: expected one {tokenizer.mask_token}, found {len(places)}")
+            mask = tokenizer.mask_token
+            raise DataError(f"text {text!r}: expected one {mask}, found {len(places)}; write {mask} for one word of it")
+        if ids.shape[1] > longest:
+            raise DataError(f"text {text!r}: has {ids.shape[1]} tokens, the model reads {longest}; shorten it")
         with torch.no_grad():
-            probabilities = network(input_ids=ids).logits[0, int(places[0])].softmax(-1).topk(top)
+            probabilities = network(input_ids=ids).logits[0, int(places[0])].softmax(-1).topk(min(top, num_tokens))
         tokens = tokenizer.convert_ids_to_tokens(probabilities.indices.tolist())
         pairs = zip(tokens, probabilities.values.tolist(), strict=True)
         answers.append([{"token": token, "probability": value} for token, value in pairs])

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 from forked import run_ranks
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from small_runs import write_small_run
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertModel
 
 from pretrain import export as export_module
+from pretrain import weights as weights_module
 from pretrain.checkpoint import CheckpointManifest, find_checkpoint
 from pretrain.config import ModelSection
+from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import CheckpointError, DataError
+from pretrain.evaluate.fill_mask import predict
 from pretrain.export import export_checkpoint
 from pretrain.import_hf import import_folder
 from pretrain.train import train
@@ -158,14 +162,12 @@ def test_a_wrong_conversion_is_caught_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_kill_during_export_leaves_no_finished_folder(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_during_export_leaves_no_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> float:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export_module, "_compare_logits", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DataError, match="No space"):
         export_checkpoint(find_checkpoint(run), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -197,3 +199,56 @@ def test_missing_and_broken_folders_are_named(tmp_path: Path) -> None:
     (source / "model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(DataError, match=r"model\.safetensors: cannot be read"):
         import_folder(source, tmp_path / "out")
+
+
+def test_tables_that_are_none_and_a_wrong_vocabulary_size_are_refused(tmp_path: Path) -> None:
+    source = random_bert(tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"vocab_size": 51}))
+    with pytest.raises(DataError, match="says vocab_size 51, the word embeddings have 50 rows"):
+        import_folder(source, tmp_path / "out")
+    (source / "model.safetensors").unlink()
+    torch.save([1, 2], source / "pytorch_model.bin")
+    with pytest.raises(DataError, match="expected a table of tensors"):
+        import_folder(source, tmp_path / "out")
+
+
+def test_a_target_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    source = random_bert(tmp_path / "hf")
+    with pytest.raises(DataError, match="cannot be written"):
+        import_folder(source, tmp_path / "file" / "out")
+    import_folder(source, tmp_path / "checkpoint")
+    with pytest.raises(DataError, match="cannot be written"):
+        export_checkpoint(find_checkpoint(tmp_path / "checkpoint"), tmp_path / "file" / "out")
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(weights_module, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        import_folder(source, tmp_path / "full")
+    assert not (tmp_path / "full").exists()
+
+
+def test_what_fill_mask_cannot_answer_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no config\.json"):
+        predict(tmp_path, ["[MASK]"], 1)
+    broken = random_bert(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"not tensors")
+    (broken / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(DataError, match="cannot be loaded"):
+        predict(broken, ["[MASK]"], 1)
+
+
+def test_fill_mask_answers_within_the_vocabulary_and_the_length(tmp_path: Path) -> None:
+    folder = random_bert(tmp_path / "hf")
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("".join(f"{piece}\n" for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a")))
+    load_tokenizer(vocab).save_pretrained(folder)
+    (answer,) = predict(folder, ["a [MASK]"], 1000)
+    assert len(answer) == 50
+    with pytest.raises(DataError, match="has 43 tokens, the model reads 32"):
+        predict(folder, ["[MASK]" + " a" * 40], 1)
+    with pytest.raises(DataError, match="expected one .MASK., found 0; write"):
+        predict(folder, ["a"], 1)
