@@ -40,6 +40,10 @@ _STEP_FOLDER = re.compile(r"step-(\d{7,})")
 log = get_logger(__name__)
 
 
+class CheckpointVersionError(CheckpointError):
+    """A checkpoint of another release: not damaged, so never set aside."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """The process grid and ZeRO stage that a checkpoint's state files were written with."""
@@ -84,8 +88,9 @@ class CheckpointManifest:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             if raw["format_version"] != FORMAT_VERSION:
-                raise CheckpointError(
-                    f"{path}: format version {raw['format_version']}, this program reads {FORMAT_VERSION}"
+                raise CheckpointVersionError(
+                    f"{path}: format version {raw['format_version']}, this program reads {FORMAT_VERSION}; "
+                    "continue with the release that wrote it"
                 )
             if raw.pop(SELF_HASH) != _hash_tree(raw):
                 raise CheckpointError(f"{path}: content differs from what was written (xxh3-128)")
@@ -211,6 +216,7 @@ class CheckpointStore:
         found, aside = parallel.gather_objects((list_checkpoints(self.root), sorted(self.root.glob("step-*.bad"))))[0]
         bad = [f"{folder}: was set aside by an earlier start" for folder in aside]
         for folder in found:
+            self._refuse_other_release(folder)
             problems = find_problems(folder, part=parallel.rank(), num_parts=parallel.world_size())
             failure = parallel.first_failure(problems[0] if problems else None)
             if failure is None:
@@ -225,6 +231,18 @@ class CheckpointStore:
                 f"away\n  {listing}"
             )
         return None
+
+    def _refuse_other_release(self, folder: Path) -> None:
+        problem = None
+        try:
+            CheckpointManifest.load(folder)
+        except CheckpointVersionError as error:
+            problem = str(error)
+        except CheckpointError:
+            pass  # damage is found, voted on and set aside by the caller
+        failure = parallel.first_failure(problem)
+        if failure is not None:
+            raise CheckpointVersionError(failure)
 
     def _prepare(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -245,8 +263,11 @@ class CheckpointStore:
         for folder in {(temporary / record.name).parent for record in files} | {temporary}:
             durable.sync_folder(folder)
         if final.exists():
-            # Saved again after a resume from an older step: the same state, so the older copy may go.
-            shutil.rmtree(final)
+            # Saved again after a resume from an older step: the same state, so the older copy may go. Renamed first,
+            # so that at no moment a half-removed folder looks finished.
+            old = final.with_name(final.name + ".old.tmp")
+            final.rename(old)
+            shutil.rmtree(old)
         temporary.rename(final)
         durable.sync_folder(self.root)
         durable.write_text(self.root / "latest", final.name + "\n")

@@ -99,7 +99,7 @@ class OptimSection(_Section):
     schedule: Literal["linear", "cosine", "wsd"] = "linear"
     warmup_steps: int = Field(10_000, ge=0)
     decay_steps: int | None = Field(None, ge=1, description="wsd only: length of the final decay; default steps // 10")
-    min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="last learning rate / lr")
+    min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="what the decay tends to after the last step, over lr")
     clip_grad_norm: float = Field(1.0, ge=0.0, description="0 turns clipping off")
 
 

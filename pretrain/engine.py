@@ -39,6 +39,7 @@ OWNED_DEEPSPEED_KEYS = {
     "scheduler": "optim.schedule",
     "fp16": "precision",
     "bf16": "precision",
+    "bfloat16": "precision",
     "zero_optimization": "zero.stage",
     "checkpoint": "checkpoint.*",
     "steps_per_print": "train.log_every",

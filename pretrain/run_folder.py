@@ -35,9 +35,9 @@ _FREE_KEYS = (
     "train.log_every",
     "train.eval_every",
     "train.eval_batches",
-    "parallel.",  # the layout is compared with the checkpoint's own
-    "zero.",
-    "checkpoint.",
+    "parallel",  # the layout is compared with the checkpoint's own
+    "zero",
+    "checkpoint",
     "deepspeed",
 )
 _KEPT_VARIABLES = ("SLURM_", "NCCL_", "GLOO_", "OMP_", "CUDA_", "TORCH_", "DS_", "MASTER_", "WORLD_SIZE")
@@ -68,16 +68,26 @@ class RunFolder:
             raise TacoError(f"run.output_dir {self.path}: cannot be used: {error}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "an unknown process"
             raise TacoError(
                 f"run.output_dir {self.path}: in use by {holder}; wait for it, stop it, or choose another folder"
             ) from None
-        self._lock.truncate(0)
+        except OSError as error:
+            raise TacoError(
+                f"run.output_dir {self.path}: its file system cannot lock files ({error}); choose another one"
+            ) from None
+        self._write_holder(self._lock)
+
+    def _write_holder(self, lock: TextIO) -> None:
         job = os.environ.get("SLURM_JOB_ID", "none")
-        self._lock.write(f"host {socket.gethostname()}, process {os.getpid()}, SLURM job {job}\n")
-        self._lock.flush()
+        try:
+            lock.truncate(0)
+            lock.write(f"host {socket.gethostname()}, process {os.getpid()}, SLURM job {job}\n")
+            lock.flush()
+        except OSError as error:
+            raise TacoError(f"run.output_dir {self.path}: cannot be written: {error}; free space there") from None
 
     def release(self) -> None:
         """Let the next run have the folder; the operating system does the same when the process dies."""
@@ -102,7 +112,7 @@ class RunFolder:
             raise ConfigError(f"{path}: is no configuration of a run; choose another run.output_dir")
         changes = compare(old, config.model_dump(mode="json"))
         free = (*_FREE_KEYS, *allowed)
-        refused = [text for key, text in changes.items() if not key.startswith(free)]
+        refused = [text for key, text in changes.items() if not any(_is_part_of(key, name) for name in free)]
         if refused:
             listing = "\n".join(f"  - {text}" for text in refused)
             raise ConfigError(
@@ -119,8 +129,15 @@ class RunFolder:
 
     def keep_tokenizer(self, source: Path) -> None:
         """Copy the dataset's tokenizer into the run, so that its checkpoints can be exported on their own."""
-        if source.is_dir() and not self.tokenizer.is_dir():
-            shutil.copytree(source, self.tokenizer)
+        if self.tokenizer.is_dir():
+            return
+        temporary = self.path / ".tokenizer.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary)
+        for path in temporary.iterdir():
+            durable.sync_file(path)
+        temporary.rename(self.tokenizer)
+        durable.sync_folder(self.path)
 
     def _refuse_strangers(self) -> None:
         if not self.path.exists():
@@ -133,6 +150,11 @@ class RunFolder:
             raise ConfigError(
                 f"run.output_dir {self.path}: holds {some} ... and no run; choose an empty or a new folder"
             )
+
+
+def _is_part_of(key: str, name: str) -> bool:
+    """True for `name` itself and, where it is a section, for every key in it."""
+    return key == name or key.startswith(f"{name}.")
 
 
 def compare(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 app = new_program()
 log = get_logger(__name__)
 
-# Validation rows and masks are the same in every run, whatever its seed: losses of different runs can be compared.
+# Validation rows and masks are the same in every run, whatever its seed, so that MLM losses and accuracies of runs can be
+# compared; the contrastive pairs keep the run's own seed.
 VALIDATION_SEED = 0
 
 
@@ -143,6 +144,7 @@ def _open_rows(config: RunConfig) -> tuple[RowSource, RowSource | None]:
 
     data = config.data
     train_rows = RowSource(data.train, data.row_mode, data.seq_length)
+    _check_tokenizer(config, train_rows)
     if not data.validation:
         return train_rows, None
     validation_rows = RowSource(data.validation, data.row_mode, data.seq_length)
@@ -154,6 +156,23 @@ def _open_rows(config: RunConfig) -> tuple[RowSource, RowSource | None]:
             "preprocess both with the same one"
         )
     return train_rows, validation_rows
+
+
+def _check_tokenizer(config: RunConfig, rows: RowSource) -> None:
+    """The tokenizer beside the data goes into every checkpoint and export, so it must be the one that made the ids."""
+    from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.errors import DataError
+
+    folder = _tokenizer_folder(config)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is missing; copy it from where the dataset was made, or preprocess again")
+    found = load_tokenizer(folder).info
+    if found.sha256 != rows.tokenizer.sha256:
+        raise DataError(
+            f"{folder}: holds another tokenizer (sha256 {found.sha256[:12]}, {found.vocab_size} tokens) than the one "
+            f"that made the dataset (sha256 {rows.tokenizer.sha256[:12]}, {rows.tokenizer.vocab_size} tokens); "
+            "restore it, or preprocess again"
+        )
 
 
 def _check_precision(config: RunConfig, device: torch.device) -> None:

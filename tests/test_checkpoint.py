@@ -13,6 +13,7 @@ import torch
 
 from pretrain import checkpoint as checkpoint_module
 from pretrain.checkpoint import (
+    FORMAT_VERSION,
     CheckpointManifest,
     CheckpointStore,
     Layout,
@@ -241,3 +242,12 @@ def test_a_damaged_manifest_is_a_typed_error(store: CheckpointStore, text: str) 
 def test_nothing_there_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected a step-NNNNNNN folder"):
         find_checkpoint(tmp_path)
+
+
+def test_another_release_is_refused_and_nothing_is_set_aside(store: CheckpointStore) -> None:
+    folder = save(store, 10)
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 99'))
+    with pytest.raises(CheckpointError, match="continue with the release that wrote it"):
+        store.newest_good()
+    assert folder.is_dir()

@@ -65,6 +65,14 @@ def test_allowed_and_harmless_changes_are_told(tmp_path: Path) -> None:
     assert run.check_config(changed, allowed=["optim.lr"]) == ["optim.lr: 0.0001 -> 0.5", "train.log_every: 10 -> 3"]
 
 
+def test_allowing_a_key_frees_no_other_that_begins_like_it(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    changed = config(tmp_path / "run", optim={"lr": 0.5})
+    with pytest.raises(ConfigError, match=r"optim\.lr"):
+        run.check_config(changed, allowed=["opt", "optim.l"])
+    assert run.check_config(changed, allowed=["optim"])
+
+
 def test_configuration_and_environment_are_saved_with_the_run(tmp_path: Path) -> None:
     started(tmp_path / "run")
     environment = json.loads((tmp_path / "run" / "env.json").read_text())

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from pretrain.data.indexed_dataset import IndexedDatasetWriter
-from pretrain.data.manifest import SpecialIds, TokenizerInfo
+from pretrain.data.tokenizer import load_tokenizer
 
 VOCAB_SIZE = 64
-SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
-def write_cyclic_dataset(prefix: Path, *, num_documents: int = 60, seed: int = 0, sha256: str = "ab" * 32) -> None:
-    """Documents that count upwards from a random start: a masked token follows from its neighbours."""
+def write_cyclic_dataset(prefix: Path, *, num_documents: int = 60, seed: int = 0, words: str = "word") -> None:
+    """Documents that count upwards from a random start: a masked token follows from its neighbours.
+
+    The vocabulary is made of `words`; datasets with other words have another tokenizer.
+    """
     generator = np.random.default_rng(seed)
-    tokenizer = TokenizerInfo("wordpiece", "vocab.txt", sha256, VOCAB_SIZE, False, SPECIAL)
-    with IndexedDatasetWriter(prefix, "uint16") as writer:
+    vocabulary = prefix.with_name(f"{words}.txt")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    ordinary = [f"{words}{index}" for index in range(VOCAB_SIZE - len(special))]
+    vocabulary.write_text("\n".join([*special, *ordinary]) + "\n")
+    tokenizer = load_tokenizer(vocabulary)
+    shutil.rmtree(f"{prefix}.tokenizer", ignore_errors=True)
+    tokenizer.save_pretrained(Path(f"{prefix}.tokenizer"))
+    with IndexedDatasetWriter(prefix, "uint16", overwrite=True) as writer:
         for _ in range(num_documents):
             length, start = int(generator.integers(8, 60)), int(generator.integers(0, VOCAB_SIZE))
-            ids = 5 + (start + np.arange(length)) % (VOCAB_SIZE - 5)
+            ids = len(special) + (start + np.arange(length)) % len(ordinary)
             writer.add_document([ids.astype(np.uint16)])
-        writer.finalize(tokenizer=tokenizer, command=["test"])
+        writer.finalize(tokenizer=tokenizer.info, command=["test"])
 
 
 def small_config(folder: Path, **changes: object) -> dict[str, dict[str, object]]:

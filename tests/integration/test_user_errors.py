@@ -13,7 +13,6 @@ from small_runs import write_cyclic_dataset, write_small_run
 
 from pretrain.cli import main
 from pretrain.data import sample_index
-from pretrain.data.manifest import Manifest
 
 
 def taco(*arguments: str) -> tuple[int, str]:
@@ -67,7 +66,7 @@ def test_dataset_without_a_complete_row(tmp_path: Path) -> None:
 
 def test_validation_made_with_another_vocabulary(tmp_path: Path) -> None:
     write_cyclic_dataset(tmp_path / "train")
-    write_cyclic_dataset(tmp_path / "validation", sha256="cd" * 32)
+    write_cyclic_dataset(tmp_path / "validation", words="other")
     message = refused("--config", str(write_small_run(tmp_path)), code=1)
     assert "preprocess both with the same one" in message
 
@@ -76,12 +75,20 @@ def test_resume_on_data_of_another_vocabulary(tmp_path: Path) -> None:
     config = str(write_small_run(tmp_path, train__steps=2, optim__warmup_steps=1, checkpoint__every_steps=1))
     assert taco("train", "--config", config)[0] == 0
     for name in ("train", "validation"):
-        path = tmp_path / f"{name}.json"
-        path.write_text(path.read_text().replace("ab" * 32, "cd" * 32))
-        Manifest.load(path)
+        write_cyclic_dataset(tmp_path / name, words="other")
     message = refused("--config", config, "train.steps=3", "--allow-change", "train.steps", code=1)
     assert "use the run's own data" in message
     assert (tmp_path / "run" / "checkpoints" / "step-0000002").is_dir()
+
+
+def test_tokenizer_beside_the_data_is_missing_or_another_one(tmp_path: Path) -> None:
+    config = str(write_small_run(tmp_path))
+    beside = tmp_path / "train.tokenizer"
+    beside.rename(tmp_path / "away")
+    assert "train.tokenizer: is missing" in refused("--config", config, code=1)
+    write_cyclic_dataset(tmp_path / "else", words="other")
+    (tmp_path / "else.tokenizer").rename(beside)
+    assert "holds another tokenizer" in refused("--config", config, code=1)
 
 
 def test_output_folder_of_another_run(tmp_path: Path) -> None:
