@@ -49,8 +49,11 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush what is buffered."""
-        if self._board is not None:
-            self._board.close()
+        try:
+            if self._board is not None:
+                self._board.close()
+        except OSError as error:
+            log.warning("the last TensorBoard events are lost: %s", error)
 
     def _write_board(self, record: dict[str, float | int | str]) -> None:
         step = int(record["step"])

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 app = new_program()
 log = get_logger(__name__)
 
-# Validation rows and masks are the same in every run, whatever its seed, so that MLM losses and accuracies of runs can be
-# compared; the contrastive pairs keep the run's own seed.
+# Validation rows and masks are the same in every run, whatever its seed, so that MLM losses and accuracies can be
+# compared between runs; the contrastive pairs keep the run's own seed.
 VALIDATION_SEED = 0
 
 
