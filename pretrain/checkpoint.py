@@ -262,13 +262,13 @@ class CheckpointStore:
         durable.write_text(temporary / MANIFEST, complete.to_json())
         for folder in {(temporary / record.name).parent for record in files} | {temporary}:
             durable.sync_folder(folder)
+        # Saved again after a resume from an older step: the same state, so the older copy may go, but only after the
+        # new one is in its place, and under a name that never looks finished.
+        old = final.with_name(final.name + ".old.tmp")
         if final.exists():
-            # Saved again after a resume from an older step: the same state, so the older copy may go. Renamed first,
-            # so that at no moment a half-removed folder looks finished.
-            old = final.with_name(final.name + ".old.tmp")
             final.rename(old)
-            shutil.rmtree(old)
         temporary.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
         durable.sync_folder(self.root)
         durable.write_text(self.root / "latest", final.name + "\n")
         self._prune()

@@ -120,13 +120,26 @@ def _write(source: Path, manifest: CheckpointManifest, out: Path, record: dict[s
         (temporary / EXPORT_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         for path in temporary.iterdir():
             durable.sync_file(path)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
+        _replace(temporary, out)
         durable.sync_folder(out.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return record
+
+
+def _replace(new: Path, out: Path) -> None:
+    """Put `new` in the place of `out`; the older export goes only when the new one is there."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    try:
+        new.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_model(

@@ -251,3 +251,10 @@ def test_another_release_is_refused_and_nothing_is_set_aside(store: CheckpointSt
     with pytest.raises(CheckpointError, match="continue with the release that wrote it"):
         store.newest_good()
     assert folder.is_dir()
+
+
+def test_saving_a_step_again_replaces_it_and_leaves_nothing_beside(store: CheckpointStore) -> None:
+    save(store, 10)
+    again = save(store, 10)
+    assert find_problems(again) == []
+    assert [path.name for path in store.root.iterdir() if path.is_dir()] == [again.name]

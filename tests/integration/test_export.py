@@ -19,7 +19,7 @@ from pretrain import weights as weights_module
 from pretrain.checkpoint import CheckpointManifest, find_checkpoint
 from pretrain.config import ModelSection
 from pretrain.data.tokenizer import load_tokenizer
-from pretrain.errors import CheckpointError, DataError
+from pretrain.errors import CheckpointError, DataError, TacoError
 from pretrain.evaluate.fill_mask import predict
 from pretrain.export import export_checkpoint
 from pretrain.import_hf import import_folder
@@ -129,6 +129,27 @@ def test_another_checkpoints_export_needs_overwrite(run: Path, tmp_path: Path) -
     with pytest.raises(DataError, match="add --overwrite"):
         export_checkpoint(find_checkpoint(run), tmp_path / "out")
     assert export_checkpoint(find_checkpoint(run), tmp_path / "out", overwrite=True)["is_new"]
+
+
+def test_a_failed_replacement_keeps_the_older_export(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_folder(random_bert(tmp_path / "hf"), tmp_path / "other")
+    export_checkpoint(find_checkpoint(tmp_path / "other"), tmp_path / "out")
+    before = (tmp_path / "out" / "taco_export.json").read_text()
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises((OSError, TacoError), match="Input/output error"):
+        export_checkpoint(find_checkpoint(run), tmp_path / "out", overwrite=True)
+    monkeypatch.undo()
+    assert (tmp_path / "out" / "taco_export.json").read_text() == before
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_a_damaged_checkpoint_is_not_exported(run: Path, tmp_path: Path) -> None:
