@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from small_runs import write_small_run
 
@@ -152,10 +153,9 @@ def test_interrupt_from_the_terminal_saves_once_on_all_ranks(tmp_path: Path) -> 
     config = write_small_run(tmp_path, **{**LONG_RUN, "train__steps": 2000, "checkpoint": {"every_steps": 2000}})
     process = start(config, 2)
     wait_for_step(tmp_path / "run", 10, process)
-    ranks = subprocess.run(["pgrep", "-f", f"pretrain.train --config {config}"], capture_output=True, text=True)
-    for pid in ranks.stdout.split():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGINT)
+    for member in _processes_of(config):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(signal.SIGINT)
     _, output = finish(process)
     assert "the same command continues from here" in output, output
     manifest = CheckpointManifest.load(find_checkpoint(tmp_path / "run"))
@@ -165,8 +165,17 @@ def test_interrupt_from_the_terminal_saves_once_on_all_ranks(tmp_path: Path) -> 
 
 def _kill_left_over_ranks(config: Path) -> None:
     """torchrun starts its workers in sessions of their own: the ranks of a killed run may live on for a moment."""
-    subprocess.run(["pkill", "-9", "-f", str(config)], check=False)
-    time.sleep(0.5)
+    left_over = _processes_of(config)
+    for member in left_over:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(left_over, timeout=10)
+
+
+def _processes_of(config: Path) -> list[psutil.Process]:
+    """The launcher and the ranks of the run with this configuration."""
+    found = psutil.process_iter(["cmdline"])
+    return [process for process in found if str(config) in (process.info["cmdline"] or [])]
 
 
 def test_complete_run_says_so_and_changes_nothing(uninterrupted: Path) -> None:
