@@ -22,7 +22,7 @@ help:
 install: $(VENV)/.installed
 
 # torch first and alone: with the CPU release in place no other package asks for the CUDA one.
-$(VENV)/.installed: constraints.txt pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/include/*/*.hpp)
+$(VENV)/.installed: constraints.txt pyproject.toml setup.py $(shell find csrc -name "*.[ch]pp")
 	@for tool in $(PYTHON) g++; do command -v $$tool >/dev/null || \
 	    { echo "error: $$tool is missing; on Debian: apt-get install python3.11 python3.11-venv python3.11-dev g++" >&2; exit 1; }; done
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \

@@ -19,7 +19,7 @@ native = Pybind11Extension(
     "pretrain.data._native",
     sorted(path for path in glob("csrc/**/*.cpp", recursive=True) if not path.startswith("csrc/tests/")),
     include_dirs=["csrc/include"],
-    depends=sorted(glob("csrc/include/**/*.hpp", recursive=True)),
+    depends=sorted(glob("csrc/**/*.hpp", recursive=True)),
     cxx_std=17,
     extra_compile_args=["-O3", "-Wall", "-Wextra", *extra_flags],
     extra_link_args=extra_flags,

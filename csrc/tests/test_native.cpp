@@ -1,4 +1,4 @@
-// Tests of the library without Python: g++ -std=c++17 -Icsrc/include csrc/*.cpp (not bindings.cpp) this file, then run.
+// Tests of the library without Python: g++ -std=c++17 -Icsrc/include csrc/*.cpp csrc/tests/test_native.cpp, then run.
 // Prints what failed and exits 1. Comparisons with plain NumPy versions on random input live in tests/data.
 #include <algorithm>
 #include <cstdio>

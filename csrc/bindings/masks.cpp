@@ -1,0 +1,53 @@
+// Masks.
+#include "arrays.hpp"
+#include "taco/masking.hpp"
+#include <utility>
+
+namespace taco::python {
+namespace {
+
+taco::MaskKind mask_kind(const std::string& name) {
+  if (name == "token") return taco::MaskKind::token;
+  if (name == "whole_word") return taco::MaskKind::whole_word;
+  if (name == "span") return taco::MaskKind::span;
+  throw std::invalid_argument("masking: expected token, whole_word or span, found " + name);
+}
+
+taco::Masker make_masker(uint64_t seed, double rate, const std::string& kind, double mean_span_length, int64_t mask_id,
+                         const Array<bool>& is_special, const Array<bool>& continues_word,
+                         const Array<int64_t>& ordinary_ids) {
+  return taco::Masker({seed, rate, mask_kind(kind), mean_span_length, mask_id,
+                       to_vector<bool, uint8_t>(is_special, "is_special"),
+                       to_vector<bool, uint8_t>(continues_word, "continues_word"),
+                       to_vector<int64_t>(ordinary_ids, "ordinary_ids")});
+}
+
+py::tuple mask_rows(const taco::Masker& masker, Array<int64_t>& ids, const Array<int64_t>& samples,
+                    const Array<int64_t>& epochs, int64_t num_predictions) {
+  if (ids.ndim() != 2) throw std::invalid_argument("ids: expected two dimensions, found " + shape_text(ids));
+  if (num_predictions < 1) throw std::invalid_argument("num_predictions must be at least 1");
+  const py::ssize_t num_rows = ids.shape(0), seq_length = ids.shape(1);
+  check_shape(samples, "samples", {num_rows});
+  check_shape(epochs, "epochs", {num_rows});
+  Array<int64_t> index(num_rows * num_predictions), labels(num_rows * num_predictions);
+  const int64_t *const sample_data = samples.data(), *const epoch_data = epochs.data();
+  int64_t *const id_data = ids.mutable_data(), *const index_data = index.mutable_data(),
+                 *const label_data = labels.mutable_data();
+  {
+    py::gil_scoped_release release;
+    masker.mask_rows(num_rows, seq_length, num_predictions, sample_data, epoch_data, id_data, index_data, label_data);
+  }
+  return py::make_tuple(std::move(index), std::move(labels));
+}
+
+}  // namespace
+
+void bind_masks(py::module_& module) {
+  py::class_<taco::Masker>(module, "Masker")
+      .def(py::init(&make_masker), py::kw_only(), "seed"_a, "rate"_a, "kind"_a, "mean_span_length"_a, "mask_id"_a,
+           "is_special"_a.noconvert(), "continues_word"_a.noconvert(), "ordinary_ids"_a.noconvert())
+      .def("mask_rows", &mask_rows, "ids"_a.noconvert(), "samples"_a.noconvert(), "epochs"_a.noconvert(),
+           "num_predictions"_a);
+}
+
+}  // namespace taco::python

@@ -1,0 +1,13 @@
+// The module pretrain.data._native. Only this folder knows Python: it checks dtypes and shapes, lets go of the GIL and
+// hands plain pointers to the library.
+//
+// Nothing is converted on the way: an array of another dtype or layout is a TypeError. std::invalid_argument becomes
+// ValueError, std::out_of_range IndexError. pretrain/data/sample_index.py is the one module that imports this.
+#include "arrays.hpp"
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "Sample index, sample order and masking of pretrain.data; see csrc/include/taco for the contracts.";
+  taco::python::bind_order(module);
+  taco::python::bind_rows(module);
+  taco::python::bind_masks(module);
+}
