@@ -1,54 +1,28 @@
-"""Token datasets on disk: a strict, memory-mapped, torch-free reader and writer of Megatron's MMIDIDX files.
+"""Token datasets on disk: a strict, memory-mapped, torch-free reader of Megatron's MMIDIDX files.
 
-It stands between preprocessing, which writes token ids once, and the sample index, which reads them in any order.
-A dataset is PREFIX.bin (token ids, nothing else), PREFIX.idx (where they begin) and PREFIX.json (the manifest, absent
-from Megatron's own datasets). PREFIX.idx, little-endian, without gaps, n sequences and m document-index entries:
-
-    offset 0    9 bytes     magic b"MMIDIDX\\x00\\x00"
-           9    uint64      version, 1
-          17    uint8       dtype code: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 8 uint16
-                            (6 float64, 7 float32 exist in Megatron and are refused: they hold no token ids)
-          18    uint64      n
-          26    uint64      m, the number of documents + 1
-          34    int32[n]    tokens per sequence
-                int64[n]    byte offset of each sequence in PREFIX.bin; contiguous from 0
-                int64[m]    first sequence of each document, then n
+It stands between preprocessing, which writes token ids once (`dataset_writer`), and the sample index, which reads them
+in any order. The layout of the files is written in `dataset_format`.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-from pretrain import __version__, durable
-from pretrain.data.hashing import HashingFile, hash_chunks, hash_file
-from pretrain.data.manifest import CHUNK_BYTES, REMEDY, Dropped, Manifest, TokenizerInfo
+from pretrain.data.dataset_format import DTYPE_OF_CODE, HEADER_BYTES, MAGIC, VERSION, best_dtype, dataset_path
+from pretrain.data.dataset_writer import IndexedDatasetWriter
+from pretrain.data.hashing import hash_chunks, hash_file
+from pretrain.data.manifest import REMEDY, Manifest
 from pretrain.errors import DataError
 
-MAGIC = b"MMIDIDX\x00\x00"
-VERSION = 1
-HEADER_BYTES = 34
-DTYPE_OF_CODE = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
-CODE_OF_DTYPE = {name: code for code, name in DTYPE_OF_CODE.items()}
+__all__ = ["IndexedDataset", "IndexedDatasetWriter", "best_dtype", "dataset_path", "verify"]
+
+
 # Elements looked at in one go: bounds the memory of every check, and of the sums that could otherwise overflow.
 _CHUNK = 1 << 20
-_MAX_SEQUENCE = 2**31 - 1  # lengths are int32
-_WHOLE_FILE = 2**63 - 1
-
-
-def dataset_path(prefix: str | Path, suffix: str) -> Path:
-    """`prefix` + `suffix` (".bin", ".idx", ".json"); dots inside the prefix stay."""
-    return Path(f"{prefix}{suffix}")
-
-
-def best_dtype(vocab_size: int) -> np.dtype:
-    """The narrowest dtype that Megatron would choose: uint16 for vocabularies below 65,500, else int32."""
-    return np.dtype("<u2" if vocab_size < 65_500 else "<i4")
 
 
 class IndexedDataset:
@@ -186,153 +160,6 @@ class IndexedDataset:
         raise DataError(f"{self.idx_path}: {field}: expected {expected}, found {found}; {REMEDY}")
 
 
-class IndexedDatasetWriter:
-    """Writes one dataset under temporary names and publishes it at the end; memory does not grow with the dataset.
-
-    Use it as a context manager. Leaving the block without `finalize`, or by an exception, removes everything it wrote.
-    """
-
-    def __init__(self, prefix: str | Path, dtype: np.typing.DTypeLike, *, overwrite: bool = False) -> None:
-        """Prepares to write token ids of `dtype` to PREFIX.bin, .idx and .json.
-
-        Raises:
-            DataError: the dataset exists and `overwrite` is not set, or `dtype` cannot be stored.
-        """
-        self.prefix = str(prefix)
-        self.dtype = np.dtype(dtype).newbyteorder("<")
-        if self.dtype.name not in CODE_OF_DTYPE:
-            raise DataError(f"{prefix}: dtype {self.dtype.name} cannot hold token ids; use {', '.join(CODE_OF_DTYPE)}")
-        existing = [path for suffix in (".json", ".idx", ".bin") if (path := dataset_path(prefix, suffix)).exists()]
-        if existing and not overwrite:
-            raise DataError(f"{existing[0]}: exists already; choose another output prefix, or ask to overwrite it")
-        self._temporary = {
-            name: dataset_path(prefix, f".{name}.tmp") for name in ("bin", "idx", "lengths", "documents")
-        }
-        self._range = np.iinfo(self.dtype)
-        self._num_sequences = self._num_documents = self._num_tokens = self._largest_id = 0
-
-    def __enter__(self) -> IndexedDatasetWriter:
-        try:
-            with _explain_os_errors(self.prefix):
-                self._bin = HashingFile(self._temporary["bin"], CHUNK_BYTES)
-                self._lengths = self._temporary["lengths"].open("w+b")
-                self._documents = self._temporary["documents"].open("w+b")
-                self._documents.write(struct.pack("<q", 0))
-        except DataError:
-            self._remove_temporaries()
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for file in (self._bin, self._lengths, self._documents):
-            with suppress(OSError):  # closing flushes, which fails once more on a full disk
-                file.close()
-        self._remove_temporaries()
-
-    def add_document(self, sequences: Sequence[np.ndarray]) -> None:
-        """Appends a document of one or more sequences: one-dimensional integer arrays of token ids, any length.
-
-        Raises:
-            DataError: an id does not fit into the dtype, an array has a wrong shape or type, or the disk is full.
-        """
-        encoded = [self._encode(np.asarray(sequence)) for sequence in sequences]
-        with _explain_os_errors(self.prefix):
-            for tokens in encoded:
-                self._bin.write(tokens.tobytes())
-                self._lengths.write(struct.pack("<i", tokens.size))
-                self._num_tokens += tokens.size
-            self._num_sequences += len(encoded)
-            self._num_documents += 1
-            self._documents.write(struct.pack("<q", self._num_sequences))
-
-    def finalize(
-        self,
-        *,
-        tokenizer: TokenizerInfo,
-        dropped: Mapping[str, Dropped] | None = None,
-        command: Sequence[str] = (),
-    ) -> Manifest:
-        """Publishes the dataset, PREFIX.json last, all of it on disk before the first rename; returns the manifest.
-
-        Raises:
-            DataError: an id is not in the vocabulary of `tokenizer`, or writing fails; nothing is published then.
-        """
-        if self._num_tokens and self._largest_id >= tokenizer.vocab_size:
-            raise DataError(
-                f"{self.prefix}: token id {self._largest_id} is not in the vocabulary of {tokenizer.name} "
-                f"({tokenizer.vocab_size} pieces); write the dataset with the tokenizer that made its ids"
-            )
-        with _explain_os_errors(self.prefix):
-            self._bin.sync()
-            index = self._write_index()
-            manifest = Manifest(
-                tokenizer=tokenizer,
-                dtype=self.dtype.name,
-                documents=self._num_documents,
-                sequences=self._num_sequences,
-                tokens=self._num_tokens,
-                bin_bytes=self._bin.num_bytes,
-                idx_bytes=index.num_bytes,
-                chunk_bytes=CHUNK_BYTES,
-                bin_xxh64=tuple(self._bin.digests()),
-                idx_xxh64=index.digests()[0],
-                dropped=dict(dropped or {}),
-                command=tuple(command),
-                created_by=f"taco-pretrain {__version__}",
-            )
-            self._publish(manifest)
-        return manifest
-
-    def _encode(self, sequence: np.ndarray) -> np.ndarray:
-        if sequence.size == 0:
-            return np.empty(0, self.dtype)
-        if sequence.ndim != 1 or sequence.dtype.kind not in "iu" or sequence.size > _MAX_SEQUENCE:
-            raise DataError(
-                f"{self.prefix}: document {self._num_documents}: expected a one-dimensional integer array of at most "
-                f"{_MAX_SEQUENCE} tokens, found {sequence.dtype} of shape {sequence.shape}"
-            )
-        smallest, largest = int(sequence.min()), int(sequence.max())
-        if smallest < 0 or largest > self._range.max:
-            wrong = smallest if smallest < 0 else largest
-            raise DataError(
-                f"{self.prefix}: document {self._num_documents}: token id {wrong} does not fit into "
-                f"{self.dtype.name} (0 to {self._range.max}); best_dtype(vocab_size) chooses a dtype that holds all ids"
-            )
-        self._largest_id = max(self._largest_id, largest)
-        return sequence.astype(self.dtype, copy=False)
-
-    def _remove_temporaries(self) -> None:
-        for path in self._temporary.values():
-            path.unlink(missing_ok=True)
-
-    def _write_index(self) -> HashingFile:
-        """The index from the spooled lengths and document indices, a bounded piece at a time."""
-        index = HashingFile(self._temporary["idx"], _WHOLE_FILE)
-        with closing(index):
-            index.write(MAGIC + struct.pack("<QB", VERSION, CODE_OF_DTYPE[self.dtype.name]))
-            index.write(struct.pack("<QQ", self._num_sequences, self._num_documents + 1))
-            for block in _blocks(self._lengths):
-                index.write(block)
-            end = 0
-            for block in _blocks(self._lengths):
-                stops = end + np.cumsum(np.frombuffer(block, "<i4").astype("<i8") * self.dtype.itemsize)
-                index.write(np.concatenate(([end], stops[:-1])).astype("<i8").tobytes())
-                end = int(stops[-1])
-            for block in _blocks(self._documents):
-                index.write(block)
-            index.sync()
-        return index
-
-    def _publish(self, manifest: Manifest) -> None:
-        # What is replaced stops looking finished before its parts change.
-        for suffix in (".json", ".idx"):
-            dataset_path(self.prefix, suffix).unlink(missing_ok=True)
-        for name in ("bin", "idx"):
-            self._temporary[name].replace(dataset_path(self.prefix, f".{name}"))
-        durable.sync_folder(dataset_path(self.prefix, ".json").parent)
-        manifest.save(dataset_path(self.prefix, ".json"))
-
-
 def verify(prefix: str | Path) -> list[str]:
     """Every problem of the dataset, one sentence each: structure, counts, then the hash of every chunk; [] is sound."""
     try:
@@ -380,18 +207,3 @@ def _map(path: Path, dtype: str, offset: int, count: int) -> np.ndarray:
 def _chunks(count: int) -> Iterator[tuple[int, int]]:
     for first in range(0, count, _CHUNK):
         yield first, min(first + _CHUNK, count)
-
-
-def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    file.seek(0)
-    while block := file.read(_CHUNK):
-        yield block
-
-
-@contextmanager
-def _explain_os_errors(prefix: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or prefix
-        raise DataError(f"{where}: cannot be written: {error.strerror}; free space or choose another folder") from error

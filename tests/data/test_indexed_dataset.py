@@ -207,7 +207,7 @@ def test_a_manifest_of_another_dataset_is_refused(tmp_path: Path) -> None:
 
 
 def test_verify_finds_every_flipped_bit_of_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 5)
+    monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 5)
     with IndexedDatasetWriter(tmp_path / "a", "uint16") as writer:
         writer.add_document([np.arange(8)])
         manifest = writer.finalize(tokenizer=tokenizer_info())

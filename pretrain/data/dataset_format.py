@@ -1,0 +1,38 @@
+"""The layout of datasets on disk, which reader and writer share: Megatron's MMIDIDX files.
+
+A dataset is PREFIX.bin (token ids, nothing else), PREFIX.idx (where they begin) and PREFIX.json (the manifest, absent
+from Megatron's own datasets). PREFIX.idx, little-endian, without gaps, n sequences and m document-index entries:
+
+    offset 0    9 bytes     magic b"MMIDIDX\\x00\\x00"
+           9    uint64      version, 1
+          17    uint8       dtype code: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 8 uint16
+                            (6 float64, 7 float32 exist in Megatron and are refused: they hold no token ids)
+          18    uint64      n
+          26    uint64      m, the number of documents + 1
+          34    int32[n]    tokens per sequence
+                int64[n]    byte offset of each sequence in PREFIX.bin; contiguous from 0
+                int64[m]    first sequence of each document, then n
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER_BYTES = 34
+DTYPE_OF_CODE = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
+CODE_OF_DTYPE = {name: code for code, name in DTYPE_OF_CODE.items()}
+MAX_SEQUENCE_TOKENS = 2**31 - 1  # lengths are int32
+
+
+def dataset_path(prefix: str | Path, suffix: str) -> Path:
+    """`prefix` + `suffix` (".bin", ".idx", ".json"); dots inside the prefix stay."""
+    return Path(f"{prefix}{suffix}")
+
+
+def best_dtype(vocab_size: int) -> np.dtype:
+    """The narrowest dtype that Megatron would choose: uint16 for vocabularies below 65,500, else int32."""
+    return np.dtype("<u2" if vocab_size < 65_500 else "<i4")

@@ -1,0 +1,316 @@
+"""Writes datasets: token ids appended under temporary names, published whole at the end, resumable in between.
+
+The last step of preprocessing and merging. Memory does not grow with the dataset: what the index needs is spooled to
+disk beside PREFIX.bin.tmp, 4 bytes per sequence and 8 per document.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from pretrain import __version__, durable
+from pretrain.data.dataset_format import CODE_OF_DTYPE, MAGIC, MAX_SEQUENCE_TOKENS, VERSION, dataset_path
+from pretrain.data.hashing import HashingFile, hash_range
+from pretrain.data.manifest import CHUNK_BYTES, Dropped, Manifest, TokenizerInfo
+from pretrain.errors import DataError
+
+_BLOCK = 1 << 20
+_WHOLE_FILE = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class WriterState:
+    """What a writer has brought to the disk; another one cuts the files back to this and goes on.
+
+    `bin_xxh64` holds the hash of every 64 MiB of PREFIX.bin.tmp, the last one of what there is of it.
+    """
+
+    documents: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    largest_id: int = 0
+    bin_xxh64: tuple[str, ...] = ()
+
+
+class IndexedDatasetWriter:
+    """Writes one dataset under temporary names and publishes it at the end; memory does not grow with the dataset.
+
+    Use it as a context manager. Leaving the block without `finalize`, or by an exception, removes everything it wrote,
+    unless `keep` was called.
+    """
+
+    def __init__(
+        self,
+        prefix: str | Path,
+        dtype: np.typing.DTypeLike,
+        *,
+        overwrite: bool = False,
+        state: WriterState | None = None,
+    ) -> None:
+        """Prepares to write token ids of `dtype` to PREFIX.bin, .idx and .json, or to go on from `state`.
+
+        Raises:
+            DataError: the dataset exists and `overwrite` is not set, or `dtype` cannot be stored.
+        """
+        self.prefix = str(prefix)
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        if self.dtype.name not in CODE_OF_DTYPE:
+            raise DataError(f"{prefix}: dtype {self.dtype.name} cannot hold token ids; use {', '.join(CODE_OF_DTYPE)}")
+        existing = [path for suffix in (".json", ".idx", ".bin") if (path := dataset_path(prefix, suffix)).exists()]
+        if existing and not overwrite:
+            raise DataError(f"{existing[0]}: exists already; choose another output prefix, or ask to overwrite it")
+        self._temporary = _temporary_paths(prefix)
+        self._range = np.iinfo(self.dtype)
+        self._resumed = state
+        self._is_kept = False
+        state = state or WriterState()
+        self._num_sequences, self._num_documents = state.sequences, state.documents
+        self._num_tokens, self._largest_id = state.tokens, state.largest_id
+
+    def __enter__(self) -> IndexedDatasetWriter:
+        try:
+            with explain_os_errors(self.prefix):
+                self._open()
+        except DataError:
+            if self._resumed is None:
+                self._remove_temporaries()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in (self._bin, self._lengths, self._documents):
+            with suppress(OSError):  # closing flushes, which fails once more on a full disk
+                file.close()
+        if not self._is_kept:
+            self._remove_temporaries()
+
+    @property
+    def bin_path(self) -> Path:
+        """Where the token ids stand until they are published."""
+        return self._temporary["bin"]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of token ids so far."""
+        return self._bin.num_bytes
+
+    def add_document(self, sequences: Sequence[np.ndarray]) -> None:
+        """Appends a document of one or more sequences: one-dimensional integer arrays of token ids, any length.
+
+        Raises:
+            DataError: an id does not fit into the dtype, an array has a wrong shape or type, or the disk is full.
+        """
+        arrays = [np.asarray(sequence) for sequence in sequences]
+        encoded = [self._encode(array) for array in arrays]
+        tokens = np.concatenate(encoded) if encoded else np.empty(0, self.dtype)
+        self.add_documents(
+            tokens, np.array([array.size for array in encoded], np.int64), np.array([len(encoded)], np.int64)
+        )
+
+    def add_documents(
+        self, tokens: np.ndarray, sequence_lengths: np.ndarray, sequences_per_document: np.ndarray | None = None
+    ) -> None:
+        """Appends many documents at once: `tokens` [t], all ids one after the other, cut by `sequence_lengths` [s].
+
+        `sequences_per_document` [d] cuts the sequences into documents; without it each sequence is a document.
+
+        Raises:
+            DataError: an id does not fit into the dtype, the lengths do not add up, or the disk is full.
+        """
+        lengths = np.asarray(sequence_lengths, np.int64)
+        counts = np.ones(lengths.size, np.int64) if sequences_per_document is None else sequences_per_document
+        ends = self._num_sequences + np.cumsum(counts, dtype=np.int64)
+        self._check_lengths(tokens, lengths, counts)
+        encoded = self._encode(tokens)
+        with explain_os_errors(self.prefix):
+            self._bin.write(np.ascontiguousarray(encoded).view(np.uint8).data)
+            self._lengths.write(lengths.astype("<i4").tobytes())
+            self._documents.write(ends.astype("<i8").tobytes())
+        self._num_tokens += tokens.size
+        self._num_sequences += lengths.size
+        self._num_documents += ends.size
+
+    def checkpoint(self) -> WriterState:
+        """Brings everything so far to the disk and says what that is.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        with explain_os_errors(self.prefix):
+            self._bin.sync()
+            for file in (self._lengths, self._documents):
+                file.flush()
+                os.fsync(file.fileno())
+        return WriterState(
+            self._num_documents, self._num_sequences, self._num_tokens, self._largest_id, tuple(self._bin.digests())
+        )
+
+    def keep(self) -> None:
+        """Leaves the temporary files in place at the end of the block, for a later writer with a `state`."""
+        self._is_kept = True
+
+    def finalize(
+        self,
+        *,
+        tokenizer: TokenizerInfo,
+        dropped: Mapping[str, Dropped] | None = None,
+        command: Sequence[str] = (),
+        publish_beside: Callable[[], None] | None = None,
+    ) -> Manifest:
+        """Publishes the dataset, PREFIX.json last, all of it on disk before the first rename; returns the manifest.
+
+        `publish_beside` puts further files in their place, at a time when no PREFIX.json vouches for the dataset.
+
+        Raises:
+            DataError: an id is not in the vocabulary of `tokenizer`, or writing fails; nothing is published then.
+        """
+        if self._num_tokens and self._largest_id >= tokenizer.vocab_size:
+            raise DataError(
+                f"{self.prefix}: token id {self._largest_id} is not in the vocabulary of {tokenizer.name} "
+                f"({tokenizer.vocab_size} pieces); write the dataset with the tokenizer that made its ids"
+            )
+        with explain_os_errors(self.prefix):
+            self._bin.sync()
+            index = self._write_index()
+            manifest = Manifest(
+                tokenizer=tokenizer,
+                dtype=self.dtype.name,
+                documents=self._num_documents,
+                sequences=self._num_sequences,
+                tokens=self._num_tokens,
+                bin_bytes=self._bin.num_bytes,
+                idx_bytes=index.num_bytes,
+                chunk_bytes=CHUNK_BYTES,
+                bin_xxh64=tuple(self._bin.digests()),
+                idx_xxh64=index.digests()[0],
+                dropped=dict(dropped or {}),
+                command=tuple(command),
+                created_by=f"taco-pretrain {__version__}",
+            )
+            self._publish(manifest, publish_beside)
+        return manifest
+
+    def _open(self) -> None:
+        if self._resumed is None:
+            self._bin = HashingFile(self._temporary["bin"], CHUNK_BYTES)
+            self._lengths: BinaryIO = self._temporary["lengths"].open("w+b")
+            self._documents: BinaryIO = self._temporary["documents"].open("w+b")
+            self._documents.write(struct.pack("<q", 0))
+            return
+        if not can_resume(self.prefix, self.dtype, self._resumed):
+            raise DataError(f"{self._temporary['bin']}: is not what was written; start over")
+        size = self._num_tokens * self.dtype.itemsize
+        self._bin = HashingFile(self._temporary["bin"], CHUNK_BYTES, size, self._resumed.bin_xxh64)
+        self._lengths = _cut_back(self._temporary["lengths"], 4 * self._num_sequences)
+        self._documents = _cut_back(self._temporary["documents"], 8 * (self._num_documents + 1))
+
+    def _check_lengths(self, tokens: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> None:
+        if lengths.size and (lengths.min() < 0 or lengths.max() > MAX_SEQUENCE_TOKENS):
+            raise DataError(
+                f"{self.prefix}: document {self._num_documents} or a later one: expected sequences of at most "
+                f"{MAX_SEQUENCE_TOKENS} tokens, found {int(lengths.min())} to {int(lengths.max())}"
+            )
+        if lengths.sum() != tokens.size or counts.sum() != lengths.size or (counts < 0).any():
+            raise DataError(
+                f"{self.prefix}: document {self._num_documents}: {tokens.size} tokens in sequences of "
+                f"{int(lengths.sum())}, {lengths.size} sequences in documents of {int(counts.sum())}"
+            )
+
+    def _encode(self, sequence: np.ndarray) -> np.ndarray:
+        if sequence.size == 0:
+            return np.empty(0, self.dtype)
+        if sequence.ndim != 1 or sequence.dtype.kind not in "iu":
+            raise DataError(
+                f"{self.prefix}: document {self._num_documents}: expected a one-dimensional integer array of at most "
+                f"{MAX_SEQUENCE_TOKENS} tokens, found {sequence.dtype} of shape {sequence.shape}"
+            )
+        smallest, largest = int(sequence.min()), int(sequence.max())
+        if smallest < 0 or largest > self._range.max:
+            wrong = smallest if smallest < 0 else largest
+            raise DataError(
+                f"{self.prefix}: document {self._num_documents}: token id {wrong} does not fit into "
+                f"{self.dtype.name} (0 to {self._range.max}); best_dtype(vocab_size) chooses a dtype that holds all ids"
+            )
+        self._largest_id = max(self._largest_id, largest)
+        return sequence.astype(self.dtype, copy=False)
+
+    def _remove_temporaries(self) -> None:
+        for path in self._temporary.values():
+            path.unlink(missing_ok=True)
+
+    def _write_index(self) -> HashingFile:
+        """The index from the spooled lengths and document indices, a bounded piece at a time."""
+        index = HashingFile(self._temporary["idx"], _WHOLE_FILE)
+        with closing(index):
+            index.write(MAGIC + struct.pack("<QB", VERSION, CODE_OF_DTYPE[self.dtype.name]))
+            index.write(struct.pack("<QQ", self._num_sequences, self._num_documents + 1))
+            for block in _blocks(self._lengths):
+                index.write(block)
+            end = 0
+            for block in _blocks(self._lengths):
+                stops = end + np.cumsum(np.frombuffer(block, "<i4").astype("<i8") * self.dtype.itemsize)
+                index.write(np.concatenate(([end], stops[:-1])).astype("<i8").tobytes())
+                end = int(stops[-1])
+            if end != self._bin.num_bytes:
+                path = self._temporary["lengths"]
+                raise DataError(f"{path}: adds up to {end} bytes, not {self._bin.num_bytes}; start over")
+            for block in _blocks(self._documents):
+                index.write(block)
+            index.sync()
+        return index
+
+    def _publish(self, manifest: Manifest, publish_beside: Callable[[], None] | None) -> None:
+        # What is replaced stops looking finished before its parts change.
+        for suffix in (".json", ".idx"):
+            dataset_path(self.prefix, suffix).unlink(missing_ok=True)
+        if publish_beside is not None:
+            publish_beside()
+        for name in ("bin", "idx"):
+            self._temporary[name].replace(dataset_path(self.prefix, f".{name}"))
+        durable.sync_folder(dataset_path(self.prefix, ".json").parent)
+        manifest.save(dataset_path(self.prefix, ".json"))
+
+
+def can_resume(prefix: str | Path, dtype: np.typing.DTypeLike, state: WriterState) -> bool:
+    """Whether the temporary files of `prefix` hold all of `state`; of PREFIX.bin.tmp the last 64 MiB are hashed."""
+    paths, num_bytes = _temporary_paths(prefix), state.tokens * np.dtype(dtype).itemsize
+    sizes = {"bin": num_bytes, "lengths": 4 * state.sequences, "documents": 8 * (state.documents + 1)}
+    if not all(paths[name].is_file() and paths[name].stat().st_size >= size for name, size in sizes.items()):
+        return False
+    first = max(num_bytes - 1, 0) // CHUNK_BYTES * CHUNK_BYTES
+    return num_bytes == 0 or hash_range(paths["bin"], first, num_bytes) == state.bin_xxh64[-1]
+
+
+@contextmanager
+def explain_os_errors(prefix: str | Path) -> Iterator[None]:
+    """Turns what the system says about writing into a DataError with the file and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or prefix
+        raise DataError(f"{where}: cannot be written: {error.strerror}; free space or choose another folder") from error
+
+
+def _temporary_paths(prefix: str | Path) -> dict[str, Path]:
+    return {name: dataset_path(prefix, f".{name}.tmp") for name in ("bin", "idx", "lengths", "documents")}
+
+
+def _cut_back(path: Path, num_bytes: int) -> BinaryIO:
+    file = path.open("r+b")
+    file.truncate(num_bytes)
+    file.seek(num_bytes)
+    return file
+
+
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    file.seek(0)
+    while block := file.read(_BLOCK):
+        yield block
