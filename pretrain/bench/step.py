@@ -12,10 +12,6 @@ for all of them; figures are medians, and what counts is their ratio:
 from __future__ import annotations
 
 import json
-import platform
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pretrain.bench.contest import Runs, machine, peak_bytes, publish, run_contest, versions
 from pretrain.cli import new_program, run_program
 
 if TYPE_CHECKING:
@@ -68,38 +65,18 @@ def step(
         return
     arguments = [f"--{key.replace('_', '-')}={value}" for key, value in shape.items()]
     arguments += [f"--threads={threads}", f"--steps={steps}"]
-    report = _summarise(shape, threads, _run_all(arguments, rounds))
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    typer.echo(json.dumps(report, indent=1) if as_json else _table(report))
+    report = _summarise(shape, threads, run_contest("pretrain.bench.step", CONTENDERS, arguments, rounds))
+    publish(report, _table(report), out, as_json=as_json)
 
 
-def _run_all(arguments: list[str], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    from pretrain.errors import TacoError
-    from pretrain.runlog import progress_bar
-
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
-    with progress_bar("measuring", 0, rounds * len(CONTENDERS), is_shown=True) as bar:
-        for number in range(rounds * len(CONTENDERS)):
-            name = CONTENDERS[number % len(CONTENDERS)]
-            command = [sys.executable, "-m", "pretrain.bench.step", "--contender", name, *arguments]
-            answer = subprocess.run(command, capture_output=True, text=True, check=False)
-            if answer.returncode:
-                raise TacoError(f"bench: {name} failed with exit code {answer.returncode}:\n{answer.stderr[-2000:]}")
-            runs[name].append(json.loads(answer.stdout.splitlines()[-1]))
-            bar.update(number + 1)
-    return runs
-
-
-def _summarise(shape: dict[str, Any], threads: int, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _summarise(shape: dict[str, Any], threads: int, runs: Runs) -> dict[str, Any]:
     seconds = {name: median(s for run in found for s in run["seconds"]) for name, found in runs.items()}
     memory = {name: max(run["peak_bytes"] for run in found) for name, found in runs.items()}
     return {
         "benchmark": "step",
         "shape": shape,
         "threads": threads,
-        "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
+        "machine": machine(),
         "versions": runs["taco"][0]["versions"],
         "seconds": seconds,
         "peak_bytes": memory,
@@ -138,8 +115,7 @@ def _measure(contender: str, shape: dict[str, Any], threads: int, steps: int) ->
         start = time.perf_counter()
         run_step(number)
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "peak_bytes": peak, "versions": _versions()}
+    return {"seconds": seconds, "peak_bytes": peak_bytes(), "versions": versions("torch", "deepspeed", "transformers")}
 
 
 def _config(shape: dict[str, Any], *, is_contrastive: bool) -> RunConfig:
@@ -256,12 +232,6 @@ def authors_loss(
     candidates = torch.cat([positives_BL1D, negatives_BLKD], dim=2).detach()
     logits = functional.cosine_similarity(semantics_BLD.unsqueeze(2), candidates, dim=-1) / temperature
     return functional.cross_entropy(logits.flatten(0, 1), torch.zeros(positive_BL.numel(), dtype=torch.int64))
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "deepspeed", "transformers")}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,114 @@
+"""`taco bench loader`: CPU time of a masked row, from mapped tokens to what the model takes, beside two peers.
+
+    taco             micro-batches of masked rows (`BatchSource`), single tokens masked
+    taco-whole-word  the same, whole words masked
+    taco-tensors     whole words, and on to torch tensors; on the GPU where there is one
+    megatron         megatron-core's BERTMaskedWordPieceDataset, item by item (it has no batches), whole words
+    huggingface      datasets' arrow rows and transformers' DataCollatorForLanguageModeling, single tokens
+    memory           what memory bandwidth alone would allow
+
+All read the same tokens, 15 % masked 80/10/10, in a process of their own on one core.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pretrain.bench.contest import ONE_CORE, Runs, machine, medians, publish, run_contest
+from pretrain.cli import new_program, run_program
+
+app = new_program()
+
+CONTENDERS = ("taco", "taco-whole-word", "taco-tensors", "megatron", "huggingface", "memory")
+# Rows that 8 A100 take per second in training BERT-large, by sequence length (upper ends of published figures).
+DEMAND = {128: 4000.0, 512: 720.0}
+
+
+@app.command(epilog="Example: taco bench loader --seq-length 128 --json")
+def loader(
+    prefix: Annotated[str | None, typer.Option(help="a WordPiece dataset of sentences; else made")] = None,
+    seq_length: Annotated[int, typer.Option(min=16, help="tokens per row")] = 512,
+    batch: Annotated[int, typer.Option(min=1, help="rows per micro-batch")] = 32,
+    tokens: Annotated[int, typer.Option(min=10_000, help="size of the dataset that is made")] = 10_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="processes per contender")] = 3,
+    min_seconds: Annotated[float, typer.Option(min=0.0, help="CPU seconds to measure per process")] = 1.0,
+    quick: Annotated[bool, typer.Option("--quick", help="one round on few tokens: does it work?")] = False,
+    out: Annotated[Path | None, typer.Option(help="also write the JSON here")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    contender: Annotated[str | None, typer.Option(hidden=True, help="measure this one in this process")] = None,
+    folder: Annotated[Path, typer.Option(hidden=True, help="where contenders keep what they make")] = Path(),
+) -> None:
+    """CPU time per masked row against megatron-core's BERT dataset and Hugging Face's collator."""
+    if contender is not None:
+        from pretrain.bench.loader_contenders import measure
+
+        assert prefix is not None
+        typer.echo(json.dumps(measure(contender, prefix, folder, seq_length, batch, min_seconds)))
+        return
+    if quick:
+        tokens, rounds, min_seconds = min(tokens, 60_000), 1, 0.01
+    with tempfile.TemporaryDirectory(prefix="taco-bench-") as scratch:
+        data = prefix or _make_dataset(Path(scratch), tokens)
+        arguments = [f"--prefix={data}", f"--folder={scratch}", f"--seq-length={seq_length}"]
+        arguments += [f"--batch={batch}", f"--min-seconds={min_seconds}"]
+        runs = run_contest("pretrain.bench.loader", CONTENDERS, arguments, rounds, ONE_CORE)
+    setting = {"prefix": prefix, "seq_length": seq_length, "batch": batch, "tokens": None if prefix else tokens}
+    report = summarise(setting, runs)
+    publish(report, table(report), out, as_json=as_json)
+
+
+def _make_dataset(folder: Path, tokens: int) -> str:
+    from pretrain.bench.synthetic import write_corpus
+
+    return str(write_corpus(folder, tokens))
+
+
+def summarise(setting: dict[str, Any], runs: Runs) -> dict[str, Any]:
+    """The report: microseconds of CPU per row, their ratios, and how many machines of 8 A100 one core feeds."""
+    seconds = medians(runs, "seconds_per_row")
+    demand = DEMAND.get(setting["seq_length"])
+    return {
+        "benchmark": "loader",
+        "setting": setting,
+        "machine": machine(),
+        "versions": {name: version for found in runs.values() for name, version in found[0]["versions"].items()},
+        "microseconds_per_row": {name: value * 1e6 for name, value in seconds.items()},
+        "rows_per_second_per_core": {name: 1 / value for name, value in seconds.items()},
+        "is_equal": {name: all(run["is_equal"] for run in found) for name, found in runs.items()},
+        "ratios": {
+            "megatron_over_whole_word": seconds["megatron"] / seconds["taco-whole-word"],
+            "huggingface_over_taco": seconds["huggingface"] / seconds["taco"],
+            "taco_over_memory": seconds["taco"] / seconds["memory"],
+        },
+        "demand_of_8_a100": demand,
+        "feeds_8_a100_per_core": None if demand is None else {name: 1 / v / demand for name, v in seconds.items()},
+        "runs": runs,
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    feeds = report["feeds_8_a100_per_core"]
+    lines = [
+        f"{'':16} {'us per row':>12} {'rows/s per core':>16}" + ("" if feeds is None else f" {'feeds x 8 A100':>15}")
+    ]
+    for name, microseconds in report["microseconds_per_row"].items():
+        line = f"{name:16} {microseconds:12,.2f} {1e6 / microseconds:16,.0f}"
+        lines.append(line if feeds is None else f"{line} {feeds[name]:15,.1f}")
+    ratios = report["ratios"]
+    lines.append(f"megatron / taco-whole-word: {ratios['megatron_over_whole_word']:,.0f}")
+    lines.append(f"huggingface / taco:         {ratios['huggingface_over_taco']:,.0f}")
+    wrong = [name for name, is_equal in report["is_equal"].items() if not is_equal]
+    lines.append(
+        f"rows that differ from the dataset: {', '.join(wrong)}" if wrong else "rows equal the dataset's tokens"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_program(app, name="python -m pretrain.bench.loader")
