@@ -3,6 +3,7 @@
 #   make quickstart   train a small TACO BERT on real English, export it, load it with Hugging Face  (10 minutes, CPU)
 #   make test         everything that continuous integration runs
 #   make check        lint, types and fast tests, before each commit
+#   make sanitize     the C++ code and the tests of its extension under address, undefined-behaviour and thread sanitizers
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -14,7 +15,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 CORPUS := data_tools/sample_corpus/public_domain_en.jsonl.zst
 
-.PHONY: install quickstart test check lint clean help
+.PHONY: install quickstart test check lint sanitize clean help
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -70,6 +71,12 @@ check: lint
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --durations=15
+
+# In build/sanitize; the extension that is in use stays as it is.
+sanitize: install
+	csrc/tests/sanitize.sh address
+	csrc/tests/sanitize.sh thread
+	PYTHON=$(BIN)/python csrc/tests/sanitize.sh extension tests/data
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -11,7 +11,8 @@ namespace {
 constexpr int64_t kMaxTokens = int64_t{1} << 62;
 constexpr int64_t kMaxSeqLength = int64_t{1} << 30;
 
-void check(const int64_t* offsets, int64_t num_documents, int64_t seq_length) {
+// Returns seq_length: nothing may be computed from it before it is checked.
+int64_t check(const int64_t* offsets, int64_t num_documents, int64_t seq_length) {
   if (seq_length < 3 || seq_length > kMaxSeqLength) {
     throw std::invalid_argument("row index: seq_length must be 3 to 2^30, found " + std::to_string(seq_length));
   }
@@ -25,13 +26,13 @@ void check(const int64_t* offsets, int64_t num_documents, int64_t seq_length) {
                                   ") is smaller than the one before (" + std::to_string(offsets[i]) + ")");
     }
   }
+  return seq_length;
 }
 
 }  // namespace
 
 RowIndex::RowIndex(RowMode mode, const int64_t* offsets, int64_t num_documents, int64_t seq_length)
-    : mode_(mode), capacity_(seq_length - 2) {
-  check(offsets, num_documents, seq_length);
+    : mode_(mode), capacity_(check(offsets, num_documents, seq_length) - 2) {
   const bool is_stream = mode == RowMode::stream;
   int64_t num_filled = 0;
   for (int64_t i = 0; i < num_documents; ++i) num_filled += offsets[i + 1] > offsets[i];
