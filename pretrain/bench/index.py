@@ -4,6 +4,7 @@
     taco-locate                        look-ups of where random rows begin, of which no table exists
     taco-order, taco-order-1e12        look-ups in the shuffled order, of which nothing is stored; of 10^12 samples
     megatron-stream, megatron-shuffle  build_sample_idx and the shuffled array that goes with it
+    megatron-locate                    reading random samples from these arrays
     megatron-sentence                  build_mapping, the index of its BERT dataset, shuffle included
     megatron-blend                     build_blending_indices over 8 datasets
     memory                             reading the lengths once
@@ -31,6 +32,7 @@ CONTENDERS = (
     "taco-order",
     "taco-order-1e12",
     "megatron-stream",
+    "megatron-locate",
     "megatron-shuffle",
     "megatron-sentence",
     "megatron-blend",
@@ -78,8 +80,9 @@ def summarise(setting: dict[str, Any], runs: Runs) -> dict[str, Any]:
         "bytes_per_row": medians(runs, "bytes_per_row"),
         "is_equal": {name: found[0]["is_equal"] for name, found in runs.items() if found[0]["is_equal"] is not None},
         "ratios": {
-            "stream_megatron_over_taco": (seconds["megatron-stream"] + seconds["megatron-shuffle"])
-            / (seconds["taco-stream"] + seconds["taco-locate"] + seconds["taco-order"]),
+            "stream_megatron_over_taco": sum(seconds[f"megatron-{part}"] for part in ("stream", "shuffle", "locate"))
+            / sum(seconds[f"taco-{part}"] for part in ("stream", "order", "locate")),
+            "stream_build_megatron_over_taco": seconds["megatron-stream"] / seconds["taco-stream"],
             "order_megatron_over_taco": seconds["megatron-shuffle"] / seconds["taco-order"],
         },
         "runs": runs,

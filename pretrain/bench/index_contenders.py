@@ -35,6 +35,7 @@ def measure(
         "taco-order": lambda: _order(num_samples, min_seconds),
         "taco-order-1e12": lambda: _order(10**12, min_seconds),
         "megatron-stream": lambda: _build_sample_idx(num_documents, min_seconds),
+        "megatron-locate": lambda: _locate_theirs(num_documents, min_seconds),
         "megatron-shuffle": lambda: _shuffle(num_samples, min_seconds),
         "megatron-sentence": lambda: _build_mapping(num_sentences, min_seconds),
         "megatron-blend": lambda: _build_blending_indices(num_samples, min_seconds),
@@ -140,6 +141,20 @@ def _build_sample_idx(num_documents: int, min_seconds: float) -> dict[str, Any]:
     index = _sample_idx(sizes, documents, SEQ_LENGTH - 2)
     seconds = seconds_per_call(lambda number: _sample_idx(sizes, documents, SEQ_LENGTH - 2), min_seconds)
     return _answer(len(index) - 1, seconds, index.nbytes)
+
+
+def _locate_theirs(num_documents: int, min_seconds: float) -> dict[str, Any]:
+    """Reading both ends of random samples, and their documents, from its arrays; all at once, as its items cannot."""
+    sizes = np.diff(document_offsets(num_documents, SEED)).astype(np.int32)
+    documents = np.random.default_rng(SEED).permutation(num_documents).astype(np.int32)
+    index = _sample_idx(sizes, documents, SEQ_LENGTH - 2)
+    rows = np.random.default_rng(SEED).integers(0, len(index) - 1, _LOOK_UPS)
+
+    def look_up(number: int) -> np.ndarray:
+        first, last = index[rows], index[rows + 1]
+        return documents[first[:, 0]] + documents[last[:, 0]]
+
+    return _answer(_LOOK_UPS, seconds_per_call(look_up, min_seconds), 0)
 
 
 def _shuffle(num_samples: int, min_seconds: float) -> dict[str, Any]:
