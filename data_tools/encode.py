@@ -21,7 +21,7 @@ from fractions import Fraction
 import numpy as np
 import xxhash
 
-from data_tools.readers import Chunk, parse_chunk
+from data_tools.readers import Chunk, ReadOptions, parse_chunk
 from pretrain.data.indexed_dataset import best_dtype
 from pretrain.data.manifest import Dropped
 from pretrain.data.tokenizer import Tokenizer, load_tokenizer
@@ -40,6 +40,11 @@ class EncodeOptions:
     cased: bool = False
     json_key: str = "text"
     hash_range: tuple[Fraction, Fraction] = (Fraction(0), Fraction(1))
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How the corpus becomes documents."""
+        return ReadOptions(json_key=self.json_key)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ class Encoder:
         """Parses, selects and tokenises the documents of `chunk`. Raises DataError as `parse_chunk`."""
         dropped: dict[str, Dropped] = {}
         texts = []
-        for text in parse_chunk(chunk, self.options.json_key):
+        parsed = parse_chunk(chunk, self.options.reading)
+        for text in parsed.texts:
             if not text or text.isspace():
                 _count(dropped, "empty", text)
             elif text not in self._hash_range:
@@ -92,7 +98,7 @@ class Encoder:
                 _count(dropped, "no_tokens", text)
         tokens = np.concatenate(encoded) if encoded else np.empty(0, self.dtype)
         lengths = np.array([ids.size for ids in encoded], np.int64)
-        return EncodedChunk(tokens, lengths, dropped, len(chunk.data), chunk.progress)
+        return EncodedChunk(tokens, lengths, dropped, parsed.text_bytes, chunk.progress)
 
 
 def parse_hash_range(text: str) -> tuple[Fraction, Fraction]:
@@ -152,8 +158,8 @@ def _in_order(
         if isinstance(chunk, DataError):
             failure = chunk
             break
-        waiting.append((len(chunk.data), submit(chunk)))
-        bytes_ahead += len(chunk.data)
+        waiting.append((chunk.held_bytes, submit(chunk)))
+        bytes_ahead += chunk.held_bytes
         while len(waiting) > workers * _CHUNKS_PER_WORKER or (bytes_ahead > _BYTES_AHEAD and waiting):
             size, future = waiting.popleft()
             yield future.result()

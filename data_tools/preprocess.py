@@ -87,18 +87,19 @@ def preprocess(
     """
     from data_tools.encode import Encoder, encode_chunks
     from data_tools.progress import ProgressMeter
-    from data_tools.readers import check_inputs, read_all_chunks
+    from data_tools.readers import expand_inputs, read_chunks, total_progress
     from pretrain.data.indexed_dataset import IndexedDatasetWriter, best_dtype
     from pretrain.data.tokenizer import load_tokenizer
 
-    total_bytes = check_inputs(inputs)
+    sources = expand_inputs(inputs, options.reading)
     tokenizer = load_tokenizer(options.tokenizer, cased=options.cased)
     _prepare_output(prefix)
-    report = Report(prefix, len(inputs), tokenizer=asdict(tokenizer.info))
+    report = Report(prefix, len(sources), tokenizer=asdict(tokenizer.info))
     writer = IndexedDatasetWriter(prefix, best_dtype(tokenizer.vocab_size), overwrite=overwrite)
     with _tokenizer_folder(tokenizer, prefix) as publish_tokenizer, writer:
-        with ProgressMeter("tokenising", total_bytes) as meter:
-            for encoded in encode_chunks(read_all_chunks(inputs), Encoder(tokenizer, options), workers):
+        chunks = total_progress(sources, read_chunks(sources, options.reading))
+        with ProgressMeter("tokenising", sum(source.num_bytes for source in sources)) as meter:
+            for encoded in encode_chunks(chunks, Encoder(tokenizer, options), workers):
                 _append(writer, encoded, report)
                 meter.update(encoded.progress, _words(report, meter.seconds))
         _require_tokens(inputs, report)

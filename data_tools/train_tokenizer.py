@@ -72,22 +72,24 @@ class Corpus:
     """The chosen texts of some files; every iteration reads them again, with a progress meter of its own."""
 
     def __init__(self, paths: list[str], json_key: str, hash_range: Any, max_bytes: int | None) -> None:
-        from data_tools.readers import check_inputs
+        from data_tools.readers import ReadOptions, expand_inputs
 
-        self.total_bytes = check_inputs(paths)
-        self.paths, self.json_key, self.max_bytes = paths, json_key, max_bytes
+        self.options = ReadOptions(json_key=json_key)
+        self.sources = expand_inputs(paths, self.options)
+        self.total_bytes = sum(source.num_bytes for source in self.sources)
+        self.paths, self.max_bytes = paths, max_bytes
         self.hash_range = hash_range
 
     def texts(self, title: str) -> Iterator[str]:
         """Texts in order, at most `max_bytes` of them in all; `title` stands before the progress."""
         from data_tools.encode import HashRange
         from data_tools.progress import ProgressMeter
-        from data_tools.readers import parse_chunk, read_all_chunks
+        from data_tools.readers import parse_chunk, read_chunks, total_progress
 
         chosen, num_bytes = HashRange(self.hash_range), 0
         with ProgressMeter(title, self.total_bytes) as meter:
-            for chunk in read_all_chunks(self.paths):
-                for text in parse_chunk(chunk, self.json_key):
+            for chunk in total_progress(self.sources, read_chunks(self.sources, self.options)):
+                for text in parse_chunk(chunk, self.options).texts:
                     if text in chosen:
                         num_bytes += len(text.encode())
                         yield text

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -45,6 +47,10 @@ def write_bytes(path: Path, data: bytes) -> Path:
         data = gzip.compress(data, mtime=0)
     elif path.suffix == ".zst":
         data = zstandard.compress(data)
+    elif path.suffix == ".bz2":
+        data = bz2.compress(data)
+    elif path.suffix == ".xz":
+        data = lzma.compress(data)
     path.write_bytes(data)
     return path
 

@@ -19,7 +19,7 @@ from corpora import ROOT, SAMPLE, SHARED, TEXTS, run_program, write_bytes, write
 from data_tools import encode
 from data_tools.encode import EncodeOptions, parse_hash_range
 from data_tools.preprocess import Report, preprocess
-from data_tools.readers import read_chunks
+from data_tools.readers import ReadOptions
 from pretrain.data.indexed_dataset import IndexedDataset, verify
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import ConfigError, DataError, TacoError
@@ -47,7 +47,8 @@ def content(prefix: Path) -> dict[str, bytes]:
 
 
 def make_chunks_small(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setitem(read_chunks.__kwdefaults__, "chunk_bytes", size)
+    small = property(lambda options: ReadOptions(json_key=options.json_key, chunk_bytes=size))
+    monkeypatch.setattr(EncodeOptions, "reading", small)
 
 
 def leftovers(folder: Path) -> list[str]:

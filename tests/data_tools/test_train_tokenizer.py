@@ -92,8 +92,8 @@ def test_text_without_words_and_damaged_text_are_errors(tmp_path: Path):
             learn_wordpiece(corpus(tmp_path, texts), 90, False)
         with pytest.raises(DataError, match="no sentence"):
             learn_sentencepiece(corpus(tmp_path, texts), 90, False, "bpe")
-    damaged = corpus(tmp_path)
-    write_bytes(tmp_path / "x.jsonl", b'{"text": "a cat"}\n{"text": \n')
+    path = write_bytes(tmp_path / "x.jsonl", b'{"text": "a cat"}\n{"text": \n')
+    damaged = Corpus([str(path)], "text", parse_hash_range("0:1"), None)
     with pytest.raises(DataError, match="x.jsonl:2: broken JSON"):
         learn_wordpiece(damaged, 90, False)
     with pytest.raises(DataError, match="x.jsonl:2: broken JSON"):

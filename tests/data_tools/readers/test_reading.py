@@ -11,7 +11,7 @@ from corpora import SAMPLE, write_bytes, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.readers import check_inputs, parse_chunk, read_chunks
+from data_tools.readers import ReadOptions, expand_inputs, parse_chunk, read_chunks
 from pretrain.errors import DataError
 
 LINES = st.text(st.sampled_from("ab \t\u2028\x85é中\x00"), min_size=1, max_size=12).filter(
@@ -20,8 +20,10 @@ LINES = st.text(st.sampled_from("ab \t\u2028\x85é中\x00"), min_size=1, max_siz
 PARAGRAPHS = st.lists(st.lists(LINES, min_size=1, max_size=4).map("\n".join), min_size=1, max_size=8)
 
 
-def texts_of(path: Path, json_key: str = "text", **options: int) -> list[str]:
-    return [text for chunk in read_chunks(path, **options) for text in parse_chunk(chunk, json_key)]
+def texts_of(path: Path, **values: object) -> list[str]:
+    options = ReadOptions(**values)  # type: ignore[arg-type]
+    chunks = read_chunks(expand_inputs([path], options), options)
+    return [text for chunk in chunks for text in parse_chunk(chunk, options).texts]
 
 
 def write(folder: Path, name: str, data: bytes) -> Path:
@@ -131,14 +133,14 @@ def test_all_bad_inputs_are_named_at_once(tmp_path: Path):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "image.png").write_bytes(b"x")
     with pytest.raises(DataError) as caught:
-        check_inputs([tmp_path / "missing.txt", tmp_path / "empty.txt", tmp_path / "image.png", tmp_path])
+        expand_inputs([tmp_path / "missing.txt", tmp_path / "empty.txt", tmp_path / "image.png", "/dev/null"])
     assert all(
         word in str(caught.value)
         for word in ("missing.txt: No such", "empty.txt: is empty", "image.png: unknown", "not a file")
     )
 
 
-@pytest.mark.parametrize(("name", "what"), [("x.jsonl", "line"), ("x.txt", "line"), ("y.txt", "document")])
+@pytest.mark.parametrize(("name", "what"), [("x.jsonl", "line"), ("x.txt", "document"), ("y.txt", "document")])
 def test_documents_over_the_limit_are_refused(tmp_path: Path, name: str, what: str):
     data = {
         "x.jsonl": b'{"text": "a"}\n{"text": "' + b"b" * 5000,
@@ -158,6 +160,6 @@ def test_zstandard_bomb_is_read_in_bounded_pieces(tmp_path: Path):
     assert path.stat().st_size < 30_000
     tracemalloc.start()
     with pytest.raises(DataError, match="a line of more than"):
-        list(read_chunks(path, max_document_bytes=1 << 20))
+        texts_of(path, max_document_bytes=1 << 20)
     assert tracemalloc.get_traced_memory()[1] < 80 << 20
     tracemalloc.stop()

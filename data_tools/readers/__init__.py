@@ -1,0 +1,24 @@
+"""Corpora to documents: the first step of the flow, one module per format.
+
+`expand_inputs` finds the sources, `read_chunks` cuts them into chunks of whole documents, `parse_chunk` gives the texts
+of a chunk, in whatever process. `ReadOptions` decides all of it, and `LineNumbers` completes rejects of plain files.
+"""
+
+from data_tools.readers.chunks import Chunk, ParsedChunk, Reject, Source
+from data_tools.readers.faults import LineNumbers
+from data_tools.readers.options import ReadOptions
+from data_tools.readers.reading import parse_chunk, read_chunks, total_progress
+from data_tools.readers.sources import expand_inputs
+
+__all__ = [
+    "Chunk",
+    "LineNumbers",
+    "ParsedChunk",
+    "ReadOptions",
+    "Reject",
+    "Source",
+    "expand_inputs",
+    "parse_chunk",
+    "read_chunks",
+    "total_progress",
+]

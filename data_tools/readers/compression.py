@@ -1,0 +1,189 @@
+"""Compressed files to their bytes, in blocks of one size: bounded memory, whatever a hostile file unfolds to.
+
+gzip, Zstandard, bzip2 and xz, each with any number of members behind one another. What ends early or is damaged is an
+error that names the file and how far it could be read.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import zstandard
+
+from data_tools.readers.options import Compression
+from data_tools.readers.zstd_frames import FrameChecker
+from pretrain.errors import DataError
+
+SUFFIXES: dict[str, Compression] = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
+_READ_BYTES = 1 << 18
+# Small files may unfold as they like: only what is really long can hurt.
+_RATIO_FREE_BYTES = 64 << 20
+# An xz file says how much memory it needs; `xz -9` asks for 65 MiB.
+_XZ_MEMORY = 512 << 20
+
+
+class DamagedError(DataError):
+    """A compressed file that ends early, is damaged, or unfolds to too much; what was read before it is sound."""
+
+    def __init__(self, message: str, num_bytes: int) -> None:
+        super().__init__(message)
+        self.num_bytes = num_bytes
+
+
+def open_input(path: str) -> BinaryIO:
+    """The file `path`, or standard input for `-`, without a buffer of its own. Raises DataError: cannot be opened."""
+    try:
+        return Path("/dev/stdin").open("rb") if path == "-" else Path(path).open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def read_blocks(
+    path: str, compression: Compression, block_bytes: int, max_ratio: int = 0
+) -> Iterator[tuple[bytes, int]]:
+    """Blocks of exactly `block_bytes` of the decompressed file (the last may be shorter), with the bytes read on disk.
+
+    Raises:
+        DamagedError: the file is truncated, damaged, or unfolds to more than `max_ratio` times its size.
+        DataError: it cannot be read.
+    """
+    done = 0
+    name = SUFFIX_OF.get(compression, "")
+    with open_input(path) as file:
+        counted = _Counted(file)
+        pieces = _OPENERS[compression](counted, block_bytes)
+        try:
+            for block in _gather(pieces, block_bytes):
+                done += len(block)
+                if max_ratio and done > max(_RATIO_FREE_BYTES, max_ratio * counted.num_bytes):
+                    raise DamagedError(
+                        f"{path}: unfolds to more than {max_ratio} times its size, as decompression bombs do "
+                        f"({counted.num_bytes} bytes gave {done}); raise --max-ratio if it is sound",
+                        done,
+                    )
+                yield block, counted.num_bytes
+        except DataError:
+            raise
+        except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+            raise DamagedError(
+                f"{path}: damaged or truncated {name} file ({error}) after {done} decompressed bytes, "
+                f"near byte {counted.num_bytes} on disk; fetch it again",
+                done,
+            ) from None
+
+
+class _Counted:
+    """A file that knows how many bytes were read from it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.num_bytes = file, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self.num_bytes += len(data)
+        return data
+
+
+class _Decompressor(Protocol):
+    """What bz2 and lzma offer, and `_Gzip` makes of zlib."""
+
+    eof: bool
+    needs_input: bool
+    unused_data: bytes
+
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Gzip:
+    """One gzip member with the interface of bz2's decompressor."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(wbits=31)
+        self.needs_input = True
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        block = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+        # A full block may leave output inside zlib, although all input was taken.
+        self.needs_input = not self._inner.unconsumed_tail and len(block) < max_length
+        return block
+
+
+def _plain(file: _Counted, block_bytes: int) -> Iterator[bytes]:
+    while block := file.read(block_bytes):
+        yield block
+
+
+def _members(new: Callable[[], Any], padding: bytes) -> Callable[[_Counted, int], Iterator[bytes]]:
+    """A reader of members one behind the other; `padding` may stand between and after them."""
+
+    def read(file: _Counted, block_bytes: int) -> Iterator[bytes]:
+        data = file.read(_READ_BYTES)
+        while data:
+            member: _Decompressor = new()
+            while not member.eof:
+                yield member.decompress(data, block_bytes)
+                data = b""
+                if member.needs_input and not member.eof:
+                    data = file.read(_READ_BYTES)
+                    if not data:
+                        raise EOFError("it ends inside a member")
+            data = member.unused_data.lstrip(padding)
+            while not data and (more := file.read(_READ_BYTES)):
+                data = more.lstrip(padding)
+
+    return read
+
+
+def _zstd(file: _Counted, block_bytes: int) -> Iterator[bytes]:
+    """The library takes a truncated frame for the end of the file, so the frames are checked beside it."""
+    checker = FrameChecker(file)
+    reader = zstandard.ZstdDecompressor().stream_reader(
+        checker,  # type: ignore[arg-type]
+        read_size=_READ_BYTES,
+        read_across_frames=True,
+    )
+    while block := reader.read(block_bytes):
+        yield block
+    checker.require_end()
+
+
+def _gather(pieces: Iterator[bytes], block_bytes: int) -> Iterator[bytes]:
+    """Pieces of any size, joined and cut to blocks of one size: where chunks end must not depend on libraries."""
+    gathered: list[bytes] = []
+    num_bytes = 0
+    for piece in pieces:
+        gathered.append(piece)
+        num_bytes += len(piece)
+        if num_bytes >= block_bytes:
+            data = b"".join(gathered) if len(gathered) > 1 else piece
+            end = num_bytes - num_bytes % block_bytes
+            for start in range(0, end, block_bytes):
+                yield data[start : start + block_bytes]
+            gathered, num_bytes = [data[end:]], num_bytes - end
+    if num_bytes:
+        yield b"".join(gathered)
+
+
+_OPENERS: dict[str, Callable[[_Counted, int], Iterator[bytes]]] = {
+    "": _plain,
+    "gz": _members(_Gzip, b"\0"),
+    "bz2": _members(bz2.BZ2Decompressor, b""),
+    "xz": _members(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY), b"\0"),
+    "zst": _zstd,
+}
+SUFFIX_OF = {compression: suffix for suffix, compression in SUFFIXES.items()}

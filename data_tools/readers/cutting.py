@@ -1,0 +1,131 @@
+"""Where documents begin: the one rule by which plain files are cut by offsets and streams by what they hold.
+
+A cut point is a byte before which one document has ended: after every line end where a line is a document (JSON lines,
+text by lines), after every blank line where blank lines separate documents. The bytes between two neighbouring cut
+points hold one document, or none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+from data_tools.readers.chunks import Reject, excerpt
+
+BOM = b"\xef\xbb\xbf"
+BLANKS = b" \t\r\x0b\x0c"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_BLANK_LINE = re.compile(rb"\n(?=[ \t\r\x0b\x0c]*(\n))")
+_SEARCH_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Where a cut point is: behind every "line", behind every "blank-line", or "never", where a file is a document."""
+
+    by: Literal["line", "blank-line", "never"]
+
+    @property
+    def by_blank_lines(self) -> bool:
+        return self.by == "blank-line"
+
+    @property
+    def what(self) -> str:
+        """The name of a document in messages."""
+        return "line" if self.by == "line" else "document"
+
+    def last(self, data: bytes, is_blank: bool = True) -> int:
+        """The last cut point of `data`, 0 for none; `is_blank`: nothing but blanks precedes it in its first line."""
+        end = -1 if self.by == "never" else data.rfind(b"\n")
+        while end >= 0:
+            before = data.rfind(b"\n", 0, end)
+            if not self.by_blank_lines or ((before >= 0 or is_blank) and not data[before + 1 : end].strip(BLANKS)):
+                return end + 1
+            end = before
+        return 0
+
+    def first(self, data: bytes, is_blank: bool) -> int:
+        """The first cut point of `data`, 0 for none; `is_blank` as in `last`."""
+        if not self.by_blank_lines:
+            return 0 if self.by == "never" else data.find(b"\n") + 1
+        match = _BLANK_LINE.search(b"\n" + data if is_blank else data)
+        return 0 if match is None else match.end(1) - is_blank
+
+    def ends_blank(self, data: bytes, is_blank: bool) -> bool:
+        """Is the last line of `data`, which is still open, blank so far?"""
+        last = data.rfind(b"\n")
+        return (last >= 0 or is_blank) and not data[last + 1 :].strip(BLANKS)
+
+    def search(self, file: BinaryIO, low: int, bound: int) -> int:
+        """The first cut point in [low, bound] of a seekable `file` that has no end before `bound`; -1 for none."""
+        if low == 0:
+            return 0
+        # The byte before `low` counts: a line end there makes `low` a cut point.
+        position = low - 1
+        is_blank = self.by_blank_lines and self._is_blank_before(file, position)
+        file.seek(position)
+        while position < bound and (data := file.read(min(_SEARCH_BYTES, bound - position))):
+            cut = self.first(data, is_blank)
+            if cut:
+                return position + cut
+            position += len(data)
+            is_blank = self.by_blank_lines and self.ends_blank(data, is_blank)
+        return -1
+
+    def _is_blank_before(self, file: BinaryIO, position: int) -> bool:
+        """Do only blanks stand between `position` and the start of its line?"""
+        while position > 0:
+            low = max(position - _SEARCH_BYTES, 0)
+            file.seek(low)
+            before = file.read(position - low).rstrip(BLANKS)
+            if before:
+                return before.endswith(b"\n")
+            position = low
+        return True
+
+
+def is_utf16(first_bytes: bytes) -> bool:
+    """Does a file that begins like this hold UTF-16, which has a byte-order mark of its own?"""
+    return first_bytes.startswith(_UTF16)
+
+
+def cut_stream(
+    path: str, blocks: Iterator[tuple[bytes, int]], rule: Rule, limit: int, fail: Callable[[Reject], None]
+) -> Iterator[tuple[bytes, int, int, int]]:
+    """Blocks joined and cut again at cut points: (data, number of its first line, its first byte, bytes on disk).
+
+    A document of more than `limit` bytes goes to `fail`, and if that returns, is left out; memory stays bounded.
+    """
+    pending: list[bytes] = []
+    pending_bytes, line, offset, progress = 0, 1, 0, 0
+    is_blank, is_dropping = True, False
+    for block, progress in blocks:
+        end, was_blank = rule.last(block, is_blank), is_blank
+        is_blank = rule.by_blank_lines and rule.ends_blank(block, is_blank)
+        if is_dropping:
+            dropped = rule.first(block, was_blank) or len(block)
+            line, offset = line + block.count(b"\n", 0, dropped), offset + dropped
+            block, is_dropping = block[dropped:], not end
+            end = max(end - dropped, 0)
+        if end:
+            data = b"".join([*pending, block[:end]])
+            yield data, line, offset, progress
+            line, offset = line + data.count(b"\n"), offset + len(data)
+            pending, pending_bytes = [], 0
+        if end < len(block):
+            pending.append(block[end:])
+            pending_bytes += len(block) - end
+        if pending_bytes > limit:
+            fail(too_long(path, line, offset, rule.what, limit, pending[0]))
+            line, offset = line + sum(part.count(b"\n") for part in pending), offset + pending_bytes
+            pending, pending_bytes, is_dropping = [], 0, True
+    if pending:
+        yield b"".join(pending), line, offset, progress
+
+
+def too_long(path: str, line: int, byte: int, what: str, limit: int, data: bytes) -> Reject:
+    """A fault: a document (or line) of more than `limit` bytes that begins with `data`."""
+    message = f"a {what} of more than {limit} bytes; split it, remove it, or raise --max-document-bytes"
+    return Reject(path, line, byte, "too_many_bytes", excerpt(data), message)

@@ -1,0 +1,97 @@
+"""What happens at a fault: an error that names the place stops the run, or the document is left out and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from data_tools.readers.byte_ranges import count_lines
+from data_tools.readers.chunks import LineSpan, Reject, excerpt
+from data_tools.readers.options import OnError
+from pretrain.errors import DataError
+
+
+class Faults:
+    """Collects rejects, or raises the first one as an error."""
+
+    def __init__(self, on_error: OnError, lines_before: Callable[[], int] | None = None) -> None:
+        """`lines_before`: gives the number of lines to add to those of the faults; called for an error only."""
+        self.replaces = on_error == "replace"
+        self._stops = on_error == "stop"
+        self._lines_before = lines_before
+        self.rejects: list[Reject] = []
+        self.replaced = 0
+
+    def add(self, reject: Reject) -> None:
+        """Raises DataError: faults stop the run."""
+        if not self._stops:
+            self.rejects.append(reject)
+            return
+        if self._lines_before is not None and reject.line is not None:
+            reject = replace(reject, line=reject.line + self._lines_before())
+        raise reject.error()
+
+    def take(self) -> list[Reject]:
+        """The rejects so far, which are forgotten here."""
+        rejects, self.rejects = self.rejects, []
+        return rejects
+
+    def decode(self, data: bytes, path: str, line: int, byte: int) -> str | None:
+        """The text of `data`, which begins at `line` and `byte` of the file; None if it is left out."""
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if self.replaces:
+                self.replaced += 1
+                return data.decode("utf-8", "replace")
+            self.add(not_utf8(path, error, line, byte))
+            return None
+
+
+def not_utf8(path: str, error: UnicodeDecodeError, line: int, byte: int) -> Reject:
+    """The fault of bytes that begin at `line` and `byte` of the file and are not UTF-8."""
+    value = error.object[error.start]
+    line, byte = line + error.object.count(b"\n", 0, error.start), byte + error.start
+    message = (
+        f"byte {byte} (0x{value:02x}) is not UTF-8: {error.reason}; "
+        "convert the file, for example with `iconv -f latin1 -t utf-8`"
+    )
+    return Reject(path, line, byte, "not_utf8", excerpt(error.object[max(error.start - 20, 0) :]), message)
+
+
+def damaged_file(path: str, error: DataError, num_bytes: int | None) -> Reject:
+    """The fault of a file whose rest, from decompressed byte `num_bytes` on, is lost."""
+    message = str(error).removeprefix(f"{path}: ")
+    return Reject(path, None, num_bytes, "damaged_file", "", f"the rest of the file is lost: {message}")
+
+
+class LineNumbers:
+    """Lines of the file for rejects whose lines count from the start of their chunk; for the process that gathers them.
+
+    Give it the chunks in order. A gap, as after a resume, is counted in the file, so each file is read at most once.
+    """
+
+    def __init__(self) -> None:
+        self._path, self._byte, self._lines = "", 0, 0
+
+    def locate(self, rejects: list[Reject], span: LineSpan | None) -> list[Reject]:
+        """The rejects of one chunk, `ParsedChunk.rejects` and `.lines`, with lines of the file.
+
+        Raises:
+            DataError: the file cannot be read any more.
+        """
+        if span is None:
+            return rejects
+        if span.path != self._path or span.first_byte < self._byte:
+            self._path, self._byte, self._lines = span.path, 0, 0
+        if rejects or span.first_byte == self._byte:
+            if self._byte < span.first_byte:
+                self._lines += count_lines(span.path, self._byte, span.first_byte)
+            located = [_moved(reject, self._lines) for reject in rejects]
+            self._byte, self._lines = span.end_byte, self._lines + span.num_lines
+            return located
+        return rejects
+
+
+def _moved(reject: Reject, lines: int) -> Reject:
+    return reject if reject.line is None else replace(reject, line=reject.line + lines)

@@ -1,0 +1,191 @@
+"""Sources to chunks: always the same cut, for any number of workers, of parts (shards) and of interruptions.
+
+Reading has two halves, so that many workers can share one corpus: `read_chunks` cuts (one process, little work),
+`parse_chunk` gives the texts of a chunk (any process).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from data_tools.readers.byte_ranges import cut_file, read_documents
+from data_tools.readers.chunks import Block, Chunk, FileRange, LineSpan, ParsedChunk, Piece, Source
+from data_tools.readers.compression import DamagedError, open_input, read_blocks
+from data_tools.readers.cutting import BOM, Rule, cut_stream, is_utf16
+from data_tools.readers.faults import Faults, count_lines, damaged_file
+from data_tools.readers.json_lines import parse_json_lines
+from data_tools.readers.options import ReadOptions
+from data_tools.readers.plain_text import parse_text
+from pretrain.errors import ConfigError
+
+_UTF16 = "is UTF-16; convert it, for example with `iconv -f utf-16 -t utf-8`"
+
+
+def read_chunks(
+    sources: Sequence[Source],
+    options: ReadOptions | None = None,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    start: tuple[int, int] | None = None,
+) -> Iterator[Chunk]:
+    """Cuts all sources, in order, into chunks of whole documents and about `options.chunk_bytes`.
+
+    `shard` (i, n) gives the chunks that begin in the i-th of n equal parts of the input, by bytes on disk; a file that
+    can only be read from its start belongs to one part. `start` (source, chunk) gives that chunk and all after it.
+
+    Raises:
+        ConfigError: a part or a start of standard input, which cannot be read twice.
+        DataError: a source cannot be read; with `on_error="stop"`, also one that is damaged, empty after
+            decompression, or holds a document that is too long.
+    """
+    options = options or ReadOptions()
+    index, num_shards = shard
+    if not 0 <= index < num_shards:
+        raise ConfigError(f"shard {index} of {num_shards}: expected a number from 0 to {num_shards - 1}")
+    if (num_shards > 1 or start) and any(source.path == "-" for source in sources):
+        raise ConfigError("-: standard input cannot be divided or resumed; write it to a file first")
+    first_source, first_chunk = start or (0, 0)
+    before, total = 0, sum(source.num_bytes for source in sources)
+    for number, source in enumerate(sources):
+        if number >= first_source:
+            first = first_chunk if number == first_source else 0
+            shard_of = _ShardOf(before, total, num_shards)
+            yield from _source_chunks(number, source, options, first, index, shard_of)
+        before += source.num_bytes
+
+
+@dataclass(frozen=True)
+class _ShardOf:
+    """The part of the input in which a byte of one source lies."""
+
+    before: int
+    total: int
+    num_shards: int
+
+    def __call__(self, start: int) -> int:
+        return (self.before + start) * self.num_shards // self.total if self.total else 0
+
+
+def _source_chunks(
+    number: int, source: Source, options: ReadOptions, first: int, index: int, shard_of: Callable[[int], int]
+) -> Iterator[Chunk]:
+    if shard_of(0) > index or shard_of(max(source.num_bytes - 1, 0)) < index:
+        return
+    is_whole = not _is_divisible(source, options)
+    if is_whole and shard_of(0) != index:
+        return
+    for count, piece in _pieces(source, options, first):
+        part = index if is_whole else shard_of(piece.start)
+        if part > index:
+            return
+        if part == index:
+            yield Chunk(number, count, source.path, source.kind, piece.place, piece.end, tuple(piece.faults))
+
+
+def _is_divisible(source: Source, options: ReadOptions) -> bool:
+    is_file = source.kind == "txt" and options.text_documents == "file"
+    return source.kind in ("jsonl", "txt") and not source.compression and source.path != "-" and not is_file
+
+
+def total_progress(sources: Sequence[Source], chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The same chunks, with `progress` counted over all sources together."""
+    before = list(accumulate((source.num_bytes for source in sources), initial=0))
+    for chunk in chunks:
+        yield replace(chunk, progress=before[chunk.source] + chunk.progress)
+
+
+def _pieces(source: Source, options: ReadOptions, first: int) -> Iterator[tuple[int, Piece]]:
+    """The chunks of one source from number `first` on, with their numbers."""
+    if source.kind in ("jsonl", "txt") and _is_divisible(source, options) and not _begins_as_utf16(source):
+        for count, place in enumerate(cut_file(source.num_bytes, options.chunk_bytes, first), start=first):
+            yield count, Piece(place, place.start, place.end)
+        return
+    for count, piece in enumerate(_until_damage(source, options)):
+        if count >= first:
+            yield count, piece
+
+
+def _until_damage(source: Source, options: ReadOptions) -> Iterator[Piece]:
+    """The chunks of a source that is read from its start; a fault that ends it makes one more chunk."""
+    faults = Faults(options.on_error)
+    try:
+        for piece in _stream(source, options, faults):
+            piece.faults += faults.take()
+            yield piece
+    except DamagedError as error:
+        if options.on_error == "stop":
+            raise
+        faults.add(damaged_file(source.path, error, error.num_bytes))
+    if faults.rejects:
+        yield Piece(Block(b"", 1, 0), 0, source.num_bytes, faults.take())
+
+
+def _stream(source: Source, options: ReadOptions, faults: Faults) -> Iterator[Piece]:
+    """Chunks of lines or text from a stream of bytes."""
+    rule, limit = _rule(source.kind, options), options.max_document_bytes
+    blocks = read_blocks(source.path, source.compression, options.chunk_bytes, options.max_ratio)
+    end = 0
+    for data, line, byte, progress in cut_stream(source.path, blocks, rule, limit, faults.add):
+        end = byte + len(data)
+        if byte == 0:
+            if is_utf16(data):
+                raise DamagedError(f"{source.path}: {_UTF16}", 0)
+            data = data.removeprefix(BOM)
+            byte = end - len(data)
+        yield Piece(Block(data, line, byte), 0, progress)
+    if end == 0 and not faults.rejects:
+        raise DamagedError(f"{source.path}: is empty after decompression", 0)
+
+
+def _begins_as_utf16(source: Source) -> bool:
+    with open_input(source.path) as file:
+        return is_utf16(file.read(2))
+
+
+def _rule(kind: str, options: ReadOptions) -> Rule:
+    if kind == "txt" and options.text_documents == "file":
+        return Rule("never")
+    return Rule("blank-line" if kind == "txt" and options.text_documents == "blank-line" else "line")
+
+
+def parse_chunk(chunk: Chunk, options: ReadOptions | None = None) -> ParsedChunk:
+    """The texts of the documents in `chunk`, in order, and what was left out.
+
+    Raises:
+        DataError: with `on_error="stop"`, the first fault: text that is not UTF-8, a broken JSON line, no such key, a
+            value that is no string. The file cannot be read, or has changed.
+    """
+    options = options or ReadOptions()
+    if isinstance(chunk.place, FileRange):
+        return _parse_range(chunk, chunk.place, options)
+    if not isinstance(chunk.place, Block):
+        raise AssertionError(f"{type(chunk.place).__name__} of {chunk.kind}")
+    faults = Faults(options.on_error)
+    for fault in chunk.faults:
+        faults.add(fault)
+    texts = _PARSERS[chunk.kind](chunk.path, chunk.place, options, faults)
+    return ParsedChunk(texts, faults.rejects, len(chunk.place.data), faults.replaced)
+
+
+def _parse_range(chunk: Chunk, place: FileRange, options: ReadOptions) -> ParsedChunk:
+    rule = _rule(chunk.kind, options)
+    data, begin, too_long = read_documents(chunk.path, place, rule, options.max_document_bytes)
+    if not data and not too_long:
+        return ParsedChunk()
+    faults = Faults(options.on_error, lambda: count_lines(chunk.path, 0, begin))
+    num_lines, num_bytes = data.count(b"\n"), len(data)
+    body = data.removeprefix(BOM) if begin == 0 else data
+    block = Block(body, 1, begin + num_bytes - len(body))
+    texts = _PARSERS[chunk.kind](chunk.path, block, options, faults)
+    for fault in too_long:
+        faults.add(fault)
+    span = LineSpan(chunk.path, begin, begin + num_bytes, num_lines)
+    return ParsedChunk(texts, faults.rejects, num_bytes, faults.replaced, span)
+
+
+_PARSERS: dict[str, Callable[[str, Block, ReadOptions, Faults], list[str]]] = {
+    "jsonl": parse_json_lines,
+    "txt": parse_text,
+}

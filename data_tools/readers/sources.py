@@ -1,0 +1,158 @@
+"""What a person gives as input, to sources: files, patterns, folders, lists, standard input, names of the hub.
+
+Everything that is wrong with any of them is said at once, before any work.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_tools.readers.chunks import Source
+from data_tools.readers.compression import SUFFIXES
+from data_tools.readers.options import Compression, Kind, ReadOptions, parse_format
+from pretrain.errors import DataError
+
+KINDS: dict[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".txt": "txt",
+}
+_TABLES = ("parquet", "arrow")
+_NAMED = 5
+
+
+def expand_inputs(
+    inputs: Sequence[str | Path], options: ReadOptions | None = None, *, note: Callable[[str], None] | None = None
+) -> list[Source]:
+    """The sources that `inputs` name, in order; what a folder holds besides goes to `note` (default: standard error).
+
+    Raises:
+        DataError: some are missing, empty, no files, or of a kind that is not known; all of them are named.
+    """
+    finder = _Finder(options or ReadOptions(), note or _print_note)
+    for item in map(str, inputs):
+        finder.add(item)
+    if finder.problems:
+        raise DataError("; ".join(finder.problems))
+    if not finder.sources:
+        raise DataError(f"{', '.join(map(str, inputs)) or 'no input'}: names no file to read")
+    return finder.sources
+
+
+def kind_of(path: str, options: ReadOptions) -> tuple[Kind, Compression] | None:
+    """Kind and compression by the name of a file, or by --input-format; None: not known."""
+    stem, suffix = os.path.splitext(path)
+    by_name: Compression = SUFFIXES.get(suffix.lower(), "")
+    if options.input_format is not None:
+        kind, compression = parse_format(options.input_format)
+        compression = by_name if compression is None else compression
+    else:
+        name = stem if by_name else path
+        found = KINDS.get(os.path.splitext(name)[1].lower())
+        if found is None:
+            return None
+        kind, compression = found, by_name
+    return None if kind in _TABLES and compression else (kind, compression)
+
+
+@dataclass
+class _Finder:
+    options: ReadOptions
+    note: Callable[[str], None]
+    sources: list[Source] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, item: str, *, is_listed: bool = False) -> None:
+        if item == "-" and not is_listed:
+            self._add_standard_input()
+        elif item.startswith("@") and not is_listed and not os.path.exists(item):
+            self._add_list(item[1:])
+        elif os.path.isdir(item):
+            self._add_folder(item)
+        elif glob.has_magic(item) and not os.path.exists(item):
+            self._add_pattern(item)
+        else:
+            self._add_file(item)
+
+    def _add_standard_input(self) -> None:
+        if self.options.input_format is None:
+            self.problems.append("-: standard input has no name; give its kind with --input-format, such as jsonl")
+        elif (kind := kind_of("-", self.options)) is None or kind[0] in _TABLES:
+            self.problems.append(f"-: --input-format {self.options.input_format} cannot be read from standard input")
+        elif any(source.path == "-" for source in self.sources):
+            self.problems.append("-: standard input can be read once only")
+        else:
+            self.sources.append(Source("-", *kind))
+
+    def _add_list(self, path: str) -> None:
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            self.problems.append(f"@{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+            return
+        items = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not items:
+            self.problems.append(f"@{path}: names no file")
+        for item in items:
+            self.add(item, is_listed=True)
+
+    def _add_pattern(self, pattern: str) -> None:
+        found = sorted(glob.glob(pattern, recursive=True))
+        if not found:
+            self.problems.append(f"{pattern}: no file matches")
+        for path in found:
+            if os.path.isfile(path):
+                self._add_file(path)
+
+    def _add_folder(self, folder: str) -> None:
+        before, left_out = len(self.sources), []
+        for path in _files_under(folder):
+            if kind_of(path, self.options) is None:
+                left_out.append(path)
+            else:
+                self._add_file(path)
+        if len(self.sources) == before and not self.problems:
+            self.problems.append(f"{folder}: holds no file of a known kind ({_known()})")
+        if left_out:
+            named = ", ".join(os.path.relpath(path, folder) for path in left_out[:_NAMED])
+            more = ", ..." if len(left_out) > _NAMED else ""
+            self.note(f"{folder}: left out {len(left_out)} files of unknown kind: {named}{more}")
+
+    def _add_file(self, path: str) -> None:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            self.problems.append(f"{path}: {error.strerror}")
+            return
+        found = kind_of(path, self.options)
+        if not os.path.isfile(path):
+            self.problems.append(f"{path}: is not a file")
+        elif status.st_size == 0:
+            self.problems.append(f"{path}: is empty (0 bytes)")
+        elif found is None:
+            self.problems.append(f"{path}: unknown kind; known are {_known()}; or say it with --input-format")
+        else:
+            self.sources.append(Source(path, *found, status.st_size, status.st_mtime_ns))
+
+
+def _files_under(folder: str) -> Iterator[str]:
+    """All files in `folder` and below, sorted, without hidden ones."""
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield os.path.join(where, name)
+
+
+def _known() -> str:
+    return f"{', '.join(KINDS)}, each plain or with {', '.join(SUFFIXES)}"
+
+
+def _print_note(words: str) -> None:
+    print(f"note: {words}", file=sys.stderr, flush=True)
