@@ -39,6 +39,7 @@ VERBS = {
     "import-hf": Verb("pretrain.import_hf", "Hugging Face BERT folder to a checkpoint to start from"),
     "fill-mask": Verb("pretrain.evaluate.fill_mask", "what an exported model puts in place of [MASK]"),
     "report": Verb("pretrain.report", "loss curves of a run as a picture and a page"),
+    "bench data": Verb("pretrain.bench.data", "text per CPU second of preprocessing against three peers"),
     "bench index": Verb("pretrain.bench.index", "CPU time and memory of the sample index against megatron-core"),
     "bench loader": Verb("pretrain.bench.loader", "CPU time of a masked row against megatron-core and Hugging Face"),
     "bench step": Verb("pretrain.bench.step", "a training step against Hugging Face and the authors' loss"),

@@ -46,9 +46,7 @@ def write_corpus(folder: Path, num_tokens: int, seed: int = 0) -> Path:
     generator = np.random.default_rng(seed)
     prefix = folder / "corpus"
     with IndexedDatasetWriter(prefix, best_dtype(VOCAB_SIZE)) as writer:
-        for first, last in zip(starts[:-1], starts[1:], strict=True):
-            sizes = lengths[first:last]
-            writer.add_document(np.split(_random_ids(generator, int(sizes.sum())), np.cumsum(sizes)[:-1]))
+        writer.add_documents(_random_ids(generator, int(lengths.sum())), lengths, np.diff(starts))
         writer.finalize(tokenizer=tokenizer.info)
     tokenizer.save_pretrained(Path(f"{prefix}.tokenizer"))
     return prefix
