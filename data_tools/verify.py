@@ -46,14 +46,17 @@ def check_dataset(prefix: str) -> dict[str, Any]:
 
 
 def _tokenizer_problems(prefix: str) -> list[str]:
-    """Whether the folder PREFIX.tokenizer, where there is one, is the tokenizer that made the dataset."""
+    """Whether the folder PREFIX.tokenizer is as it was, and the tokenizer that made the dataset."""
     from pretrain.data.manifest import Manifest
     from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.data.tokenizer_folder import find_damage
     from pretrain.errors import DataError
 
-    folder, expected = Path(f"{prefix}.tokenizer"), Manifest.load(Path(f"{prefix}.json")).tokenizer
-    if not folder.exists():
-        return []
+    folder, manifest = Path(f"{prefix}.tokenizer"), Manifest.load(Path(f"{prefix}.json"))
+    problems = find_damage(folder, manifest.tokenizer_files)
+    if problems or not folder.exists():
+        return problems
+    expected = manifest.tokenizer
     try:
         found = load_tokenizer(folder).info
     except DataError as error:

@@ -6,16 +6,19 @@ disk mean that its content is there.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import xxhash
 
+SELF_HASH = "self_xxh3_128"
 _READ_BYTES = 1 << 22
+_NO_HASH = "0" * 32
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,25 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def seal_json(tree: Mapping[str, Any]) -> str:
+    """`tree` as JSON text whose last key, `self_xxh3_128`, is the hash of all the other bytes of the text."""
+    text = json.dumps({**tree, SELF_HASH: _NO_HASH}, indent=1, ensure_ascii=False) + "\n"
+    # A file name that is no UTF-8 arrives as lone surrogates; it becomes "?" rather than losing what is described.
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text.removesuffix(_seal(_NO_HASH)) + _seal(xxhash.xxh3_128_hexdigest(text.encode()))
+
+
+def is_sealed(text: bytes) -> bool:
+    """Whether `text` is, to the bit, what `seal_json` gave."""
+    end = len(_seal(_NO_HASH))
+    unsealed = text[:-end] + _seal(_NO_HASH).encode()
+    return text[-end:] == _seal(xxhash.xxh3_128_hexdigest(unsealed)).encode()
+
+
+def _seal(digest: str) -> str:
+    return f'"{SELF_HASH}": "{digest}"\n}}\n'
 
 
 def sync_file(path: Path) -> None:

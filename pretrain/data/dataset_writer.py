@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +20,7 @@ from pretrain import __version__, durable
 from pretrain.data.dataset_format import CODE_OF_DTYPE, MAGIC, MAX_SEQUENCE_TOKENS, VERSION, dataset_path
 from pretrain.data.hashing import HashingFile, hash_range
 from pretrain.data.manifest import CHUNK_BYTES, Dropped, Manifest, TokenizerInfo
+from pretrain.data.tokenizer_folder import folder_records
 from pretrain.errors import DataError
 
 _BLOCK = 1 << 20
@@ -195,8 +196,7 @@ class IndexedDatasetWriter:
                 command=tuple(command),
                 created_by=f"taco-pretrain {__version__}",
             )
-            self._publish(manifest, publish_beside)
-        return manifest
+            return self._publish(manifest, publish_beside)
 
     def _open(self) -> None:
         if self._resumed is None:
@@ -267,7 +267,7 @@ class IndexedDatasetWriter:
             index.sync()
         return index
 
-    def _publish(self, manifest: Manifest, publish_beside: Callable[[], None] | None) -> None:
+    def _publish(self, manifest: Manifest, publish_beside: Callable[[], None] | None) -> Manifest:
         # What is replaced stops looking finished before its parts change.
         for suffix in (".json", ".idx"):
             dataset_path(self.prefix, suffix).unlink(missing_ok=True)
@@ -276,7 +276,9 @@ class IndexedDatasetWriter:
         for name in ("bin", "idx"):
             self._temporary[name].replace(dataset_path(self.prefix, f".{name}"))
         durable.sync_folder(dataset_path(self.prefix, ".json").parent)
+        manifest = replace(manifest, tokenizer_files=folder_records(dataset_path(self.prefix, ".tokenizer")))
         manifest.save(dataset_path(self.prefix, ".json"))
+        return manifest
 
 
 def can_resume(prefix: str | Path, dtype: np.typing.DTypeLike, state: WriterState) -> bool:

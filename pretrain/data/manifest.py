@@ -1,7 +1,8 @@
 """What stands beside a dataset: PREFIX.json, the record of how PREFIX.bin and PREFIX.idx came to be.
 
 The writer saves it last, so its presence says that the dataset is complete; `verify` holds the files against its
-hashes; training compares the tokenizers of several datasets through it.
+hashes; training compares the tokenizers of several datasets through it. It ends with the hash of its own bytes, so a
+manifest that was damaged or edited is refused wherever it is read.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pretrain import durable
+from pretrain.durable import FileRecord
 from pretrain.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHUNK_BYTES = 64 * 1024 * 1024
 REMEDY = "restore it from a copy, or run `taco data preprocess` again"
 
@@ -61,7 +63,10 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of PREFIX.json; hashes are xxh64, 16 hexadecimal digits."""
+    """The content of PREFIX.json; hashes are xxh64, 16 hexadecimal digits.
+
+    `tokenizer_files` are those of the folder PREFIX.tokenizer at the time of writing, none where there was no folder.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -78,6 +83,7 @@ class Manifest:
     command: tuple[str, ...]
     created_by: str
     chunk_bytes: Annotated[int, Field(ge=1)] = CHUNK_BYTES
+    tokenizer_files: tuple[FileRecord, ...] = ()
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -85,12 +91,18 @@ class Manifest:
         """The manifest in the file `path`.
 
         Raises:
-            DataError: the file is missing, is not JSON, was written by a newer version, or a field is wrong.
+            DataError: the file is missing, is not JSON, is of another format version, differs from what was written,
+                or a field is wrong.
         """
-        tree = _read_json(path)
+        text = _read(path)
+        tree = _parse(path, text)
         version = tree.get("format_version")
         if version != FORMAT_VERSION:
             raise DataError(f"{path}: format_version: expected {FORMAT_VERSION}, found {version!r}; {REMEDY}")
+        try:
+            del tree[durable.SELF_HASH]
+        except KeyError:
+            raise DataError(f"{path}: {durable.SELF_HASH}: is missing; {REMEDY}") from None
         try:
             manifest = _adapter().validate_json(json.dumps(tree), strict=True)
         except ValidationError as error:
@@ -98,11 +110,13 @@ class Manifest:
         problems = manifest.problems()
         if problems:
             raise DataError(f"{path}: {'; '.join(problems)}; {REMEDY}")
+        if not durable.is_sealed(text):
+            raise DataError(f"{path}: content differs from what was written ({durable.SELF_HASH}); {REMEDY}")
         return manifest
 
     def save(self, path: Path) -> None:
         """Writes the file `path` so that a crash leaves the old one or the new one, never a part."""
-        durable.write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        durable.write_text(path, durable.seal_json(asdict(self)))
 
     def problems(self) -> list[str]:
         """Every contradiction between fields; empty for a sound manifest."""
@@ -116,6 +130,9 @@ class Manifest:
                 f"bin_xxh64: expected {num_chunks} hashes for {self.bin_bytes} bytes in chunks of "
                 f"{self.chunk_bytes}, found {len(self.bin_xxh64)}"
             )
+        for record in self.tokenizer_files:
+            if Path(record.name).name != record.name:
+                found.append(f"tokenizer_files: names a file outside the tokenizer's folder: {record.name!r}")
         return found
 
 
@@ -124,13 +141,18 @@ def _adapter() -> TypeAdapter[Manifest]:
     return TypeAdapter(Manifest)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: no such manifest; {REMEDY}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        tree = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not a JSON file ({error}); {REMEDY}") from None
     if not isinstance(tree, dict):

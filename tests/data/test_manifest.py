@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dataset_builders import write_dataset
 
+from pretrain import durable
 from pretrain.data.manifest import Dropped, Manifest
 from pretrain.errors import DataError
 
@@ -27,18 +29,20 @@ def test_a_saved_manifest_is_loaded_again(manifest: Manifest, tmp_path: Path) ->
 
 
 def change(path: Path, keys: list[str], value: Any) -> None:
+    """As a program of another release might have written it: with another value and a hash that fits."""
     tree = json.loads(path.read_text())
     table = tree
     for key in keys[:-1]:
         table = table[key]
     table[keys[-1]] = value
-    path.write_text(json.dumps(tree))
+    del tree[durable.SELF_HASH]
+    path.write_text(durable.seal_json(tree))
 
 
 @pytest.mark.parametrize(
     ("keys", "value", "named"),
     [
-        (["format_version"], 2, "format_version: expected 1, found 2"),
+        (["format_version"], 1, "format_version: expected 2, found 1; restore it"),
         (["tokens"], -1, "tokens"),
         (["tokens"], "4", "tokens"),
         (["tokens"], 4.5, "tokens"),
@@ -50,6 +54,7 @@ def change(path: Path, keys: list[str], value: Any) -> None:
         (["bin_xxh64"], [], "bin_xxh64: expected 1 hashes"),
         (["dropped"], {"empty": {"documents": -2}}, "dropped.empty.documents"),
         (["surprise"], 1, "surprise"),
+        (["tokenizer_files"], [{"name": "../x", "num_bytes": 1, "xxh3_128": ""}], "outside the tokenizer's folder"),
         (["tokenizer"], None, "tokenizer"),
     ],
 )
@@ -68,6 +73,38 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(DataError, match="a.json"):
         Manifest.load(path)
+
+
+def test_every_flipped_bit_is_found(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    good = path.read_bytes()
+    for bit in range(8 * len(good)):
+        damaged = bytearray(good)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="a.json"):
+            Manifest.load(path)
+    path.write_bytes(good)
+    assert Manifest.load(path) == manifest
+
+
+def test_an_edited_or_unsealed_manifest_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    good = path.read_text()
+    path.write_text(good.replace('"documents": 2', '"documents": 1'))
+    with pytest.raises(DataError, match="content differs from what was written"):
+        Manifest.load(path)
+    tree = json.loads(good)
+    del tree[durable.SELF_HASH]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match="self_xxh3_128: is missing"):
+        Manifest.load(path)
+
+
+def test_any_text_in_a_command_is_kept(manifest: Manifest, tmp_path: Path) -> None:
+    odd = replace(manifest, command=('a\x1b\u2028\n"', "\udc80é"))
+    odd.save(tmp_path / "b.json")
+    assert Manifest.load(tmp_path / "b.json").command == ('a\x1b\u2028\n"', "?é")
 
 
 def test_a_missing_field_is_named(manifest: Manifest, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from corpora import TEXTS, run_program, write_jsonl, write_vocab
 from data_tools.encode import EncodeOptions
 from data_tools.preprocess import preprocess
 from data_tools.verify import check_dataset
+from pretrain.data.manifest import Manifest
 
 
 @pytest.fixture
@@ -59,10 +61,24 @@ def test_damage_is_named_and_ends_with_1(prefix: Path):
     assert "missing" in results[1]["problems"][0]
 
 
-def test_other_tokenizer_beside_the_data_is_found(prefix: Path):
-    vocab = Path(f"{prefix}.tokenizer") / "vocab.txt"
+def test_damage_in_the_tokenizer_folder_is_found(prefix: Path):
+    folder = Path(f"{prefix}.tokenizer")
+    for path in sorted(folder.iterdir()):
+        flip(path, path.stat().st_size // 2)
+        assert check_dataset(str(prefix))["problems"][0].startswith(f"{path}: expected xxh3-128")
+        flip(path, path.stat().st_size // 2)
+    assert check_dataset(str(prefix))["ok"]
+    (folder / "vocab.txt").write_text("more\n")
+    assert f"{folder / 'vocab.txt'}: expected" in check_dataset(str(prefix))["problems"][0]
+    (folder / "vocab.txt").unlink()
+    assert f"{folder / 'vocab.txt'}: No such file" in check_dataset(str(prefix))["problems"][0]
+
+
+def test_a_tokenizer_put_beside_the_data_later_must_have_made_it(prefix: Path):
+    json_path, vocab = Path(f"{prefix}.json"), Path(f"{prefix}.tokenizer") / "vocab.txt"
+    replace(Manifest.load(json_path), tokenizer_files=()).save(json_path)
+    assert check_dataset(str(prefix))["ok"]
     vocab.write_text(vocab.read_text(encoding="utf-8") + "more\n", encoding="utf-8")
-    result = check_dataset(str(prefix))
-    assert "expected the tokenizer with sha256" in result["problems"][0]
+    assert "expected the tokenizer with sha256" in check_dataset(str(prefix))["problems"][0]
     vocab.unlink()
     assert "vocab.txt" in check_dataset(str(prefix))["problems"][0]
