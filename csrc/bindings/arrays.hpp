@@ -19,17 +19,23 @@ using Array = py::array_t<T, py::array::c_style>;
 
 inline std::string shape_text(const py::array& array) { return py::str(array.attr("shape")).cast<std::string>(); }
 
+// A view into a buffer of bytes can have the right dtype and begin at an address where no such number may stand.
+inline void check_aligned(const py::array& array, const char* name) {
+  if ((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0) return;
+  throw std::invalid_argument(std::string(name) + ": the array is not aligned in memory; pass a copy of it");
+}
+
 inline void check_shape(const py::array& array, const char* name, const std::vector<py::ssize_t>& expected) {
   const bool is_equal = array.ndim() == static_cast<py::ssize_t>(expected.size()) &&
                         std::equal(expected.begin(), expected.end(), array.shape());
-  if (is_equal) return;
+  if (is_equal) return check_aligned(array, name);
   std::string text;
   for (const py::ssize_t size : expected) text += (text.empty() ? "" : ", ") + std::to_string(size);
   throw std::invalid_argument(std::string(name) + ": expected shape [" + text + "], found " + shape_text(array));
 }
 
 inline void check_vector(const py::array& array, const char* name) {
-  if (array.ndim() == 1) return;
+  if (array.ndim() == 1) return check_aligned(array, name);
   throw std::invalid_argument(std::string(name) + ": expected one dimension, found shape " + shape_text(array));
 }
 

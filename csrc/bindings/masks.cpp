@@ -25,8 +25,13 @@ taco::Masker make_masker(uint64_t seed, double rate, const std::string& kind, do
 py::tuple mask_rows(const taco::Masker& masker, Array<int64_t>& ids, const Array<int64_t>& samples,
                     const Array<int64_t>& epochs, int64_t num_predictions) {
   if (ids.ndim() != 2) throw std::invalid_argument("ids: expected two dimensions, found " + shape_text(ids));
-  if (num_predictions < 1) throw std::invalid_argument("num_predictions must be at least 1");
+  check_aligned(ids, "ids");
   const py::ssize_t num_rows = ids.shape(0), seq_length = ids.shape(1);
+  // Beyond its columns a row has nothing to predict, and the outputs' size could overflow.
+  if (num_predictions < 1 || num_predictions > seq_length) {
+    throw std::invalid_argument("num_predictions must be at least 1 and at most the row's " +
+                                std::to_string(seq_length) + " columns, found " + std::to_string(num_predictions));
+  }
   check_shape(samples, "samples", {num_rows});
   check_shape(epochs, "epochs", {num_rows});
   Array<int64_t> index(num_rows * num_predictions), labels(num_rows * num_predictions);
