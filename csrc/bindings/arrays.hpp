@@ -49,5 +49,6 @@ std::vector<U> to_vector(const Array<T>& array, const char* name) {
 void bind_order(py::module_& module);
 void bind_rows(py::module_& module);
 void bind_masks(py::module_& module);
+void bind_sentences(py::module_& module);
 
 }  // namespace taco::python

@@ -10,4 +10,5 @@ PYBIND11_MODULE(_native, module) {
   taco::python::bind_order(module);
   taco::python::bind_rows(module);
   taco::python::bind_masks(module);
+  taco::python::bind_sentences(module);
 }

@@ -1,0 +1,24 @@
+// Words that decide whether a full stop ends a sentence: abbreviations, and words that sentences begin with.
+#pragma once
+
+#include <string_view>
+
+namespace taco {
+
+enum class WordKind {
+  ordinary,
+  title,    // Mr: its full stop never ends a sentence
+  counter,  // No: nor before a number
+  company,  // Inc: only before a word that sentences begin with
+};
+
+// The kind of `word`, which stands before a full stop (not included); capitals count, but MR is read as Mr.
+WordKind abbreviation_kind(std::string_view word);
+
+// Whether `word` is one that begins sentences more often than it follows an abbreviation: The, He, But.
+bool begins_sentences(std::string_view word);
+
+// Whether a number and a full stop before `word` are an ordinal: 3. Oktober.
+bool follows_ordinal(std::string_view word);
+
+}  // namespace taco
