@@ -143,7 +143,6 @@ class PlainEngine:
         losses = torch.zeros(3, dtype=torch.float64, device=self.device)
         grad_norm: float | None = None
         for batch in micro_batches:
-            parallel.seed_dropout(self.config.run.seed, batch.micro_batch_index)
             step = self._forward(batch)
             self.engine.backward(step.total)
             losses += torch.stack([step.total.detach(), step.mlm, step.contrastive])

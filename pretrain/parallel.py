@@ -1,4 +1,4 @@
-"""Who this process is among the others: launch environment, process group, small collectives, dropout seeds.
+"""Who this process is among the others: launch environment, process group, small collectives.
 
 The one place that reads the launcher's environment variables and, with `engine.py`, the one place that imports
 DeepSpeed. Torch and DeepSpeed are imported inside the functions: a configuration error must not wait for them.
@@ -6,7 +6,6 @@ DeepSpeed. Torch and DeepSpeed are imported inside the functions: a configuratio
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -170,17 +169,3 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         distributed.all_reduce(tensor)
     return tensor
-
-
-# -- randomness --------------------------------------------------------------------------------------------------------
-
-
-def seed_dropout(seed: int, micro_batch_index: int) -> None:
-    """Make dropout a function of the global micro-batch.
-
-    Any data-parallel layout then drops the same units of the same rows, and a resumed run needs no saved random state.
-    """
-    import torch
-
-    digest = hashlib.blake2b(f"dropout {seed} {micro_batch_index}".encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little"))

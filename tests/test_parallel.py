@@ -45,17 +45,6 @@ def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         parallel.choose_device("auto", Launch(1, 2, 1, 2))
 
 
-def test_dropout_depends_on_seed_and_micro_batch_only() -> None:
-    def drawn(seed: int, micro_batch_index: int) -> torch.Tensor:
-        parallel.seed_dropout(seed, micro_batch_index)
-        return torch.rand(8)
-
-    first = drawn(1, 7)
-    assert not torch.equal(first, drawn(1, 8))
-    assert not torch.equal(first, drawn(2, 7))
-    assert torch.equal(first, drawn(1, 7))
-
-
 def test_collectives_without_a_process_group() -> None:
     assert parallel.gather_objects("x") == ["x"]
     assert parallel.first_failure(None) is None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pretrain.config import ModelSection
 from pretrain.errors import ConfigError
 from pretrain.model.attention import attention_mask
+from pretrain.model.dropout import DropoutKey
 from pretrain.model.initialise import initialise
 from pretrain.model.layer_spec import LayerSpec
 from pretrain.model.layers import EmbeddingLayer, EncoderLayer, MlmTransform, VocabularyBias
@@ -55,19 +56,24 @@ class Bert(nn.Module):
         self.tied_modules = nn.ModuleDict({"word": layers.word_embedding(vocab_size, config.hidden_size)})
         self.add_module("1", EmbeddingLayer(config, layers))
         for index in range(config.num_layers):
-            self.add_module(str(2 + index), EncoderLayer(config, layers))
+            self.add_module(str(2 + index), EncoderLayer(config, layers, 2 + index))
         self.add_module(str(config.num_layers + 2), MlmTransform(config, layers))
         self.add_module(str(config.num_layers + 4), VocabularyBias(vocab_size, layers))
         initialise(self, layers, initializer_range=config.initializer_range, seed=seed)
 
     def encode(
-        self, input_ids_BL: Tensor, segment_BL: Tensor, token_type_BL: Tensor | None = None
+        self,
+        input_ids_BL: Tensor,
+        segment_BL: Tensor,
+        token_type_BL: Tensor | None = None,
+        key: DropoutKey | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Last hidden states h and embeddings e (as the encoder saw them, dropout included), both [T, D].
 
         Args:
             segment_BL: 0 padding, 1, 2, ... documents of a row.
             token_type_BL: BERT's sentence A (0) and B (1); all 0 if left out.
+            key: decides what drops; without one, dropout draws from torch's generator as it stands.
 
         Raises:
             ConfigError: rows longer than the position embeddings.
@@ -81,10 +87,10 @@ class Bert(nn.Module):
         if token_type_BL is None:
             token_type_BL = torch.zeros_like(input_ids_BL)
         mask = attention_mask(segment_BL, has_padding=self.has_padding, separate_documents=self.separate_documents)
-        embedding_TD = self._layer(1)(self.tied_modules["word"](input_ids_BL.flatten()), token_type_BL)
+        embedding_TD = self._layer(1)(self.tied_modules["word"](input_ids_BL.flatten()), token_type_BL, key)
         hidden_TD = embedding_TD
         for layer in self._encoder_layers():
-            hidden_TD = layer(hidden_TD, num_rows, mask)
+            hidden_TD = layer(hidden_TD, num_rows, mask, key)
         return hidden_TD, embedding_TD
 
     def predict(self, hidden_TD: Tensor, masked_index_M: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Dropout that is cheap on a CPU too.
+"""Dropout that is cheap on a CPU too, and a function of (seed, micro-batch, place in the model).
+
+Every place that drops units first seeds the generator for itself. So neither the number of ranks nor the cut into
+pipeline stages changes what drops, a layer that is computed again in the backward pass drops the same units, and a
+resumed run needs no random state.
 
 On a CPU torch draws one 64-bit number per element, on one thread, and keeps the mask as floats: a tenth of a small
 model's step. Here one number serves four elements, and the mask is a byte each. On other devices this is torch's own.
@@ -6,11 +10,33 @@ model's step. Here one number serves four elements, and the mask is a byte each.
 
 from __future__ import annotations
 
+import hashlib
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 _LEVELS = 1 << 16
+
+
+class DropoutKey(NamedTuple):
+    """What decides, together with the place in the model, which units drop."""
+
+    seed: int
+    micro_batch_index: int
+    """Number of the micro-batch over all data-parallel ranks and steps."""
+
+
+def seed_dropout(key: DropoutKey | None, place: str, device: torch.device) -> None:
+    """Seed the default generator of `device` for one place in the model; without a key, go on from where it is."""
+    if key is None:
+        return
+    text = f"dropout {key.seed} {key.micro_batch_index} {place}"
+    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    # The generator itself, since torch.manual_seed visits every kind of device.
+    generator = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
+    generator.manual_seed(seed)
 
 
 def dropout(hidden: Tensor, probability: float, is_training: bool) -> Tensor:

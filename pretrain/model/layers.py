@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.config import ModelSection
 from pretrain.model.attention import self_attention
-from pretrain.model.dropout import dropout
+from pretrain.model.dropout import DropoutKey, dropout, seed_dropout
 from pretrain.model.layer_spec import LayerSpec
 
 
@@ -29,18 +29,24 @@ class EmbeddingLayer(nn.Module):
         self.norm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)
         self.hidden_dropout = config.hidden_dropout
 
-    def forward(self, word_TD: Tensor, token_type_BL: Tensor) -> Tensor:
+    def forward(self, word_TD: Tensor, token_type_BL: Tensor, key: DropoutKey | None = None) -> Tensor:
         """Embeddings e [T, D] of words [T, D]; positions count the columns of a row from 0."""
         position_LD = self.position(torch.arange(token_type_BL.shape[1], device=word_TD.device))
         sum_BLD = self.token_type(token_type_BL) + position_LD + word_TD.view(*token_type_BL.shape, -1)
+        seed_dropout(key, "1", word_TD.device)
         return dropout(self.norm(sum_BLD.flatten(0, 1)), self.hidden_dropout, self.training)
 
 
 class EncoderLayer(nn.Module):
-    """Layers 2 .. N + 1: self-attention and feed-forward, each followed by dropout, residual and LayerNorm."""
+    """Layers 2 .. N + 1: self-attention and feed-forward, each followed by dropout, residual and LayerNorm.
 
-    def __init__(self, config: ModelSection, layers: LayerSpec) -> None:
+    `index` is its number among all layers of the model, by which it draws its dropout.
+    """
+
+    def __init__(self, config: ModelSection, layers: LayerSpec, index: int) -> None:
         super().__init__()
+        self.index = index
+        self.tp_rank = layers.tp_rank
         size, inner_size = config.hidden_size, config.ffn_hidden_size
         self.qkv = layers.column_linear(size, 3 * size)
         self.attention_out = layers.row_linear(size, size)
@@ -52,10 +58,13 @@ class EncoderLayer(nn.Module):
         self.hidden_dropout = config.hidden_dropout
         self.attention_dropout = config.attention_dropout
 
-    def forward(self, hidden_TD: Tensor, num_rows: int, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden_TD: Tensor, num_rows: int, mask: Tensor | None, key: DropoutKey | None = None) -> Tensor:
         """The next hidden states [T, D]; `mask` is `attention_mask`'s."""
         attention_dropout = self.attention_dropout if self.training else 0.0
+        # The heads of other ranks drop other weights; hidden units must drop alike wherever hidden states are whole.
+        seed_dropout(key, f"{self.index} attention {self.tp_rank}", hidden_TD.device)
         context_TD = self_attention(self.qkv(hidden_TD), num_rows, self.head_size, mask, attention_dropout)
+        seed_dropout(key, f"{self.index}", hidden_TD.device)
         hidden_TD = self.attention_norm(hidden_TD + self._drop(self.attention_out(context_TD)))
         inner_TF = F.gelu(self.ffn_in(hidden_TD))
         return self.ffn_norm(hidden_TD + self._drop(self.ffn_out(inner_TF)))

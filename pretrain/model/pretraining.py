@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pretrain.config import ModelSection, ObjectiveSection
 from pretrain.model.bert import Bert
+from pretrain.model.dropout import DropoutKey
 from pretrain.model.layer_spec import LayerSpec
 from pretrain.objectives.mlm import IGNORED_LABEL, masked_lm_loss
 from pretrain.objectives.taco import anchor_mask, sample_pairs, token_contrastive_loss
@@ -34,7 +35,7 @@ class BertForPretraining(Bert):
 
     Args:
         objective: weight, temperature, pairs and anchors of the contrastive loss.
-        seed: of the initial weights and of the pairs.
+        seed: of the initial weights, of the pairs and of dropout.
     """
 
     def __init__(
@@ -74,9 +75,9 @@ class BertForPretraining(Bert):
             valid_BL: bool, the tokens that may take part in the contrastive loss.
             masked_index_M: flat positions row * L + column to predict.
             masked_label_M: the words there, -100 in unused places.
-            micro_batch_index: number of the micro-batch over all data-parallel ranks; keys the pairs.
+            micro_batch_index: number of the micro-batch over all data-parallel ranks; keys pairs and dropout.
         """
-        hidden_TD, embedding_TD = self.encode(input_ids_BL, segment_BL)
+        hidden_TD, embedding_TD = self.encode(input_ids_BL, segment_BL, key=DropoutKey(self.seed, micro_batch_index))
         mlm, num_correct, num_labels = masked_lm_loss(self.predict(hidden_TD, masked_index_M), masked_label_M)
         if self.objective.contrastive_weight == 0:
             return PretrainingLosses(mlm, mlm.detach(), torch.zeros_like(mlm.detach()), num_correct, num_labels)

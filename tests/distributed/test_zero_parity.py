@@ -68,7 +68,6 @@ def plain_process(config: RunConfig) -> tuple[Figures, dict[str, torch.Tensor]]:
     for step in range(STEPS):
         sums = torch.zeros(3, dtype=torch.float64)
         for index in range(step * per_step, (step + 1) * per_step):
-            parallel.seed_dropout(config.run.seed, index)
             losses = model(*tensors(source.micro_batch(index)))
             (losses.total / per_step).backward()
             sums += torch.stack([losses.total.detach(), losses.mlm, losses.contrastive]) / per_step

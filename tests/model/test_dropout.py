@@ -8,7 +8,19 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pretrain.model.attention import attention_mask, self_attention
-from pretrain.model.dropout import draw_keep, dropout
+from pretrain.model.dropout import DropoutKey, draw_keep, dropout, seed_dropout
+
+
+def test_places_and_micro_batches_drop_differently_and_always_the_same() -> None:
+    def drawn(seed: int, micro_batch_index: int, place: str) -> Tensor:
+        seed_dropout(DropoutKey(seed, micro_batch_index), place, torch.device("cpu"))
+        return torch.rand(8)
+
+    first = drawn(1, 7, "2")
+    assert not torch.equal(first, drawn(1, 8, "2"))
+    assert not torch.equal(first, drawn(2, 7, "2"))
+    assert not torch.equal(first, drawn(1, 7, "3"))
+    assert torch.equal(first, drawn(1, 7, "2"))
 
 
 @pytest.mark.parametrize("probability", [0.001, 0.1, 0.5, 0.9])
