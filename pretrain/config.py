@@ -85,6 +85,9 @@ class TrainSection(_Section):
     global_batch_size: int = Field(256, ge=1, description="rows per optimizer step, over all ranks")
     log_every: int = Field(10, ge=1)
     eval_every: int = Field(1000, ge=1)
+    recompute_layers: int | Literal["all"] = Field(
+        0, description="encoder layers, from the first on, that are computed again in backward to save memory"
+    )
     eval_batches: int = Field(32, ge=1, description="micro-batches of the validation split per evaluation, all ranks")
 
 
@@ -143,6 +146,12 @@ class RunConfig(_Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     checkpoint: CheckpointSection = CheckpointSection()
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="passed through to DeepSpeed's configuration")
+
+    @property
+    def recompute_layers(self) -> int:
+        """How many encoder layers are computed again in backward."""
+        wanted = self.train.recompute_layers
+        return self.model.num_layers if wanted == "all" else min(wanted, self.model.num_layers)
 
     @property
     def is_contrastive(self) -> bool:
@@ -322,6 +331,7 @@ def check_config(config: RunConfig) -> list[str]:
         )
     if not all(0.0 <= beta < 1.0 for beta in optim.betas):
         problems.append(f"optim.betas ({list(optim.betas)}) must lie in [0, 1), for example [0.9, 0.999]")
+    problems += _check_tensor_parallel(config)
     problems += _check_not_there_yet(config.parallel)
     return problems
 
@@ -346,16 +356,34 @@ def check_world_size(config: RunConfig, world_size: int) -> list[str]:
     return []
 
 
+def _check_tensor_parallel(config: RunConfig) -> list[str]:
+    """What cannot be split over the tensor-parallel ranks, each with the nearest size that can."""
+    tensor, model = config.parallel.tensor, config.model
+    parts = {"model.num_attention_heads": model.num_attention_heads, "model.ffn_hidden_size": model.ffn_hidden_size}
+    if config.parallel.sequence:
+        parts["train.micro_batch_size x data.seq_length"] = config.train.micro_batch_size * config.data.seq_length
+    problems = [
+        f"{name} ({size}) must be a multiple of parallel.tensor ({tensor}); "
+        f"try parallel.tensor={_nearest_divisor(size, tensor)} or {-(-size // tensor) * tensor}"
+        for name, size in parts.items()
+        if size % tensor
+    ]
+    if config.parallel.sequence and tensor == 1:
+        problems.append(
+            "parallel.sequence splits the tokens over the tensor-parallel ranks, and parallel.tensor is 1; "
+            "set parallel.tensor=2 or more, or parallel.sequence=false"
+        )
+    return problems
+
+
 def _check_not_there_yet(parallel: ParallelSection) -> list[str]:
     """Layouts that this version does not train; saying so beats training something else."""
     asked = {
-        "parallel.tensor": parallel.tensor > 1,
         "parallel.pipeline": parallel.pipeline > 1,
-        "parallel.sequence": parallel.sequence,
     }
     return [
-        f"{key} is not supported yet; this version trains with data parallelism and ZeRO 0-3; leave {key} at its "
-        "default"
+        f"{key} is not supported yet; this version trains with tensor, sequence and data parallelism and ZeRO 0-3; "
+        f"leave {key} at its default"
         for key, is_asked in asked.items()
         if is_asked
     ]

@@ -27,7 +27,8 @@ from pretrain.data.batches import Batch
 from pretrain.durable import FileRecord, hashing_writer
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.model.pretraining import BertForPretraining, PretrainingLosses
-from pretrain.optim import build_optimizer
+from pretrain.optim import build_optimizer, is_tensor_parallel
+from pretrain.parallel import Mesh
 
 # Set from the typed configuration; the same key in the `deepspeed:` table would be a second, contradicting source.
 OWNED_DEEPSPEED_KEYS = {
@@ -116,18 +117,19 @@ def build_ds_config(config: RunConfig, dp_size: int) -> dict[str, Any]:
 
 
 class PlainEngine:
-    """DeepSpeedEngine behind four verbs: data parallelism with ZeRO 0-3, no pipeline."""
+    """DeepSpeedEngine behind four verbs: tensor and data parallelism with ZeRO 0-3, no pipeline."""
 
-    def __init__(self, config: RunConfig, model: BertForPretraining, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, model: BertForPretraining, device: torch.device, mesh: Mesh) -> None:
         import deepspeed
 
         self.config = config
         self.device = device
-        stage = zero_stage(config)
-        shard_group = distributed.group.WORLD if stage > 0 and parallel.world_size() > 1 else None
-        optimizer = build_optimizer(model, config.optim, shard_group=shard_group)
-        self.ds_config = build_ds_config(config, parallel.world_size())
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.ds_config)
+        self.mesh = mesh
+        is_sharded = zero_stage(config) > 0 and mesh.dp_size > 1
+        shard_group = (mesh.data_group or distributed.group.WORLD) if is_sharded else None
+        optimizer = build_optimizer(model, config.optim, shard_group=shard_group, tensor_group=mesh.tensor_group)
+        self.ds_config = build_ds_config(config, mesh.dp_size)
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.ds_config, mpu=mesh.mpu)
         self._checkpoint_files = _SafeCheckpointFiles()
         self.engine.checkpoint_engine = self._checkpoint_files
         # DeepSpeed puts scripts into the folder; ours are run from the package, never from a checkpoint.
@@ -149,6 +151,7 @@ class PlainEngine:
             if self.engine.is_gradient_accumulation_boundary():
                 grad_norm = self._plain_grad_norm()
             self.engine.step()
+        # Ranks that hold one model together have the same losses, so the mean over all ranks is that over the data.
         losses /= len(micro_batches) * parallel.world_size()
         # One small collective per step carries the losses and every rank's requests.
         votes = torch.tensor([float(wanted) for wanted in requests], dtype=torch.float64, device=self.device)
@@ -185,8 +188,10 @@ class PlainEngine:
             )
             labels = batch.masked_label_M[batch.masked_label_M >= 0]
             label_counts += torch.bincount(torch.from_numpy(labels), minlength=len(label_counts))
-        mlm, contrastive, num_batches, correct, num_labels = parallel.sum_over_ranks(sums).tolist()
-        most_frequent = int(parallel.sum_over_ranks(label_counts.to(self.device)).max())
+        # Ranks that hold one model together count the same rows.
+        sums = parallel.sum_over_ranks(sums) / self.mesh.tp_size
+        mlm, contrastive, num_batches, correct, num_labels = sums.tolist()
+        most_frequent = int(parallel.sum_over_ranks(label_counts.to(self.device)).max()) // self.mesh.tp_size
         return EvalResult(
             mlm_loss=mlm / max(num_labels, 1),
             contrastive_loss=contrastive / max(num_batches, 1),
@@ -224,8 +229,13 @@ class PlainEngine:
         """The gradient norm where DeepSpeed keeps none: fp32 without ZeRO. Gradients are averaged over ranks by now."""
         if zero_stage(self.config) > 0:
             return None
-        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+        squares = torch.zeros(2, device=self.device)  # of whole parameters, and of those that tensor ranks share
+        for parameter in self.engine.module.parameters():
+            if parameter.grad is not None:
+                squares[int(is_tensor_parallel(parameter))] += parameter.grad.float().square().sum()
+        if self.mesh.tensor_group is not None:
+            distributed.all_reduce(squares[1:], group=self.mesh.tensor_group)
+        return float(squares.sum().sqrt())
 
 
 class _SafeCheckpointFiles:

@@ -40,6 +40,11 @@ def is_decayed(name: str, parameter: torch.Tensor) -> bool:
     return parameter.dim() >= 2 and not name.endswith("bias")
 
 
+def is_tensor_parallel(parameter: torch.Tensor) -> bool:
+    """True where each tensor-parallel rank holds another part of the parameter."""
+    return bool(getattr(parameter, "tensor_model_parallel", False))
+
+
 def parameter_groups(model: torch.nn.Module, weight_decay: float, *, one_each: bool) -> list[dict[str, Any]]:
     """Parameters with and without weight decay; with `one_each`, a group per parameter (see `Lamb`)."""
     decayed: list[torch.nn.Parameter] = []
@@ -49,7 +54,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, *, one_each: b
             (decayed if is_decayed(name, parameter) else plain).append(parameter)
     if one_each:
         return [
-            {"params": [parameter], "weight_decay": decay}
+            {"params": [parameter], "weight_decay": decay, "is_tensor_parallel": is_tensor_parallel(parameter)}
             for decay, parameters in ((weight_decay, decayed), (0.0, plain))
             for parameter in parameters
         ]
@@ -58,15 +63,22 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, *, one_each: b
 
 
 def build_optimizer(
-    model: torch.nn.Module, optim: OptimSection, *, shard_group: distributed.ProcessGroup | None
+    model: torch.nn.Module,
+    optim: OptimSection,
+    *,
+    shard_group: distributed.ProcessGroup | None,
+    tensor_group: distributed.ProcessGroup | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW or LAMB over the model's parameters.
 
-    `shard_group` is the group over which ZeRO will split each parameter group, or None when nothing is split.
+    `shard_group` is the group over which ZeRO will split each parameter group, `tensor_group` the one whose ranks hold
+    parts of the tensor-parallel parameters; None where nothing is split.
     """
     groups = parameter_groups(model, optim.weight_decay, one_each=optim.name == "lamb")
     if optim.name == "lamb":
-        return Lamb(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, shard_group=shard_group)
+        return Lamb(
+            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, shard_group=shard_group, tensor_group=tensor_group
+        )
     # One fused kernel per step instead of several passes over all state; torch has it for CPU and CUDA.
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
@@ -89,9 +101,11 @@ class Lamb(torch.optim.Optimizer):
         eps: float = 1e-6,
         weight_decay: float = 0.0,
         shard_group: distributed.ProcessGroup | None = None,
+        tensor_group: distributed.ProcessGroup | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.shard_group = shard_group
+        self.tensor_group = tensor_group
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -106,7 +120,8 @@ class Lamb(torch.optim.Optimizer):
         if not shards:
             return loss
         updates = [self._update(p, group) if p.grad is not None else None for p, group in shards]
-        norms = self._norms([p for p, _ in shards], updates)
+        is_split = [group.get("is_tensor_parallel", False) for _, group in shards]
+        norms = self._norms([p for p, _ in shards], updates, is_split)
         for (parameter, group), update, (weight_norm, update_norm) in zip(shards, updates, norms.unbind(), strict=True):
             if update is None:
                 continue
@@ -132,8 +147,10 @@ class Lamb(torch.optim.Optimizer):
         deviation = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
         return mean.div_(deviation).add_(parameter, alpha=group["weight_decay"])
 
-    def _norms(self, parameters: list[torch.Tensor], updates: list[torch.Tensor | None]) -> torch.Tensor:
-        """Norms of weight and update, shape [number of parameters, 2], over all slices of each parameter."""
+    def _norms(
+        self, parameters: list[torch.Tensor], updates: list[torch.Tensor | None], is_split: list[bool]
+    ) -> torch.Tensor:
+        """Norms of weight and update, shape [number of parameters, 2], over all slices and parts of each parameter."""
         squares = torch.stack(
             [
                 torch.stack([p.float().square().sum(), p.new_zeros(()) if u is None else u.float().square().sum()])
@@ -142,4 +159,9 @@ class Lamb(torch.optim.Optimizer):
         )
         if self.shard_group is not None:
             distributed.all_reduce(squares, group=self.shard_group)
+        if self.tensor_group is not None:
+            is_split_N1 = torch.tensor(is_split, device=squares.device)[:, None]
+            total = squares * is_split_N1
+            distributed.all_reduce(total, group=self.tensor_group)
+            squares = torch.where(is_split_N1, total, squares)
         return squares.sqrt()

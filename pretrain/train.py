@@ -10,6 +10,7 @@ looked for before any process group exists, and in the order of its cost: config
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pretrain.data.batches import BatchSource, RowSource
     from pretrain.data.indexed_dataset import IndexedDataset
     from pretrain.model.pretraining import BertForPretraining
-    from pretrain.parallel import Launch
+    from pretrain.parallel import Launch, Mesh
     from pretrain.resilience import StopRequest
     from pretrain.run_folder import RunFolder
     from pretrain.trainer import Trainer
@@ -111,7 +112,8 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str]) -> None:
     try:
         _claim(folder, config, allowed)
         start_logging(folder.logs, launch.rank)
-        trainer = _build_trainer(config, folder, train_rows, validation_rows, device, stop)
+        mesh = parallel.start_mesh(config.parallel, device)
+        trainer = _build_trainer(config, folder, train_rows, validation_rows, device, mesh, stop)
         _train(trainer, config.train.steps, folder.checkpoints)
     finally:
         folder.release()
@@ -209,21 +211,23 @@ def _build_trainer(
     train_rows: RowSource,
     validation_rows: RowSource | None,
     device: torch.device,
+    mesh: Mesh,
     stop: StopRequest,
 ) -> Trainer:
     from pretrain import parallel
     from pretrain.checkpoint import CheckpointStore
     from pretrain.engine import PlainEngine
     from pretrain.metrics import MetricsLog
+    from pretrain.model.initialise import full_shape
     from pretrain.trainer import Trainer
 
-    model = _build_model(config, train_rows)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    model = _build_model(config, train_rows, mesh)
+    num_parameters = sum(math.prod(full_shape(parameter, model.layers)) for parameter in model.parameters())
     log.info("model: %s parameters, vocabulary %s", f"{num_parameters:,}", f"{train_rows.tokenizer.vocab_size:,}")
     for name, rows in (("train", train_rows), ("validation", validation_rows)):
         if rows is not None:
             log.info("%s: %s", name, _describe_rows(rows))
-    engine = PlainEngine(config, model, device)
+    engine = PlainEngine(config, model, device, mesh)
     _describe_run(config, folder, engine.ds_config, device)
     return Trainer(
         config=config,
@@ -246,17 +250,18 @@ def _describe_rows(rows: RowSource) -> str:
     )
 
 
-def _build_model(config: RunConfig, rows: RowSource) -> BertForPretraining:
-    from pretrain.model.layer_spec import plain_layers
+def _build_model(config: RunConfig, rows: RowSource, mesh: Mesh) -> BertForPretraining:
+    from pretrain.model.layer_spec import choose_layers
     from pretrain.model.pretraining import BertForPretraining
     from pretrain.weights import load_weights_into
 
     model = BertForPretraining(
         config.model,
         rows.tokenizer.vocab_size,
-        plain_layers(),
+        choose_layers(mesh.tp_size, sequence_parallel=config.parallel.sequence),
         config.objective,
         seed=config.run.seed,
+        recompute_layers=config.recompute_layers,
         has_padding=config.data.row_mode == "document",
     )
     if config.run.init_from is not None:

@@ -107,7 +107,7 @@ class Trainer:
         """
         total = self.config.train.steps
         micro_batches = prefetch(self.train_source, self._micro_batch_indices(), self.config.data.prefetch)
-        accum = self.config.grad_accum_steps(parallel.world_size())
+        accum = self.config.grad_accum_steps(self.engine.mesh.dp_size)
         eta = Eta(self.state.step, total)
         with progress_bar("training", self.state.step, total, is_shown=parallel.rank() == 0) as bar:
             while self.state.step < total:
@@ -125,10 +125,10 @@ class Trainer:
     def _micro_batch_indices(self) -> Iterator[int]:
         """Global numbers of this rank's micro-batches from the current state on.
 
-        Micro-step a of rank r takes number a * dp_size + r of the step, so any number of ranks sees the same stream.
+        Micro-step a of data rank r takes number a * dp_size + r of the step, so any layout sees the same stream.
         """
         train = self.config.train
-        dp_size, rank = parallel.world_size(), parallel.rank()
+        dp_size, rank = self.engine.mesh.dp_size, self.engine.mesh.dp_rank
         first = self.state.consumed_samples // train.micro_batch_size
         for _ in range(self.state.step, train.steps):
             yield from range(first + rank, first + train.global_batch_size // train.micro_batch_size, dp_size)
@@ -212,7 +212,7 @@ class Trainer:
         source = self.validation_source
         assert source is not None
         wanted = min(self.config.train.eval_batches, math.ceil(source.rows.num_rows / source.micro_batch_size))
-        dp_size, rank = parallel.world_size(), parallel.rank()
+        dp_size, rank = self.engine.mesh.dp_size, self.engine.mesh.dp_rank
         for first in range(0, wanted, dp_size):
             index = first + rank
             # Under ZeRO-3 every forward is a collective: ranks without a share take part with an empty batch.

@@ -12,6 +12,8 @@ from pretrain import durable
 from pretrain.checkpoint import CheckpointManifest, find_checkpoint, find_problems
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
+from pretrain.model.bert import Bert
+from pretrain.model.initialise import full_shape, local_part
 
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -25,8 +27,14 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     problems = find_problems(checkpoint)
     if problems:
         raise CheckpointError("\n".join(problems))
-    if CheckpointManifest.load(checkpoint).kind == "weights":
+    manifest = CheckpointManifest.load(checkpoint)
+    if manifest.kind == "weights":
         return load_file(checkpoint / WEIGHTS_FILE)
+    if manifest.layout.tensor * manifest.layout.pipeline > 1:
+        raise CheckpointError(
+            f"{checkpoint}: was saved with {manifest.layout}; putting the weights of model-parallel ranks together is "
+            "not supported yet: export needs a run with parallel.tensor=1"
+        )
     from pretrain.engine import read_fp32_weights
 
     return read_fp32_weights(checkpoint)
@@ -47,15 +55,15 @@ def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> FileRecord:
     return durable.record_of(path, folder)
 
 
-def load_weights_into(model: torch.nn.Module, path: Path) -> None:
-    """Set every parameter of `model` from the checkpoint that `path` means.
+def load_weights_into(model: Bert, path: Path) -> None:
+    """Set every parameter of `model`, or this rank's part of it, from the checkpoint that `path` means.
 
     Raises:
         CheckpointError: names or shapes differ, each one listed.
     """
     checkpoint = find_checkpoint(path)
     weights = read_weights(checkpoint)
-    own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    own = {name: full_shape(parameter, model.layers) for name, parameter in model.named_parameters()}
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     problems = [
         f"{name}: the model has {own.get(name, 'no such parameter')}, the checkpoint {theirs.get(name, 'none')}"
@@ -68,4 +76,5 @@ def load_weights_into(model: torch.nn.Module, path: Path) -> None:
             f"{checkpoint}: does not fit the model ({len(problems)} parameters differ); "
             f"compare the model section of its manifest.json with yours\n  {listing}"
         )
-    model.load_state_dict(weights, strict=False)
+    parts = {name: local_part(weights[name], p, model.layers) for name, p in model.named_parameters()}
+    model.load_state_dict(parts, strict=False)

@@ -95,7 +95,7 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
         ("optim.warmup_steps=100000", "must be smaller than train.steps"),
         ("optim.decay_steps=10", "belongs to optim.schedule=wsd"),
         ("optim.betas=[0.9, 1.5]", "must lie in [0, 1)"),
-        ("parallel.tensor=2", "not supported yet"),
+        ("parallel.pipeline=2", "not supported yet"),
         ("precision=fp8", "'fp32', 'bf16' or 'fp16'"),
         ("optim.lr=.inf", "finite number"),
         ("data.train=data/books", "write data.train=[data/books]"),

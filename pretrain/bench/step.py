@@ -169,7 +169,7 @@ def _ours(config: RunConfig) -> Callable[[int], None]:
     device = torch.device("cpu")
     parallel.start_process_group(parallel.Launch(0, 1, 0, 1), device)
     model = BertForPretraining(config.model, VOCAB_SIZE, plain_layers(), config.objective, seed=1, has_padding=False)
-    engine = PlainEngine(config, model, device)
+    engine = PlainEngine(config, model, device, parallel.Mesh(dp_rank=0, dp_size=1))
 
     def run_step(number: int) -> None:
         engine.train_step([_random_batch(config, number)], learning_rate=config.optim.lr)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import ModelSection
 from pretrain.errors import ConfigError
@@ -30,6 +31,7 @@ class Bert(nn.Module):
         vocab_size: words, special tokens included.
         layers: the classes to build from.
         seed: of the initial weights, see `initialise`.
+        recompute_layers: so many encoder layers, the first ones, keep no activations and run again in backward.
         has_padding: False promises rows without padding, which makes attention faster.
         separate_documents: a token sees its own document only, where a row holds several.
 
@@ -44,13 +46,16 @@ class Bert(nn.Module):
         layers: LayerSpec,
         *,
         seed: int = 0,
+        recompute_layers: int = 0,
         has_padding: bool = True,
         separate_documents: bool = False,
     ) -> None:
         super().__init__()
         _check_heads(config, layers)
+        self.layers = layers
         self.config = config
         self.vocab_size = vocab_size
+        self.recompute_layers = recompute_layers
         self.has_padding = has_padding
         self.separate_documents = separate_documents
         self.tied_modules = nn.ModuleDict({"word": layers.word_embedding(vocab_size, config.hidden_size)})
@@ -69,6 +74,8 @@ class Bert(nn.Module):
         key: DropoutKey | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Last hidden states h and embeddings e (as the encoder saw them, dropout included), both [T, D].
+
+        Both are whole on every rank that shares the rows.
 
         Args:
             segment_BL: 0 padding, 1, 2, ... documents of a row.
@@ -89,9 +96,15 @@ class Bert(nn.Module):
         mask = attention_mask(segment_BL, has_padding=self.has_padding, separate_documents=self.separate_documents)
         embedding_TD = self._layer(1)(self.tied_modules["word"](input_ids_BL.flatten()), token_type_BL, key)
         hidden_TD = embedding_TD
-        for layer in self._encoder_layers():
-            hidden_TD = layer(hidden_TD, num_rows, mask, key)
-        return hidden_TD, embedding_TD
+        for number, layer in enumerate(self._encoder_layers()):
+            if number < self.recompute_layers and torch.is_grad_enabled():
+                # No random state to keep: a layer seeds its own dropout.
+                hidden_TD = checkpoint(
+                    layer, hidden_TD, num_rows, mask, key, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                hidden_TD = layer(hidden_TD, num_rows, mask, key)
+        return self.layers.gather_tokens(hidden_TD), self.layers.gather_tokens(embedding_TD)
 
     def predict(self, hidden_TD: Tensor, masked_index_M: Tensor) -> Tensor:
         """Vocabulary logits [M, V] at the flat positions row * L + column; no other position is computed."""

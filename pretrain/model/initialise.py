@@ -11,7 +11,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from pretrain.model.layer_spec import LayerSpec
+from pretrain.model.layer_spec import LayerSpec, padded_vocab_size
 
 
 def initialise(model: nn.Module, layers: LayerSpec, *, initializer_range: float, seed: int) -> None:
@@ -38,13 +38,20 @@ def full_shape(parameter: Tensor, layers: LayerSpec) -> tuple[int, ...]:
     shape = list(parameter.shape)
     if _is_split(parameter, layers):
         shape[parameter.partition_dim] *= layers.tp_size  # type: ignore[attr-defined]
+    shape[0] = getattr(parameter, "num_words", shape[0])  # without the rows that stand for no word
     return tuple(shape)
 
 
 def local_part(full: Tensor, parameter: Tensor, layers: LayerSpec) -> Tensor:
-    """What this tensor-parallel rank holds of a full matrix: a contiguous block of the split dimension."""
+    """What this tensor-parallel rank holds of a full matrix: a contiguous block of the split dimension.
+
+    Rows that stand for no word are 0, and stay so: their logits are -inf and have no gradient.
+    """
     if not _is_split(parameter, layers):
         return full
+    if hasattr(parameter, "num_words"):
+        num_unused = padded_vocab_size(len(full), layers.tp_size) - len(full)
+        full = torch.cat([full, full.new_zeros(num_unused, *full.shape[1:])])
     return full.chunk(layers.tp_size, dim=parameter.partition_dim)[layers.tp_rank]  # type: ignore[attr-defined]
 
 

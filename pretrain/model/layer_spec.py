@@ -1,7 +1,7 @@
-"""Which classes the model is built from: plain torch modules, or megatron-core's tensor-parallel ones.
+"""Which classes the model is built from: plain torch modules, or the tensor-parallel ones of `tensor_parallel.py`.
 
-The only place in the model that knows about tensor parallelism. `layers.py` asks a `LayerSpec` for its linears and
-embeddings; all of them map a tensor to a tensor, so the layers read the same either way.
+`layers.py` asks a `LayerSpec` for its linears and embeddings; all of them map a tensor to a tensor, so the layers read
+the same either way.
 
 Column-parallel linears split their output features, row-parallel ones their input features, the word matrix and the
 vocabulary bias split the words (Shoeybi et al. 2019, Megatron-LM, section 3).
@@ -10,13 +10,22 @@ vocabulary bias split the words (Shoeybi et al. 2019, Megatron-LM, section 3).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.errors import ConfigError
+from pretrain.objectives.mlm import VocabularyShard
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _both_as_they_are(hidden_TD: Tensor, embedding_TD: Tensor) -> tuple[Tensor, Tensor]:
+    return hidden_TD, embedding_TD
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,61 @@ class LayerSpec:
     linear: Callable[[int, int], nn.Module]
     embedding: Callable[[int, int], nn.Module]
     layer_norm: Callable[[int, float], nn.Module]
+    """Of the embedding and the encoder, where sequence parallelism splits the tokens; the head has a `LayerNorm`."""
+    scatter_tokens: Callable[[Tensor], Tensor] = _as_it_is
+    """Into the part of the model where sequence parallelism splits the tokens, [T, D] -> [T / tp, D]."""
+    gather_tokens: Callable[[Tensor], Tensor] = _as_it_is
+    """And out of it."""
+    share_contrast: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _both_as_they_are
+    """What h and e pass on their way into a contrastive loss of which every rank computes its own anchors."""
+    sum_contrast: Callable[[Tensor], Tensor] = _as_it_is
+    """The loss over all anchors from this rank's part of it."""
     tp_rank: int = 0
     tp_size: int = 1
+    tensor_group: distributed.ProcessGroup | None = None
+    has_split_tokens: bool = False
+    """Sequence parallelism."""
+
+    def with_split_tokens(
+        self,
+        *,
+        layer_norm: Callable[[int, float], nn.Module],
+        scatter_tokens: Callable[[Tensor], Tensor],
+        gather_tokens: Callable[[Tensor], Tensor],
+    ) -> LayerSpec:
+        """The same layers with sequence parallelism; `gather_tokens` splits the gradient that it gets."""
+        return replace(
+            self,
+            layer_norm=layer_norm,
+            scatter_tokens=scatter_tokens,
+            gather_tokens=gather_tokens,
+            share_contrast=_both_as_they_are,
+            has_split_tokens=True,
+        )
+
+    def vocabulary_shard(self, vocab_size: int) -> VocabularyShard | None:
+        """Which words' logits this rank computes; None for all of them."""
+        if self.tensor_group is None:
+            return None
+        return VocabularyShard(
+            self.tp_rank * padded_vocab_size(vocab_size, self.tp_size) // self.tp_size, self.tensor_group
+        )
+
+    def num_unused_words(self, vocab_size: int) -> int:
+        """Rows at the end of this rank's part of the word matrix that stand for no word."""
+        part = padded_vocab_size(vocab_size, self.tp_size) // self.tp_size
+        return min(part, max(0, (self.tp_rank + 1) * part - vocab_size))
+
+    def own_tokens(self, num_tokens: int, device: torch.device) -> Tensor | None:
+        """Bool [T]: the tokens whose anchors this rank computes, with split tokens those it holds; None for all."""
+        if self.tp_size == 1:
+            return None
+        return torch.arange(num_tokens, device=device) * self.tp_size // num_tokens == self.tp_rank
+
+
+def padded_vocab_size(vocab_size: int, tp_size: int) -> int:
+    """Rows of the word matrix: the words, and unused rows up to a multiple of the tensor-parallel size."""
+    return -(-vocab_size // tp_size) * tp_size
 
 
 # `reset_parameters` does nothing in these classes because `initialise.py` fills every parameter once, by name.
@@ -64,8 +126,11 @@ class WordEmbedding(Embedding):
         return F.linear(input, self.weight) if decode else F.embedding(input, self.weight)
 
 
-def _layer_norm(size: int, eps: float) -> nn.LayerNorm:
-    return nn.LayerNorm(size, eps=eps)
+class LayerNorm(nn.LayerNorm):
+    """torch's LayerNorm of the last dimension."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__(size, eps=eps)
 
 
 def plain_layers() -> LayerSpec:
@@ -77,105 +142,14 @@ def plain_layers() -> LayerSpec:
         vocabulary_parameter=lambda vocab_size: nn.Parameter(torch.empty(vocab_size)),
         linear=Linear,
         embedding=Embedding,
-        layer_norm=_layer_norm,
+        layer_norm=LayerNorm,
     )
 
 
-class _NoExtraState(nn.Module):
-    """Keeps an `_extra_state` of None out of state dicts, on which DeepSpeed's checkpoint converters stumble.
+def choose_layers(tp_size: int, *, sequence_parallel: bool = False) -> LayerSpec:
+    """The layers for a tensor-parallel size; above 1 `parallel.start_mesh` must have made the groups."""
+    if tp_size == 1:
+        return plain_layers()
+    from pretrain.model.tensor_parallel import tensor_parallel_layers
 
-    megatron-core's linears write it, and add it by a hook to whatever they load; the hook goes in their constructors.
-    """
-
-    get_extra_state = nn.Module.get_extra_state
-    set_extra_state = nn.Module.set_extra_state
-
-
-def tensor_parallel_layers() -> LayerSpec:
-    """Matrices split over the tensor-parallel group, which megatron-core's `parallel_state` must know already.
-
-    Every parameter is allocated on the CPU; `initialise.py` draws the full matrix by name and each rank keeps its part.
-    The logits of a rank cover its own words only. Importing megatron-core takes seconds, hence here.
-    """
-    from megatron.core import parallel_state, tensor_parallel
-    from megatron.core.model_parallel_config import ModelParallelConfig
-
-    tp_size = parallel_state.get_tensor_model_parallel_world_size()
-    # Without perform_initialization megatron-core forgets to mark the parameters as tensor-parallel, and gradient norms
-    # come out wrong; so it "initialises" with a function that does nothing.
-    config = ModelParallelConfig(
-        tensor_model_parallel_size=tp_size, use_cpu_initialization=True, perform_initialization=True
-    )
-
-    def leave(weight: Tensor) -> None:
-        return None
-
-    class ColumnLinear(_NoExtraState, tensor_parallel.ColumnParallelLinear):
-        def __init__(self, in_features: int, out_features: int) -> None:
-            _check_split("output features", out_features, tp_size)
-            super().__init__(in_features, out_features, config=config, init_method=leave)
-            self._load_state_dict_pre_hooks.clear()
-
-        def forward(self, input: Tensor) -> Tensor:
-            return super().forward(input)[0]
-
-    class RowLinear(_NoExtraState, tensor_parallel.RowParallelLinear):
-        def __init__(self, in_features: int, out_features: int) -> None:
-            _check_split("input features", in_features, tp_size)
-            super().__init__(
-                in_features,
-                out_features,
-                config=config,
-                init_method=leave,
-                bias=True,
-                input_is_parallel=True,
-                skip_bias_add=False,
-            )
-            self._load_state_dict_pre_hooks.clear()
-
-        def forward(self, input: Tensor) -> Tensor:
-            return super().forward(input)[0]
-
-    class ParallelWordEmbedding(tensor_parallel.VocabParallelEmbedding):
-        def __init__(self, vocab_size: int, size: int) -> None:
-            _check_split("words", vocab_size, tp_size)
-            super().__init__(vocab_size, size, init_method=leave, config=config)
-
-        def forward(self, input: Tensor, decode: bool = False) -> Tensor:
-            if not decode:
-                return super().forward(input)
-            return tensor_parallel.layers.linear_with_grad_accumulation_and_async_allreduce(
-                input=input,
-                weight=self.weight,
-                bias=None,
-                gradient_accumulation_fusion=False,
-                allreduce_dgrad=tp_size > 1,
-                sequence_parallel=False,
-                tp_group=self.tp_group,
-            )
-
-    def vocabulary_parameter(vocab_size: int) -> nn.Parameter:
-        _check_split("words", vocab_size, tp_size)
-        parameter = nn.Parameter(torch.empty(vocab_size // tp_size))
-        tensor_parallel.set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0, stride=1)
-        return parameter
-
-    return LayerSpec(
-        word_embedding=ParallelWordEmbedding,
-        column_linear=ColumnLinear,
-        row_linear=RowLinear,
-        vocabulary_parameter=vocabulary_parameter,
-        linear=Linear,
-        embedding=Embedding,
-        layer_norm=_layer_norm,
-        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
-        tp_size=tp_size,
-    )
-
-
-def _check_split(what: str, number: int, tp_size: int) -> None:
-    if number % tp_size:
-        raise ConfigError(
-            f"{number} {what} cannot be split over parallel.tensor ({tp_size}); choose a divisor of {number}, "
-            f"or pad to {-(-number // tp_size) * tp_size}"
-        )
+    return tensor_parallel_layers(sequence_parallel=sequence_parallel)

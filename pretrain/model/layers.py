@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain.config import ModelSection
 from pretrain.model.attention import self_attention
 from pretrain.model.dropout import DropoutKey, dropout, seed_dropout
-from pretrain.model.layer_spec import LayerSpec
+from pretrain.model.layer_spec import LayerNorm, LayerSpec
 
 
 class EmbeddingLayer(nn.Module):
@@ -27,14 +27,16 @@ class EmbeddingLayer(nn.Module):
         self.position = layers.embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type = layers.embedding(config.type_vocab_size, config.hidden_size)
         self.norm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)
+        self.layers = layers
         self.hidden_dropout = config.hidden_dropout
 
     def forward(self, word_TD: Tensor, token_type_BL: Tensor, key: DropoutKey | None = None) -> Tensor:
         """Embeddings e [T, D] of words [T, D]; positions count the columns of a row from 0."""
         position_LD = self.position(torch.arange(token_type_BL.shape[1], device=word_TD.device))
-        sum_BLD = self.token_type(token_type_BL) + position_LD + word_TD.view(*token_type_BL.shape, -1)
-        seed_dropout(key, "1", word_TD.device)
-        return dropout(self.norm(sum_BLD.flatten(0, 1)), self.hidden_dropout, self.training)
+        place_TD = (self.token_type(token_type_BL) + position_LD).flatten(0, 1)
+        sum_TD = word_TD + self.layers.scatter_tokens(place_TD)
+        seed_dropout(key, _hidden_place(1, self.layers), word_TD.device)
+        return dropout(self.norm(sum_TD), self.hidden_dropout, self.training)
 
 
 class EncoderLayer(nn.Module):
@@ -45,8 +47,8 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: ModelSection, layers: LayerSpec, index: int) -> None:
         super().__init__()
-        self.index = index
-        self.tp_rank = layers.tp_rank
+        self.attention_place = f"{index} attention {layers.tp_rank}"
+        self.hidden_place = _hidden_place(index, layers)
         size, inner_size = config.hidden_size, config.ffn_hidden_size
         self.qkv = layers.column_linear(size, 3 * size)
         self.attention_out = layers.row_linear(size, size)
@@ -61,10 +63,9 @@ class EncoderLayer(nn.Module):
     def forward(self, hidden_TD: Tensor, num_rows: int, mask: Tensor | None, key: DropoutKey | None = None) -> Tensor:
         """The next hidden states [T, D]; `mask` is `attention_mask`'s."""
         attention_dropout = self.attention_dropout if self.training else 0.0
-        # The heads of other ranks drop other weights; hidden units must drop alike wherever hidden states are whole.
-        seed_dropout(key, f"{self.index} attention {self.tp_rank}", hidden_TD.device)
+        seed_dropout(key, self.attention_place, hidden_TD.device)
         context_TD = self_attention(self.qkv(hidden_TD), num_rows, self.head_size, mask, attention_dropout)
-        seed_dropout(key, f"{self.index}", hidden_TD.device)
+        seed_dropout(key, self.hidden_place, hidden_TD.device)
         hidden_TD = self.attention_norm(hidden_TD + self._drop(self.attention_out(context_TD)))
         inner_TF = F.gelu(self.ffn_in(hidden_TD))
         return self.ffn_norm(hidden_TD + self._drop(self.ffn_out(inner_TF)))
@@ -79,7 +80,7 @@ class MlmTransform(nn.Module):
     def __init__(self, config: ModelSection, layers: LayerSpec) -> None:
         super().__init__()
         self.dense = layers.linear(config.hidden_size, config.hidden_size)
-        self.norm = layers.layer_norm(config.hidden_size, config.layer_norm_eps)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, hidden_MD: Tensor) -> Tensor:
         """Transformed hidden states [M, D]."""
@@ -92,7 +93,16 @@ class VocabularyBias(nn.Module):
     def __init__(self, vocab_size: int, layers: LayerSpec) -> None:
         super().__init__()
         self.bias = layers.vocabulary_parameter(vocab_size)
+        self.num_unused = layers.num_unused_words(vocab_size)
 
     def forward(self, logits_MV: Tensor) -> Tensor:
         """The logits, with the bias added in place: no derivative needs their old value, and [M, V] is large."""
-        return logits_MV.add_(self.bias)
+        logits_MV = logits_MV.add_(self.bias)
+        if self.num_unused:
+            logits_MV[:, -self.num_unused :] = -torch.inf
+        return logits_MV
+
+
+def _hidden_place(index: int, layers: LayerSpec) -> str:
+    """Where hidden units drop: alike on all ranks that hold the same tokens."""
+    return f"{index} {layers.tp_rank}" if layers.has_split_tokens else f"{index}"

@@ -15,7 +15,7 @@ from pretrain.model.bert import Bert
 from pretrain.model.dropout import DropoutKey
 from pretrain.model.layer_spec import LayerSpec
 from pretrain.objectives.mlm import IGNORED_LABEL, masked_lm_loss
-from pretrain.objectives.taco import anchor_mask, sample_pairs, token_contrastive_loss
+from pretrain.objectives.taco import anchor_mask, has_pairs, sample_pairs, token_contrastive_loss
 
 
 class PretrainingLosses(NamedTuple):
@@ -46,6 +46,7 @@ class BertForPretraining(Bert):
         objective: ObjectiveSection,
         *,
         seed: int,
+        recompute_layers: int = 0,
         has_padding: bool = True,
         separate_documents: bool = False,
     ) -> None:
@@ -54,6 +55,7 @@ class BertForPretraining(Bert):
             vocab_size,
             layers,
             seed=seed,
+            recompute_layers=recompute_layers,
             has_padding=has_padding,
             separate_documents=separate_documents,
         )
@@ -78,7 +80,9 @@ class BertForPretraining(Bert):
             micro_batch_index: number of the micro-batch over all data-parallel ranks; keys pairs and dropout.
         """
         hidden_TD, embedding_TD = self.encode(input_ids_BL, segment_BL, key=DropoutKey(self.seed, micro_batch_index))
-        mlm, num_correct, num_labels = masked_lm_loss(self.predict(hidden_TD, masked_index_M), masked_label_M)
+        mlm, num_correct, num_labels = masked_lm_loss(
+            self.predict(hidden_TD, masked_index_M), masked_label_M, self.layers.vocabulary_shard(self.vocab_size)
+        )
         if self.objective.contrastive_weight == 0:
             return PretrainingLosses(mlm, mlm.detach(), torch.zeros_like(mlm.detach()), num_correct, num_labels)
         anchor_BL = self._anchors(valid_BL, masked_index_M, masked_label_M)
@@ -109,11 +113,19 @@ class BertForPretraining(Bert):
             micro_batch_index=micro_batch_index,
             segment_BL=segment_BL,
         )
-        return token_contrastive_loss(
+        hidden_TD, embedding_TD = self.layers.share_contrast(hidden_TD, embedding_TD)
+        own_BL = anchor_BL = anchor_BL & has_pairs(positive_BL, negative_BLK)
+        own_T = self.layers.own_tokens(anchor_BL.numel(), anchor_BL.device)
+        if own_T is not None:
+            own_BL = anchor_BL & own_T.view_as(anchor_BL)
+        loss = token_contrastive_loss(
             hidden_TD.view(*valid_BL.shape, -1),
             embedding_TD.view(*valid_BL.shape, -1),
             positive_BL,
             negative_BLK,
             temperature=self.objective.temperature,
-            anchor_mask_BL=anchor_BL,
+            anchor_mask_BL=own_BL,
         )
+        if own_T is None:
+            return loss
+        return self.layers.sum_contrast(loss * (own_BL.sum() / anchor_BL.sum().clamp(min=1)))

@@ -170,8 +170,8 @@ def token_contrastive_loss(
     """
     _check_loss(hidden_BLD, embedding_BLD, positive_BL, negative_BLK, temperature, anchor_mask_BL)
     num_rows, length, size = hidden_BLD.shape
-    has_pairs_BL = (positive_BL >= 0) & (negative_BLK >= 0).all(dim=-1)
-    is_anchor_T = (has_pairs_BL if anchor_mask_BL is None else has_pairs_BL & anchor_mask_BL).flatten()
+    is_anchor_BL = has_pairs(positive_BL, negative_BLK)
+    is_anchor_T = (is_anchor_BL if anchor_mask_BL is None else is_anchor_BL & anchor_mask_BL).flatten()
     first_B1 = torch.arange(num_rows, device=positive_BL.device)[:, None] * length
     candidate_TC = torch.cat([(first_B1 + positive_BL)[..., None], negative_BLK], dim=-1).flatten(0, 1)
     loss: Tensor = _ContrastiveLoss.apply(
@@ -183,6 +183,11 @@ def token_contrastive_loss(
         torch.is_grad_enabled() and (hidden_BLD.requires_grad or embedding_BLD.requires_grad),
     )
     return loss
+
+
+def has_pairs(positive_BL: Tensor, negative_BLK: Tensor) -> Tensor:
+    """Bool [B, L]: the tokens whose positive and negatives exist."""
+    return (positive_BL >= 0) & (negative_BLK >= 0).all(dim=-1)
 
 
 class _ContrastiveLoss(torch.autograd.Function):

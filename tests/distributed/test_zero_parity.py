@@ -18,7 +18,7 @@ from pretrain import engine as engine_module
 from pretrain import parallel
 from pretrain.config import RunConfig, load_config
 from pretrain.data.batches import Batch, BatchSource, RowSource
-from pretrain.model.layer_spec import plain_layers
+from pretrain.model.layer_spec import LayerSpec, plain_layers
 from pretrain.model.pretraining import BertForPretraining
 from pretrain.optim import Lamb, learning_rate, parameter_groups
 
@@ -33,7 +33,7 @@ def load(folder: Path, *overrides: str) -> RunConfig:
     return load_config(write_small_run(folder), overrides)
 
 
-def build(config: RunConfig) -> tuple[BertForPretraining, BatchSource]:
+def build(config: RunConfig, layers: LayerSpec | None = None) -> tuple[BertForPretraining, BatchSource]:
     rows = RowSource(config.data.train, config.data.row_mode, config.data.seq_length)
     source = BatchSource(
         rows,
@@ -46,7 +46,13 @@ def build(config: RunConfig) -> tuple[BertForPretraining, BatchSource]:
         shuffle=True,
     )
     model = BertForPretraining(
-        config.model, rows.tokenizer.vocab_size, plain_layers(), config.objective, seed=1, has_padding=False
+        config.model,
+        rows.tokenizer.vocab_size,
+        layers or plain_layers(),
+        config.objective,
+        seed=1,
+        recompute_layers=config.recompute_layers,
+        has_padding=False,
     )
     return model, source
 
@@ -85,7 +91,9 @@ def engine_rank(config: RunConfig, folder: Path) -> tuple[Figures, dict[str, tor
     launch = parallel.read_launch()
     parallel.start_process_group(launch, torch.device("cpu"))
     model, source = build(config)
-    engine = engine_module.PlainEngine(config, model, torch.device("cpu"))
+    engine = engine_module.PlainEngine(
+        config, model, torch.device("cpu"), parallel.start_mesh(config.parallel, torch.device("cpu"))
+    )
     per_step = config.train.global_batch_size // config.train.micro_batch_size
     figures: Figures = []
     for step in range(STEPS):

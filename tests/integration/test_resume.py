@@ -64,10 +64,10 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"no step {step} within 90 s: {finish(process)}")
 
 
-def state_of(run: Path) -> dict[str, str]:
+def state_of(run: Path, step: int = STEPS) -> dict[str, str]:
     """Hashes of every state file of the newest checkpoint: weights, optimizer, counters."""
     manifest = CheckpointManifest.load(find_checkpoint(run))
-    assert manifest.step == STEPS
+    assert manifest.step == step
     return {record.name: record.xxh3_128 for record in manifest.files if record.name.startswith("state/")}
 
 
@@ -212,3 +212,23 @@ def test_another_number_of_processes_is_refused_with_words(uninterrupted: Path) 
     assert "resuming in another layout is not supported yet" in output
     manifest = json.loads((find_checkpoint(uninterrupted) / "manifest.json").read_text())
     assert manifest["layout"]["data"] == 1
+
+
+@pytest.mark.slow
+def test_tensor_parallel_ranks_continue_bit_for_bit_and_say_what_cannot_be_exported_yet(tmp_path: Path) -> None:
+    layout = ("parallel.tensor=2", "parallel.sequence=true")
+    runs = []
+    for name, stops in (("once", [8]), ("twice", [4, 8])):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = write_small_run(folder, train__steps=8, optim__schedule="wsd", optim__decay_steps=1)
+        for steps in stops:
+            code, output = finish(start(config, 2, *layout, f"train.steps={steps}", "--allow-change", "train.steps"))
+            assert code == 0, output
+        runs.append(folder / "run")
+    assert state_of(runs[0], step=8) == state_of(runs[1], step=8)
+    export = [sys.executable, "-m", "pretrain.export", str(runs[0]), str(tmp_path / "export")]
+    result = subprocess.run(export, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "export needs a run with parallel.tensor=1" in result.stderr
+    assert not (tmp_path / "export").exists()

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from pretrain.model.bert import Bert
 from pretrain.model.hf import from_hf_state_dict
 from pretrain.model.initialise import local_part
-from pretrain.model.layer_spec import LayerSpec, plain_layers, tensor_parallel_layers
+from pretrain.model.layer_spec import LayerSpec, plain_layers
+from pretrain.model.tensor_parallel import tensor_parallel_layers
 from pretrain.objectives.mlm import masked_lm_loss
 
 pytestmark = pytest.mark.slow  # importing megatron-core alone takes seconds

@@ -1,0 +1,119 @@
+"""Every layout that four processes can hold against one plain process: losses, gradient norms and final weights.
+
+The plain process and its batches are those of `test_zero_parity`; clipping is active. Dropout is off here, because the
+attention weights of a tensor-parallel rank's heads drop by another seed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as distributed
+from forked import run_ranks
+from test_zero_parity import STEPS, Figures, build, deviation, load, plain_process
+
+from pretrain import parallel
+from pretrain.config import RunConfig
+from pretrain.engine import PlainEngine, zero_stage
+from pretrain.model.layer_spec import choose_layers
+from pretrain.optim import learning_rate
+
+pytestmark = pytest.mark.slow  # importing megatron-core alone takes seconds
+
+TOLERANCE = 1e-5
+NO_DROPOUT = ("model.hidden_dropout=0", "model.attention_dropout=0")
+LAYOUTS = {
+    "TP2 ZeRO-0": (2, "parallel.tensor=2", "zero.stage=0"),
+    "TP2 ZeRO-1": (2, "parallel.tensor=2", "zero.stage=1"),
+    "TP2 ZeRO-2": (2, "parallel.tensor=2", "zero.stage=2"),
+    "TP2 ZeRO-3": (2, "parallel.tensor=2", "zero.stage=3"),
+    "TP4 ZeRO-1": (4, "parallel.tensor=4"),
+    "TP2 x DP2 ZeRO-1": (4, "parallel.tensor=2", "zero.stage=1"),
+    "TP2 x DP2 ZeRO-3": (4, "parallel.tensor=2", "zero.stage=3"),
+    "TP2 + SP ZeRO-1": (2, "parallel.tensor=2", "parallel.sequence=true"),
+    "TP2 + SP x DP2 ZeRO-2": (4, "parallel.tensor=2", "parallel.sequence=true", "zero.stage=2"),
+    "TP2 + SP recomputing": (2, "parallel.tensor=2", "parallel.sequence=true", "train.recompute_layers=all"),
+    "TP2 recomputing one": (2, "parallel.tensor=2", "train.recompute_layers=1"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _import_megatron_once() -> None:
+    import megatron.core.tensor_parallel  # noqa: F401  # before the ranks fork
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layouts")
+
+
+@pytest.fixture(scope="module")
+def references(folder: Path) -> dict[str, Any]:
+    return {
+        name: run_ranks(1, plain_process, load(folder, *NO_DROPOUT, f"optim.name={name}"))[0]
+        for name in ("adamw", "lamb")
+    }
+
+
+def train(config: RunConfig) -> tuple[Figures, dict[str, torch.Tensor], tuple[float, float]]:
+    """One rank of the real engine: figures of the steps, full final weights, and what an evaluation says."""
+    device = torch.device("cpu")
+    parallel.start_process_group(parallel.read_launch(), device)
+    mesh = parallel.start_mesh(config.parallel, device)
+    layers = choose_layers(mesh.tp_size, sequence_parallel=config.parallel.sequence)
+    model, source = build(config, layers)
+    engine = PlainEngine(config, model, device, mesh)
+    per_step = config.train.global_batch_size // config.train.micro_batch_size
+    figures: Figures = []
+    for step in range(STEPS):
+        share = range(step * per_step + mesh.dp_rank, (step + 1) * per_step, mesh.dp_size)
+        result = engine.train_step(
+            [source.micro_batch(index) for index in share],
+            learning_rate=learning_rate(step, config.optim, config.train.steps),
+        )
+        figures.append((result.loss, result.mlm_loss, result.contrastive_loss, result.grad_norm))
+    evaluation = engine.evaluate([source.micro_batch(1000 + mesh.dp_rank)])
+    return figures, full_weights(engine, mesh), (evaluation.num_labels, evaluation.baseline_accuracy)
+
+
+def full_weights(engine: PlainEngine, mesh: parallel.Mesh) -> dict[str, torch.Tensor]:
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = {}
+    for name, parameter in engine.engine.module.named_parameters():
+        if zero_stage(engine.config) == 0:
+            part = parameter.detach().clone()
+        else:
+            part = safe_get_full_fp32_param(parameter).clone()
+            part = part.view(getattr(parameter, "ds_shape", parameter.shape))
+        if mesh.tensor_group is not None and getattr(parameter, "tensor_model_parallel", False):
+            parts = [torch.empty_like(part) for _ in range(mesh.tp_size)]
+            distributed.all_gather(parts, part.contiguous(), group=mesh.tensor_group)
+            part = torch.cat(parts, dim=parameter.partition_dim)
+            part = part[: getattr(parameter, "num_words", len(part))]
+        weights[name] = part
+    return weights
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_equals_one_plain_process(name: str, folder: Path, references: dict[str, Any]) -> None:
+    world_size, *overrides = LAYOUTS[name]
+    check(run_ranks(world_size, train, load(folder, *NO_DROPOUT, *overrides)), references["adamw"])
+
+
+def test_lamb_norms_cover_all_parts(folder: Path, references: dict[str, Any]) -> None:
+    overrides = ("parallel.tensor=2", "zero.stage=1", "optim.name=lamb")
+    check(run_ranks(4, train, load(folder, *NO_DROPOUT, *overrides)), references["lamb"])
+
+
+def check(results: list[Any], reference: tuple[Figures, dict[str, torch.Tensor]]) -> None:
+    expected, weights = reference
+    for figures, found, evaluation in results:
+        assert deviation(figures, expected) < TOLERANCE
+        assert found.keys() == weights.keys()
+        assert evaluation == results[0][2]
+        for name, weight in weights.items():
+            assert torch.allclose(found[name], weight, rtol=0, atol=TOLERANCE), name
