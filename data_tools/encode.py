@@ -1,61 +1,59 @@
-"""Chunks of a corpus to token ids, in this process or in many; the same result, in the same order, either way.
+"""Chunks of a corpus to token ids: the middle step of preprocessing, the same in this process and in many.
 
-The middle step of preprocessing: `readers` gives chunks, `encode_chunks` gives their tokens back in order, the writer
-appends them. Worker processes are started afresh (no fork: the parent may have threads), hold one tokenizer each, get
-a bounded number of chunks ahead, and end with the parent however it ends.
+`readers` gives chunks, `Encoder` turns one into tokens and counts, `encode_chunks` does so for all of them in order,
+the run appends them to the dataset.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 import xxhash
 
-from data_tools.readers import Chunk, ReadOptions, parse_chunk
+from data_tools.readers import Chunk, ReadOptions, Reject, parse_chunk
+from data_tools.readers.chunks import LineSpan
+from data_tools.worker_pool import WorkerPool
 from pretrain.data.indexed_dataset import best_dtype
 from pretrain.data.manifest import Dropped
 from pretrain.data.tokenizer import Tokenizer, load_tokenizer
-from pretrain.errors import ConfigError, DataError, TacoError
+from pretrain.errors import ConfigError
 
-# Chunks ahead of the writer: enough that no worker waits, few enough that memory stays small.
-_CHUNKS_PER_WORKER = 3
-_BYTES_AHEAD = 256 * 1024 * 1024
+# Texts given to the tokenizer at once: its lists of ids take many times the memory of the text.
+_BATCH_CHARACTERS = 1 << 18
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """What decides the tokens of a chunk, and so goes to every worker."""
+    """What decides the tokens of a corpus, and so goes to every worker."""
 
     tokenizer: str
     cased: bool = False
-    json_key: str = "text"
     hash_range: tuple[Fraction, Fraction] = (Fraction(0), Fraction(1))
-
-    @property
-    def reading(self) -> ReadOptions:
-        """How the corpus becomes documents."""
-        return ReadOptions(json_key=self.json_key)
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """Tokens of all kept documents of one chunk, one after the other, with the number of tokens of each."""
+    """Tokens of all kept documents of one chunk, one after the other, and what was left out.
 
+    `lengths`: tokens per sequence; `sequences`: sequences per document, None where each document is one.
+    """
+
+    source: int
+    number: int
+    progress: int
     tokens: np.ndarray
     lengths: np.ndarray
+    sequences: np.ndarray | None
     dropped: dict[str, Dropped]
     text_bytes: int
-    progress: int
+    rejects: list[Reject]
+    replaced: int
+    lines: LineSpan | None
 
 
 class HashRange:
@@ -78,27 +76,47 @@ class Encoder:
         self.dtype = best_dtype(tokenizer.vocab_size)
         self._hash_range = HashRange(options.hash_range)
 
-    def encode(self, chunk: Chunk) -> EncodedChunk:
+    def __call__(self, chunk: Chunk) -> EncodedChunk:
         """Parses, selects and tokenises the documents of `chunk`. Raises DataError as `parse_chunk`."""
-        dropped: dict[str, Dropped] = {}
-        texts = []
         parsed = parse_chunk(chunk, self.options.reading)
-        for text in parsed.texts:
+        dropped: dict[str, Dropped] = {}
+        texts = self._select(parsed.texts, dropped)
+        tokens, lengths = self._encode(texts)
+        is_kept = lengths > 0
+        if not is_kept.all():
+            for index in np.flatnonzero(~is_kept):
+                count_dropped(dropped, "no_tokens", texts[index])
+            lengths = lengths[is_kept]
+        return EncodedChunk(
+            source=chunk.source,
+            number=chunk.number,
+            progress=chunk.progress,
+            tokens=tokens,
+            lengths=lengths,
+            sequences=None,
+            dropped=dropped,
+            text_bytes=parsed.text_bytes,
+            rejects=parsed.rejects,
+            replaced=parsed.replaced,
+            lines=parsed.lines,
+        )
+
+    def _select(self, texts: list[str], dropped: dict[str, Dropped]) -> list[str]:
+        kept = []
+        for text in texts:
             if not text or text.isspace():
-                _count(dropped, "empty", text)
+                count_dropped(dropped, "empty", text)
             elif text not in self._hash_range:
-                _count(dropped, "outside_hash_range", text)
+                count_dropped(dropped, "outside_hash_range", text)
             else:
-                texts.append(text)
-        encoded = []
-        for text, ids in zip(texts, self.tokenizer.encode_batch(texts), strict=True):
-            if ids:
-                encoded.append(np.array(ids, self.dtype))
-            else:
-                _count(dropped, "no_tokens", text)
-        tokens = np.concatenate(encoded) if encoded else np.empty(0, self.dtype)
-        lengths = np.array([ids.size for ids in encoded], np.int64)
-        return EncodedChunk(tokens, lengths, dropped, parsed.text_bytes, chunk.progress)
+                kept.append(text)
+        return kept
+
+    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        parts = [self.tokenizer.encode(batch) for batch in _batches(texts)]
+        tokens = [np.empty(0, self.dtype), *(ids for ids, _ in parts)]
+        lengths = [np.empty(0, np.int64), *(lengths for _, lengths in parts)]
+        return np.concatenate(tokens), np.concatenate(lengths)
 
 
 def parse_hash_range(text: str) -> tuple[Fraction, Fraction]:
@@ -124,83 +142,62 @@ def add_dropped(total: dict[str, Dropped], more: dict[str, Dropped]) -> None:
         total[reason] = Dropped(old.documents + item.documents, old.tokens + item.tokens, old.bytes + item.bytes)
 
 
-def encode_chunks(chunks: Iterable[Chunk], encoder: Encoder, workers: int) -> Iterator[EncodedChunk]:
+def count_dropped(dropped: dict[str, Dropped], reason: str, text: str, tokens: int = 0) -> None:
+    """Counts one document more that `reason` keeps out."""
+    add_dropped(dropped, {reason: Dropped(documents=1, tokens=tokens, bytes=len(text.encode()))})
+
+
+def encode_chunks(
+    chunks: Iterable[Chunk],
+    encoder: Encoder,
+    workers: int,
+    *,
+    max_bytes_ahead: int = 256 << 20,
+    check_stop: Callable[[], None] = lambda: None,
+) -> Iterator[EncodedChunk]:
     """Encodes `chunks` in order; with fewer than two `workers` in this process.
 
     Raises:
         DataError: the first mistake in the corpus, whatever the number of workers.
-        TacoError: a worker was killed.
+        TacoError: a chunk that killed three workers, or whatever `check_stop` raises.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process is one core; children inherit it
     if workers < 2:
-        yield from map(encoder.encode, chunks)
+        for chunk in chunks:
+            check_stop()
+            yield encoder(chunk)
+        check_stop()
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (encoder.options,)) as pool:
-        try:
-            yield from _in_order(chunks, lambda chunk: pool.submit(_encode_in_worker, chunk), workers)
-        except BrokenProcessPool:
-            raise TacoError(
-                f"one of the {workers} worker processes was killed from outside, probably for lack of memory; "
-                "nothing was written: run again with fewer --workers, or free memory"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    with WorkerPool(
+        make_encoder,
+        encoder.options,
+        workers,
+        describe=describe_chunk,
+        item_bytes=lambda chunk: chunk.held_bytes,
+        max_bytes_ahead=max_bytes_ahead,
+        check_stop=check_stop,
+    ) as pool:
+        yield from pool.map(chunks)
 
 
-def _in_order(
-    chunks: Iterable[Chunk], submit: Callable[[Chunk], Future[EncodedChunk]], workers: int
-) -> Iterator[EncodedChunk]:
-    waiting: deque[tuple[int, Future[EncodedChunk]]] = deque()
-    bytes_ahead = 0
-    failure: DataError | None = None
-    for chunk in _until_failure(chunks):
-        if isinstance(chunk, DataError):
-            failure = chunk
-            break
-        waiting.append((chunk.held_bytes, submit(chunk)))
-        bytes_ahead += chunk.held_bytes
-        while len(waiting) > workers * _CHUNKS_PER_WORKER or (bytes_ahead > _BYTES_AHEAD and waiting):
-            size, future = waiting.popleft()
-            yield future.result()
-            bytes_ahead -= size
-    while waiting:
-        yield waiting.popleft()[1].result()
-    if failure is not None:
-        raise failure
+def make_encoder(options: EncodeOptions) -> Encoder:
+    """An encoder with a tokenizer of its own, for a worker. Raises DataError: the tokenizer cannot be loaded."""
+    return Encoder(load_tokenizer(options.tokenizer, cased=options.cased), options)
 
 
-def _until_failure(chunks: Iterable[Chunk]) -> Iterator[Chunk | DataError]:
-    """A mistake that the reader finds comes last, after those that workers find in the chunks before it."""
-    try:
-        yield from chunks
-    except DataError as error:
-        yield error
+def describe_chunk(chunk: Chunk) -> str:
+    """The chunk's place in words, for messages."""
+    return f"{chunk.path} (chunk {chunk.number}, up to byte {chunk.progress} on disk)"
 
 
-def _count(dropped: dict[str, Dropped], reason: str, text: str) -> None:
-    add_dropped(dropped, {reason: Dropped(documents=1, bytes=len(text.encode()))})
-
-
-_worker: Encoder | None = None
-
-
-def _start_worker(options: EncodeOptions) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the pool
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = Encoder(load_tokenizer(options.tokenizer, cased=options.cased), options)
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot end its workers, and they would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _encode_in_worker(chunk: Chunk) -> EncodedChunk:
-    if _worker is None:
-        raise AssertionError("the worker was not started")
-    return _worker.encode(chunk)
+def _batches(texts: list[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -3,43 +3,71 @@
     python data_tools/preprocess.py --input corpus.jsonl.zst --tokenizer vocab.txt --output-prefix data/corpus
 
 writes data/corpus.bin, .idx and .json and the folder data/corpus.tokenizer. Training reads nothing else. The output is
-the same, byte for byte, for any number of workers. `taco data preprocess` is the same program.
+the same, byte for byte, for any number of workers and of interruptions. `taco data preprocess` is the same program.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
-from pathlib import Path
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pretrain.cli import MultiValueCommand, new_program, run_program
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import DataError
 
 if TYPE_CHECKING:
-    from data_tools.encode import EncodedChunk, EncodeOptions
-    from pretrain.data.indexed_dataset import IndexedDatasetWriter
+    from data_tools.encode import EncodeOptions
+    from data_tools.readers import Source
+    from data_tools.resumable import ResumableRun
     from pretrain.data.manifest import Dropped, Manifest
     from pretrain.data.tokenizer import Tokenizer
 
 app = new_program()
+MAX_REJECTS = 1000
+DEFAULT_MEMORY = 1 << 30
+
+
+class OnError(Enum):
+    """What happens at a document that cannot be read."""
+
+    stop = "stop"
+    skip = "skip"
+    replace = "replace"
+
+
+class TextDocuments(Enum):
+    """What separates documents of plain text."""
+
+    blank_line = "blank-line"
+    line = "line"
+    file = "file"
 
 
 @app.command(cls=MultiValueCommand)
 def main(
-    input: Annotated[list[str], typer.Option(help="corpus: .jsonl or .txt, plain, .gz or .zst", metavar="FILE...")],
+    input: Annotated[list[str], typer.Option(help="files, folders, patterns, @list.txt, -", metavar="INPUT...")],
     tokenizer: Annotated[str, typer.Option(help="vocab.txt, SentencePiece .model, tokenizer.json, or a saved folder")],
     output_prefix: Annotated[str, typer.Option(help="the dataset is PREFIX.bin, PREFIX.idx, PREFIX.json")],
     workers: Annotated[int, typer.Option(help="processes that tokenise; 0 or 1: this one", min=0)] = 1,
-    json_key: Annotated[str, typer.Option(help="where the text stands in a JSON line")] = "text",
+    json_key: Annotated[str, typer.Option(help="where the text stands in a JSON line or table; a.b: b in a")] = "text",
+    input_format: Annotated[str | None, typer.Option(help="kind of every input, such as jsonl or txt.gz")] = None,
+    text_documents: Annotated[
+        TextDocuments, typer.Option(help="what separates documents of plain text")
+    ] = TextDocuments.blank_line,
+    delimiter: Annotated[str | None, typer.Option(help="between fields of csv and tsv files")] = None,
     cased: Annotated[bool, typer.Option("--cased", help="keep capitals and accents (vocab.txt only)")] = False,
     hash_range: Annotated[str, typer.Option(help="keep documents whose hash lies in LO:HI of 0:1, for splits")] = "0:1",
+    on_error: Annotated[OnError, typer.Option(help="at a document that cannot be read")] = OnError.stop,
+    max_rejects: Annotated[int, typer.Option(help="give up after so many rejects; -1: never", min=-1)] = MAX_REJECTS,
+    max_document_bytes: Annotated[str | None, typer.Option(help="longer lines are errors (1G)")] = None,
+    shard: Annotated[str, typer.Option(help="do part I of N only, I from 0; `taco data merge` joins them")] = "0/1",
+    memory: Annotated[str, typer.Option(help="limit for text that waits for workers")] = "1G",
+    journal_seconds: Annotated[float, typer.Option(help="between entries of the journal", min=0.0)] = 5.0,
+    restart: Annotated[bool, typer.Option("--restart", help="drop what an unfinished run has done")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a dataset of the same prefix")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="report as JSON on standard output")] = False,
 ) -> None:
@@ -48,26 +76,57 @@ def main(
     Example: python data_tools/preprocess.py --input books.jsonl.zst wiki.txt.gz --tokenizer vocab.txt
     --output-prefix data/train --workers 8 --hash-range 0:0.95
 
-    JSON lines hold one document each; in text files, blank lines separate documents. Memory does not grow with the
-    corpus, only with the number of workers and the longest document.
+    A run that was interrupted goes on where its journal ends: start the same command again, with any number of
+    workers. Exit code 75 says that SIGTERM ended it and that it can be continued.
+
+    Memory does not grow with the corpus: about 150 MB, per worker 100 MB and 30 times the longest document (at least
+    4 MB), and what --memory allows.
     """
     from data_tools.encode import EncodeOptions, parse_hash_range
+    from data_tools.readers import ReadOptions
+    from data_tools.sizes import parse_shard, parse_size
 
-    options = EncodeOptions(tokenizer, cased, json_key, parse_hash_range(hash_range))
-    report = preprocess(input, options, output_prefix, workers=workers, overwrite=overwrite)
+    reading = ReadOptions.parse(
+        json_key=json_key,
+        input_format=input_format,
+        text_documents=text_documents.value,
+        delimiter=delimiter,
+        on_error=on_error.value,
+        max_document_bytes=max_document_bytes,
+    )
+    report = preprocess(
+        input,
+        EncodeOptions(tokenizer, cased, parse_hash_range(hash_range), reading),
+        output_prefix,
+        workers=workers,
+        overwrite=overwrite,
+        restart=restart,
+        shard=parse_shard(shard),
+        max_rejects=None if max_rejects < 0 else max_rejects,
+        memory=parse_size("--memory", memory),
+        journal_seconds=journal_seconds,
+    )
     print(json.dumps(asdict(report)) if as_json else _summary(report))
 
 
 @dataclass
 class Report:
-    """What one run did; `dropped` by reason. Bytes are those of the decompressed text."""
+    """What one run did; `dropped` by reason. Bytes are those of the decompressed text.
+
+    Counts are those of the dataset, also of what an interrupted run had done (`resumed_documents`); speeds are those
+    of this run.
+    """
 
     prefix: str
     input_files: int
     input_bytes: int = 0
     documents: int = 0
+    sequences: int = 0
     tokens: int = 0
     dropped: dict[str, Dropped] = field(default_factory=dict)
+    rejects: int = 0
+    replaced: int = 0
+    resumed_documents: int = 0
     seconds: float = 0.0
     mb_per_second: float = 0.0
     tokens_per_second: float = 0.0
@@ -76,147 +135,162 @@ class Report:
 
 
 def preprocess(
-    inputs: list[str], options: EncodeOptions, prefix: str, *, workers: int = 1, overwrite: bool = False
+    inputs: list[str],
+    options: EncodeOptions,
+    prefix: str,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    restart: bool = False,
+    shard: tuple[int, int] = (0, 1),
+    max_rejects: int | None = MAX_REJECTS,
+    memory: int = DEFAULT_MEMORY,
+    journal_seconds: float = 5.0,
 ) -> Report:
-    """Writes the dataset `prefix` from the files `inputs`, in their order, and returns what was done.
+    """Writes the dataset `prefix` from `inputs`, in their order, or goes on with it, and returns what was done.
 
     Raises:
-        ConfigError: the prefix names a folder.
+        ConfigError: the prefix names a folder, or an option cannot work.
         DataError: a mistake in input, tokenizer or output; nothing that looks finished is left.
-        TacoError: a worker process was killed.
+        StoppedError: SIGTERM or Ctrl-C; what is done is kept.
+        TacoError: a chunk of the corpus killed three workers.
     """
-    from data_tools.encode import Encoder, encode_chunks
-    from data_tools.progress import ProgressMeter
-    from data_tools.readers import expand_inputs, read_chunks, total_progress
-    from pretrain.data.indexed_dataset import IndexedDatasetWriter, best_dtype
+    from data_tools.output_files import TokenizerFolder, prepare_output
+    from data_tools.readers import expand_inputs
+    from data_tools.recorded_command import record_command
+    from data_tools.resumable import ResumableRun
+    from pretrain.data.indexed_dataset import best_dtype
     from pretrain.data.tokenizer import load_tokenizer
 
     sources = expand_inputs(inputs, options.reading)
     tokenizer = load_tokenizer(options.tokenizer, cased=options.cased)
-    _prepare_output(prefix)
+    prepare_output(prefix)
     report = Report(prefix, len(sources), tokenizer=asdict(tokenizer.info))
-    writer = IndexedDatasetWriter(prefix, best_dtype(tokenizer.vocab_size), overwrite=overwrite)
-    with _tokenizer_folder(tokenizer, prefix) as publish_tokenizer, writer:
-        chunks = total_progress(sources, read_chunks(sources, options.reading))
-        with ProgressMeter("tokenising", sum(source.num_bytes for source in sources)) as meter:
-            for encoded in encode_chunks(chunks, Encoder(tokenizer, options), workers):
-                _append(writer, encoded, report)
-                meter.update(encoded.progress, _words(report, meter.seconds))
-        _require_tokens(inputs, report)
-        publish_tokenizer()
-        manifest = writer.finalize(
-            tokenizer=tokenizer.info, dropped=report.dropped, command=_command(inputs, options, prefix)
-        )
-    _complete(report, manifest, meter.seconds)
+    command = record_command(inputs, options, prefix, dedup=False).words()
+    run = ResumableRun(
+        prefix,
+        best_dtype(tokenizer.vocab_size),
+        _header(sources, options, tokenizer, shard),
+        overwrite=overwrite,
+        restart=restart,
+        commit_seconds=None if any(source.path == "-" for source in sources) else journal_seconds,
+    )
+    with run:
+        if run.published is not None:
+            return _complete(report, run, run.published)
+        with TokenizerFolder(tokenizer, prefix) as folder:
+            if not run.state.is_complete:
+                _encode_all(run, report, sources, options, tokenizer, workers, shard, max_rejects, memory)
+            _require_tokens(inputs, run, shard)
+
+            def publish_beside(manifest: Manifest) -> None:
+                run.announce(manifest)
+                folder.publish()
+                run.publish_rejects()
+
+            run.commit(is_complete=True)
+            manifest = run.writer.finalize(
+                tokenizer=tokenizer.info,
+                dropped=dict(sorted(run.state.dropped.items())),
+                command=command,
+                replaced=run.state.replaced,
+                shard=shard if shard[1] > 1 else None,
+                publish_beside=publish_beside,
+            )
+    return _complete(report, run, manifest)
+
+
+def _encode_all(
+    run: ResumableRun,
+    report: Report,
+    sources: list[Source],
+    options: EncodeOptions,
+    tokenizer: Tokenizer,
+    workers: int,
+    shard: tuple[int, int],
+    max_rejects: int | None,
+    memory: int,
+) -> None:
+    """Appends the tokens of every chunk that is not done yet."""
+    from data_tools.encode import Encoder, encode_chunks
+    from data_tools.progress import ProgressMeter
+    from data_tools.readers import read_chunks
+    from data_tools.stop_signals import StopSignals
+
+    before = [0]
+    for source in sources:
+        before.append(before[-1] + source.num_bytes)
+    first, text_bytes, tokens = before[-1] * shard[0] // shard[1], run.state.text_bytes, run.writer.num_tokens
+    report.resumed_documents = run.writer.num_documents
+    if run.start is not None:
+        print(f"continuing an unfinished run: {report.resumed_documents:,} documents are done", file=sys.stderr)
+    chunks = read_chunks(sources, options.reading, shard=shard, start=run.start)
+    encoder = Encoder(tokenizer, options)
+    meter = ProgressMeter("tokenising", before[-1] // shard[1], run.state.disk_bytes)
+    with StopSignals() as stop, meter:
+        for encoded in encode_chunks(chunks, encoder, workers, max_bytes_ahead=memory // 2, check_stop=stop.check):
+            run.append(encoded, max(before[encoded.source] + encoded.progress - first, 0))
+            if max_rejects is not None and run.state.rejects > max_rejects:
+                run.commit()
+                raise DataError(_too_many(run, max_rejects))
+            new = run.state.text_bytes - text_bytes
+            meter.update(run.state.disk_bytes, _words(run, new, run.writer.num_tokens - tokens, meter.seconds))
+    report.seconds = meter.seconds
+    report.mb_per_second = (run.state.text_bytes - text_bytes) / 1e6 / max(meter.seconds, 1e-9)
+    report.tokens_per_second = (run.writer.num_tokens - tokens) / max(meter.seconds, 1e-9)
+
+
+def _header(
+    sources: list[Source], options: EncodeOptions, tokenizer: Tokenizer, shard: tuple[int, int]
+) -> dict[str, Any]:
+    """What a run must have in common with the one that it continues."""
+    from pretrain import __version__
+
+    return {
+        "version": __version__,
+        "tokenizer": tokenizer.info.sha256,
+        "hash_range": ":".join(map(str, options.hash_range)),
+        "reading": asdict(options.reading),
+        "shard": f"{shard[0]}/{shard[1]}",
+        "inputs": {source.path: list(source.identity[1:]) for source in sources},
+        "order": [source.path for source in sources],
+    }
+
+
+def _too_many(run: ResumableRun, max_rejects: int) -> str:
+    reasons = ", ".join(f"{item.documents} {reason}" for reason, item in sorted(run.state.dropped.items()))
+    return (
+        f"{run.state.rejects} documents could not be read, more than --max-rejects {max_rejects} ({reasons}); they are "
+        f"listed in {run.rejects_path}; look at them, then give a larger --max-rejects to continue"
+    )
+
+
+def _require_tokens(inputs: list[str], run: ResumableRun, shard: tuple[int, int]) -> None:
+    if run.writer.num_tokens:
+        return
+    reasons = ", ".join(f"{item.documents} {reason}" for reason, item in run.state.dropped.items()) or "none at all"
+    if shard[1] > 1:
+        print(f"warning: part {shard[0]} of {shard[1]} gave no token (documents: {reasons})", file=sys.stderr)
+        return
+    raise DataError(
+        f"{', '.join(inputs)}: no document gave a token (documents: {reasons}); "
+        "check the corpus, --json-key and --hash-range"
+    )
+
+
+def _complete(report: Report, run: ResumableRun, manifest: Manifest) -> Report:
+    report.documents, report.sequences, report.tokens = manifest.documents, manifest.sequences, manifest.tokens
+    report.dropped, report.replaced = dict(manifest.dropped), manifest.replaced
+    report.input_bytes, report.rejects = run.state.text_bytes, run.state.rejects
+    report.files = [f"{report.prefix}{suffix}" for suffix in (".bin", ".idx", ".json", ".tokenizer")]
+    report.files += [f"{report.prefix}.rejects.jsonl"] if report.rejects else []
     return report
 
 
-def _append(writer: IndexedDatasetWriter, encoded: EncodedChunk, report: Report) -> None:
-    from data_tools.encode import add_dropped
-
-    end = 0
-    for length in encoded.lengths.tolist():
-        writer.add_document([encoded.tokens[end : end + length]])
-        end += length
-    report.documents += len(encoded.lengths)
-    report.tokens += end
-    report.input_bytes += encoded.text_bytes
-    add_dropped(report.dropped, encoded.dropped)
-
-
-def _require_tokens(inputs: list[str], report: Report) -> None:
-    if report.tokens == 0:
-        reasons = ", ".join(f"{item.documents} {reason}" for reason, item in report.dropped.items()) or "none at all"
-        raise DataError(
-            f"{', '.join(inputs)}: no document gave a token (documents: {reasons}); "
-            "check the corpus, --json-key and --hash-range"
-        )
-
-
-def _prepare_output(prefix: str) -> None:
-    from pretrain.data.tokenizer_folder import MARKER
-
-    path, tokenizer = Path(prefix), Path(f"{prefix}.tokenizer")
-    if tokenizer.exists() and not (tokenizer / MARKER).exists():
-        raise DataError(f"{tokenizer}: is in the way and not of our making; choose another --output-prefix")
-    if prefix.endswith("/") or path.is_dir() or not path.name:
-        raise ConfigError(f"--output-prefix {prefix}: is a folder; give a name inside it, like {path / 'train'}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{path.parent}: cannot be created: {error.strerror}; choose another --output-prefix") from None
-
-
-@contextmanager
-def _tokenizer_folder(tokenizer: Tokenizer, prefix: str) -> Iterator[Callable[[], None]]:
-    """Writes PREFIX.tokenizer under a temporary name at once, since some tokenizers cannot be saved.
-
-    The function that it gives puts the folder in its place; an error after that brings the old one back.
-    """
-    final, new, old = (Path(f"{prefix}.tokenizer{suffix}") for suffix in ("", ".tmp", ".old"))
-    is_published = False
-
-    def publish() -> None:
-        nonlocal is_published
-        try:
-            if final.exists():
-                final.rename(old)
-            is_published = True
-            new.rename(final)
-        except OSError as error:
-            raise DataError(f"{final}: cannot be written: {error.strerror}; choose another --output-prefix") from None
-
-    _remove(new, old)
-    try:
-        tokenizer.save_pretrained(new)
-        yield publish
-    except BaseException:
-        if is_published:
-            _remove(final)
-            if old.exists():
-                old.rename(final)
-        raise
-    finally:
-        _remove(new, old)
-
-
-def _remove(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _command(inputs: list[str], options: EncodeOptions, prefix: str) -> list[str]:
-    """The command that makes this dataset again: what decides its content, so not the number of workers."""
-    command = [
-        "taco",
-        "data",
-        "preprocess",
-        "--input",
-        *inputs,
-        "--tokenizer",
-        options.tokenizer,
-        "--output-prefix",
-        prefix,
-    ]
-    command += ["--json-key", options.json_key] if options.json_key != "text" else []
-    command += ["--cased"] if options.cased else []
-    if options.hash_range != (Fraction(0), Fraction(1)):
-        command += ["--hash-range", ":".join(map(str, options.hash_range))]
-    return command
-
-
-def _complete(report: Report, manifest: Manifest, seconds: float) -> None:
-    report.dropped = dict(manifest.dropped)
-    report.seconds = seconds
-    report.mb_per_second = report.input_bytes / 1e6 / seconds
-    report.tokens_per_second = report.tokens / seconds
-    report.files = [f"{report.prefix}{suffix}" for suffix in (".bin", ".idx", ".json", ".tokenizer")]
-
-
-def _words(report: Report, seconds: float) -> str:
-    megabytes = report.input_bytes / 1e6
-    speed = megabytes / max(seconds, 1e-9)
-    return f"{megabytes:,.1f} MB, {speed:.1f} MB/s, {report.documents:,} documents, {report.tokens:,} tokens"
+def _words(run: ResumableRun, text_bytes: int, tokens: int, seconds: float) -> str:
+    megabytes, seconds = run.state.text_bytes / 1e6, max(seconds, 1e-9)
+    speed = f"{text_bytes / 1e6 / seconds:.1f} MB/s, {tokens / seconds:,.0f} tokens/s"
+    return f"{megabytes:,.1f} MB, {speed}, {run.writer.num_documents:,} documents, {run.writer.num_tokens:,} tokens"
 
 
 def _summary(report: Report) -> str:

@@ -82,7 +82,7 @@ class IndexedDatasetWriter:
                 self._open()
         except DataError:
             if self._resumed is None:
-                self._remove_temporaries()
+                remove_temporaries(self.prefix)
             raise
         return self
 
@@ -91,7 +91,7 @@ class IndexedDatasetWriter:
             with suppress(OSError):  # closing flushes, which fails once more on a full disk
                 file.close()
         if not self._is_kept:
-            self._remove_temporaries()
+            remove_temporaries(self.prefix)
 
     @property
     def bin_path(self) -> Path:
@@ -102,6 +102,16 @@ class IndexedDatasetWriter:
     def num_bytes(self) -> int:
         """Bytes of token ids so far."""
         return self._bin.num_bytes
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far."""
+        return self._num_tokens
+
+    @property
+    def num_documents(self) -> int:
+        """Documents so far."""
+        return self._num_documents
 
     def add_document(self, sequences: Sequence[np.ndarray]) -> None:
         """Appends a document of one or more sequences: one-dimensional integer arrays of token ids, any length.
@@ -164,11 +174,14 @@ class IndexedDatasetWriter:
         tokenizer: TokenizerInfo,
         dropped: Mapping[str, Dropped] | None = None,
         command: Sequence[str] = (),
-        publish_beside: Callable[[], None] | None = None,
+        replaced: int = 0,
+        shard: tuple[int, int] | None = None,
+        publish_beside: Callable[[Manifest], None] | None = None,
     ) -> Manifest:
         """Publishes the dataset, PREFIX.json last, all of it on disk before the first rename; returns the manifest.
 
-        `publish_beside` puts further files in their place, at a time when no PREFIX.json vouches for the dataset.
+        `publish_beside` puts further files in their place, at a time when no PREFIX.json vouches for the dataset; an
+        OSError in it is one of writing. The other arguments go into the manifest.
 
         Raises:
             DataError: an id is not in the vocabulary of `tokenizer`, or writing fails; nothing is published then.
@@ -195,6 +208,8 @@ class IndexedDatasetWriter:
                 dropped=dict(dropped or {}),
                 command=tuple(command),
                 created_by=f"taco-pretrain {__version__}",
+                replaced=replaced,
+                shard=shard,
             )
             return self._publish(manifest, publish_beside)
 
@@ -242,10 +257,6 @@ class IndexedDatasetWriter:
         self._largest_id = max(self._largest_id, largest)
         return sequence.astype(self.dtype, copy=False)
 
-    def _remove_temporaries(self) -> None:
-        for path in self._temporary.values():
-            path.unlink(missing_ok=True)
-
     def _write_index(self) -> HashingFile:
         """The index from the spooled lengths and document indices, a bounded piece at a time."""
         index = HashingFile(self._temporary["idx"], _WHOLE_FILE)
@@ -267,12 +278,13 @@ class IndexedDatasetWriter:
             index.sync()
         return index
 
-    def _publish(self, manifest: Manifest, publish_beside: Callable[[], None] | None) -> Manifest:
+    def _publish(self, manifest: Manifest, publish_beside: Callable[[Manifest], None] | None) -> Manifest:
         # What is replaced stops looking finished before its parts change.
         for suffix in (".json", ".idx"):
             dataset_path(self.prefix, suffix).unlink(missing_ok=True)
+        durable.sync_folder(dataset_path(self.prefix, ".json").parent)
         if publish_beside is not None:
-            publish_beside()
+            publish_beside(manifest)
         for name in ("bin", "idx"):
             self._temporary[name].replace(dataset_path(self.prefix, f".{name}"))
         durable.sync_folder(dataset_path(self.prefix, ".json").parent)
@@ -299,6 +311,12 @@ def explain_os_errors(prefix: str | Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or prefix
         raise DataError(f"{where}: cannot be written: {error.strerror}; free space or choose another folder") from error
+
+
+def remove_temporaries(prefix: str | Path) -> None:
+    """Removes what a writer of `prefix` has left."""
+    for path in _temporary_paths(prefix).values():
+        path.unlink(missing_ok=True)
 
 
 def _temporary_paths(prefix: str | Path) -> dict[str, Path]:

@@ -66,6 +66,7 @@ class Manifest:
     """The content of PREFIX.json; hashes are xxh64, 16 hexadecimal digits.
 
     `tokenizer_files` are those of the folder PREFIX.tokenizer at the time of writing, none where there was no folder.
+    `replaced`: documents that are kept with U+FFFD for bytes that were not UTF-8. `shard`: which part of how many.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -84,6 +85,8 @@ class Manifest:
     created_by: str
     chunk_bytes: Annotated[int, Field(ge=1)] = CHUNK_BYTES
     tokenizer_files: tuple[FileRecord, ...] = ()
+    replaced: Count = 0
+    shard: tuple[Count, Count] | None = None
     format_version: int = FORMAT_VERSION
 
     @classmethod

@@ -14,12 +14,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pretrain.data.dataset_format import best_dtype
 from pretrain.data.manifest import SpecialIds, TokenizerInfo
 from pretrain.data.sentencepiece_convert import BYTE, CONTROL, NORMAL, USER_DEFINED, convert
 from pretrain.data.tokenizer_folder import read_folder, write_folder
@@ -61,6 +62,13 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without [CLS] and [SEP], however long the text is."""
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """All ids of `encode_batch` one after the other, in `best_dtype(vocab_size)`, and int64 ids per text."""
+        encoded = self.encode_batch(texts)
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        ids = np.fromiter(chain.from_iterable(encoded), best_dtype(self.vocab_size), int(lengths.sum()))
+        return ids, lengths
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,0 +1,284 @@
+"""The output of one run as it grows on disk: token ids, rejects and the journal that vouches for both.
+
+A run that ends early, in whatever way, leaves what its journal vouches for; the next run of the same command goes on
+there. A run that fails before the first line of its journal leaves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+
+from data_tools.encode import EncodedChunk, add_dropped
+from data_tools.journal import Journal, RunState, differences
+from data_tools.readers import LineNumbers, Reject
+from data_tools.run_lock import RunLock
+from data_tools.stop_signals import StoppedError
+from pretrain.data.dataset_writer import (
+    IndexedDatasetWriter,
+    WriterState,
+    can_resume,
+    explain_os_errors,
+    remove_temporaries,
+)
+from pretrain.data.manifest import Dropped, Manifest
+from pretrain.errors import DataError
+
+_COMMIT_BYTES = 64 << 20
+_MIN_COMMIT_SECONDS = 1.0
+
+
+class ResumableRun:
+    """One run on the prefix `prefix`; use it as a context manager.
+
+    Attributes:
+        state: how far the run is.
+        start: the first chunk to do, None for the first of all.
+        published: the manifest where an earlier run had finished all but the tidying up; there is nothing left to do.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        dtype: np.dtype,
+        header: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        restart: bool = False,
+        is_raw: bool = False,
+        commit_seconds: float | None = 5.0,
+    ) -> None:
+        """`header` says in JSON types what the run is. With `is_raw` the tokens are gathered beside the dataset, for a
+        second pass. `commit_seconds` between two lines of the journal; None: a run that cannot be resumed."""
+        self._prefix, self._dtype, self._header = prefix, dtype, json.loads(json.dumps(header))
+        self._overwrite, self._restart, self._commit_seconds = overwrite, restart, commit_seconds
+        self._tokens_prefix = f"{prefix}.raw" if is_raw else prefix
+        self._rejects_path = Path(f"{prefix}.rejects.jsonl.tmp")
+        self._stack = ExitStack()
+        self._line_numbers = LineNumbers()
+        self._last_commit, self._last_bytes = time.monotonic(), 0
+        self.state = RunState()
+        self.start: tuple[int, int] | None = None
+        self.published: Manifest | None = None
+
+    def __enter__(self) -> ResumableRun:
+        """Takes the lock and finds what there is.
+
+        Raises:
+            DataError: another run is at work, the unfinished run is another one, or the dataset exists.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(RunLock(self._prefix))
+            self._journal = self._find_journal()
+            if self.published is not None:
+                stack.callback(self._tidy_up)
+            else:
+                IndexedDatasetWriter(self._prefix, self._dtype, overwrite=self._overwrite)  # refuses existing files
+                self.writer = self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.published is None:
+            if error is not None and self._keep(error):
+                self.writer.keep()
+            else:
+                self._stack.callback(self._tidy_up)
+        self._stack.__exit__(kind, error, trace)
+
+    @property
+    def rejects_path(self) -> Path:
+        """Where rejects stand until the dataset is published."""
+        return self._rejects_path
+
+    def append(self, chunk: EncodedChunk, disk_bytes: int) -> None:
+        """Adds what one chunk gave, and brings it all to the disk from time to time.
+
+        `disk_bytes`: how much of the input is read by now.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        self.writer.add_documents(chunk.tokens, chunk.lengths, chunk.sequences)
+        dropped = dict(self.state.dropped)
+        add_dropped(dropped, chunk.dropped)
+        rejects = self._line_numbers.locate(chunk.rejects, chunk.lines)
+        with explain_os_errors(self._rejects_path):
+            for reject in rejects:
+                add_dropped(dropped, {reject.reason: Dropped(documents=1)})
+                self._rejects.write(_line(reject))
+        self.state = replace(
+            self.state,
+            next_chunk=(chunk.source, chunk.number + 1),
+            dropped=dropped,
+            text_bytes=self.state.text_bytes + chunk.text_bytes,
+            disk_bytes=disk_bytes,
+            rejects=self.state.rejects + len(rejects),
+            replaced=self.state.replaced + chunk.replaced,
+        )
+        self._commit_if_due()
+
+    def commit(self, *, is_complete: bool = False, published: str = "") -> None:
+        """Brings everything to the disk and says so in the journal. Raises DataError: the disk is full."""
+        if self._commit_seconds is None:
+            return
+        writer = self.writer.checkpoint()
+        with explain_os_errors(self._journal.path):
+            self._rejects.flush()
+            os.fsync(self._rejects.fileno())
+            self.state = replace(
+                self.state,
+                writer=writer,
+                reject_bytes=self._rejects.tell(),
+                is_complete=is_complete or self.state.is_complete,
+                published=published,
+            )
+            self._journal.append(self.state)
+        self._last_commit, self._last_bytes = time.monotonic(), self.writer.num_bytes
+
+    def publish_rejects(self) -> None:
+        """Puts PREFIX.rejects.jsonl in its place, or removes that of an older dataset. Raises OSError."""
+        final = Path(f"{self._prefix}.rejects.jsonl")
+        self._rejects.flush()
+        os.fsync(self._rejects.fileno())
+        if self.state.rejects:
+            self._rejects_path.replace(final)
+        else:
+            final.unlink(missing_ok=True)
+
+    def announce(self, manifest: Manifest) -> None:
+        """Says in the journal which dataset is about to be put in place."""
+        self.commit(is_complete=True, published=_fingerprint(manifest))
+
+    def _find_journal(self) -> Journal:
+        path = Path(f"{self._prefix}.journal")
+        found = None if self._restart or self._commit_seconds is None else Journal.load(path)
+        if found is None:
+            if path.exists() and not self._restart:
+                _warn(f"{path} cannot be used; starting over")
+            return Journal(path, self._header)
+        changes = differences(_comparable(found.header, self._header), self._header)
+        if changes:
+            raise DataError(
+                f"{path}: an unfinished run was started with other settings ({'; '.join(changes)}); give the same ones "
+                "to continue it, or --restart to start over"
+            )
+        for state in found.states:
+            if self._is_published(state):
+                self.published = Manifest.load(Path(f"{self._prefix}.json"))
+                self.state = state
+                return found
+            if self._take_back(state):
+                found.go_back_to(state)
+                found.header = self._header
+                self.state, self.start = state, state.next_chunk
+                return found
+        _warn(f"{path}: the files of the unfinished run are shorter or other than it says; starting over")
+        return Journal(path, self._header)
+
+    def _is_published(self, state: RunState) -> bool:
+        path = Path(f"{self._prefix}.json")
+        if not state.published or not path.exists():
+            return False
+        with suppress(DataError):
+            return _fingerprint(Manifest.load(path)) == state.published
+        return False
+
+    def _take_back(self, state: RunState) -> bool:
+        """Whether the temporary files hold `state`; takes back those that were put in place without PREFIX.json."""
+        moved = []
+        if state.published and not Path(f"{self._prefix}.json").exists():
+            pairs = [(Path(f"{self._prefix}.rejects.jsonl"), self._rejects_path)]
+            if self._tokens_prefix == self._prefix:
+                pairs.append((Path(f"{self._prefix}.bin"), Path(f"{self._prefix}.bin.tmp")))
+            moved = [(final, temporary) for final, temporary in pairs if final.exists() and not temporary.exists()]
+        for final, temporary in moved:
+            final.rename(temporary)
+        rejects_bytes = self._rejects_path.stat().st_size if self._rejects_path.exists() else 0
+        is_good = rejects_bytes >= state.reject_bytes and can_resume(self._tokens_prefix, self._dtype, state.writer)
+        if is_good:
+            if moved:
+                Path(f"{self._prefix}.idx").unlink(missing_ok=True)
+        else:
+            for final, temporary in moved:
+                temporary.rename(final)
+        return is_good
+
+    def _open(self, stack: ExitStack) -> IndexedDatasetWriter:
+        """The writer and the spool of rejects, cut back to the state."""
+        is_resumed = self.start is not None
+        if not is_resumed:
+            self._journal.path.unlink(missing_ok=True)
+            for prefix in (self._prefix, f"{self._prefix}.raw"):
+                remove_temporaries(prefix)
+        with explain_os_errors(self._rejects_path):
+            self._rejects: BinaryIO = stack.enter_context(self._rejects_path.open("r+b" if is_resumed else "w+b"))
+            self._rejects.truncate(self.state.reject_bytes)
+            self._rejects.seek(self.state.reject_bytes)
+        state: WriterState | None = self.state.writer if is_resumed else None
+        writer = IndexedDatasetWriter(self._tokens_prefix, self._dtype, overwrite=True, state=state)
+        return stack.enter_context(writer)
+
+    def _commit_if_due(self) -> None:
+        if self._commit_seconds is None:
+            return
+        seconds, num_bytes = time.monotonic() - self._last_commit, self.writer.num_bytes - self._last_bytes
+        least = min(_MIN_COMMIT_SECONDS, self._commit_seconds)
+        if seconds >= self._commit_seconds or (num_bytes >= _COMMIT_BYTES and seconds >= least):
+            self.commit()
+
+    def _keep(self, error: BaseException) -> bool:
+        """Whether there is something to keep after `error`; says how to go on."""
+        if isinstance(error, StoppedError | KeyboardInterrupt):
+            with suppress(DataError):  # a full disk: the last line of the journal stands
+                self.commit()
+        if not self._journal.path.exists():
+            return False
+        _note(f"what is done is kept in {self._journal.path}: the same command continues, --restart starts over")
+        return True
+
+    def _tidy_up(self) -> None:
+        self._rejects_path.unlink(missing_ok=True)
+        remove_temporaries(self._tokens_prefix)
+        self._journal.remove()
+
+
+def _comparable(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The old header, where a difference that cannot change what is done already is levelled out.
+
+    A run that stops at errors has met none, so it may be continued with another way to treat them.
+    """
+    reading = old.get("reading", {})
+    if reading.get("on_error") != "stop" or "reading" not in new:
+        return old
+    return {**old, "reading": {**reading, "on_error": new["reading"]["on_error"]}}
+
+
+def _fingerprint(manifest: Manifest) -> str:
+    return xxhash.xxh64(" ".join([*manifest.bin_xxh64, manifest.idx_xxh64]).encode()).hexdigest()
+
+
+def _line(reject: Reject) -> bytes:
+    fields = {key: value for key, value in asdict(reject).items() if key != "is_row"}
+    return json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _warn(words: str) -> None:
+    print(f"warning: {words}", file=sys.stderr, flush=True)
+
+
+def _note(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)

@@ -1,0 +1,67 @@
+"""One run at a time on one output prefix: PREFIX.lock, held by the system for as long as the process lives."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from pretrain.errors import DataError
+
+
+class RunLock:
+    """Holds PREFIX.lock; use it as a context manager. A lock whose holder is dead is free."""
+
+    def __init__(self, prefix: str | Path) -> None:
+        self._path = Path(f"{prefix}.lock")
+
+    def __enter__(self) -> RunLock:
+        """Takes the lock. Raises DataError: another run holds it, or the file cannot be written."""
+        try:
+            while not self._take():
+                pass
+        except OSError as error:
+            raise DataError(f"{self._path}: cannot be written: {error.strerror}; choose another folder") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _take(self) -> bool:
+        """False where the file was removed by its last holder just now."""
+        file = self._path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _read(file)
+            file.close()
+            raise DataError(
+                f"{self._path}: another run writes this dataset ({holder or 'it has not said who it is'}); "
+                "wait for it, end it, or choose another --output-prefix"
+            ) from None
+        if not _is_same_file(file, self._path):
+            file.close()
+            return False
+        file.truncate(0)
+        file.write(f"host {socket.gethostname()}, pid {os.getpid()}, job {os.environ.get('SLURM_JOB_ID', 'none')}\n")
+        file.flush()
+        self._file = file
+        return True
+
+
+def _read(file: TextIO) -> str:
+    file.seek(0)
+    return file.read(1000).strip()
+
+
+def _is_same_file(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

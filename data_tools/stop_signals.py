@@ -1,0 +1,51 @@
+"""SIGTERM and Ctrl-C as a wish to stop at the next good moment, so that what is done can be kept."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from pretrain.errors import TacoError
+
+
+class StoppedError(TacoError):
+    """The run was asked to stop: exit code 75 for SIGTERM (a job's time limit: start it again), 130 for Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 75 if number == signal.SIGTERM else 130
+
+
+class StopSignals:
+    """Remembers the first signal for `check`; a second one ends the process at once. Use it as a context manager."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def check(self) -> None:
+        """Raises StoppedError: a signal has come."""
+        if self._number:
+            raise StoppedError(self._number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._number = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old.clear()

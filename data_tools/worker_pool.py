@@ -1,0 +1,214 @@
+"""Worker processes that may die or hang at any time: each item is worked on, and results come back in order.
+
+Each worker has a socket of its own, so that a killed one can neither block nor damage what others send. The parent
+never blocks on one worker: it waits for all of them together, notices a death as soon as the system closes the socket,
+starts a new worker and hands it the lost items. Workers are started afresh (no fork: the parent may have threads) and
+end with the parent however it ends.
+"""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from data_tools.worker_process import Failure, WorkerHandle
+from pretrain.errors import TacoError
+
+# Items ahead of the consumer: enough that no worker waits, few enough that memory stays small.
+_ITEMS_PER_WORKER = 3
+_QUEUED_PER_WORKER = 2
+_MAX_KILLS = 3
+_MAX_FAILED_STARTS = 3
+_POLL_SECONDS = 0.2
+_LOOK_SECONDS = 1.0
+# A worker that uses no processor time for so long is stopped or stuck; one that does may be slow, up to the second.
+_IDLE_SECONDS = 60.0
+_SLOW_SECONDS = 1800.0
+_SLOW_FACTOR = 50.0
+
+
+class Task:
+    """An item on its way: its number in the order, and how many workers died over it."""
+
+    def __init__(self, number: int, item: Any, num_bytes: int) -> None:
+        self.number, self.item, self.num_bytes = number, item, num_bytes
+        self.kills = 0
+
+
+class WorkerPool:
+    """`count` processes that apply `factory(argument)` to items; use it as a context manager.
+
+    `factory` is a function of a module, `argument` picklable: each worker builds its own callable from them.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[Any], Callable[[Any], Any]],
+        argument: Any,
+        count: int,
+        *,
+        describe: Callable[[Any], str] = str,
+        item_bytes: Callable[[Any], int] = lambda item: 0,
+        max_bytes_ahead: int = 256 << 20,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`describe` names an item in messages; `item_bytes` of items ahead of the consumer stay below
+        `max_bytes_ahead` (one item is always let through); `check_stop` is called all the time and may raise."""
+        self._factory, self._argument, self._count = factory, argument, count
+        self._describe, self._item_bytes, self._max_bytes = describe, item_bytes, max_bytes_ahead
+        self._check_stop = check_stop
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[WorkerHandle] = []
+        self._waiting: deque[Task] = deque()
+        self._results: dict[int, Any] = {}
+        self._failed_starts = 0
+        self._slowest = 0.0
+        self._last_look = time.monotonic()
+
+    def __enter__(self) -> WorkerPool:
+        for _ in range(self._count):
+            self._start_worker()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers:
+            worker.end()
+        self._selector.close()
+
+    def map(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Results of `items`, in their order; an error of the iterator comes after the results of what it gave.
+
+        Raises:
+            TacoError: what a worker raised, an item that killed three workers, or workers that do not start.
+        """
+        source, given, taken, bytes_ahead = iter(items), 0, 0, 0
+        sizes: dict[int, int] = {}
+        failure: TacoError | None = None
+        is_exhausted = False
+        while True:
+            while not is_exhausted and self._has_room(given - taken, bytes_ahead):
+                try:
+                    item = next(source)
+                except StopIteration:
+                    is_exhausted = True
+                    break
+                except TacoError as error:
+                    failure, is_exhausted = error, True
+                    break
+                sizes[given] = self._item_bytes(item)
+                bytes_ahead += sizes[given]
+                self._waiting.append(Task(given, item, sizes[given]))
+                given += 1
+                self._hand_out()
+            self._hand_out()
+            while taken in self._results:
+                result = self._results.pop(taken)
+                bytes_ahead -= sizes.pop(taken)
+                taken += 1
+                if isinstance(result, Failure):
+                    raise result.error()
+                yield result
+            if is_exhausted and taken == given:
+                break
+            if is_exhausted or not self._has_room(given - taken, bytes_ahead):
+                self._wait(_POLL_SECONDS)
+            else:
+                self._wait(0)
+        if failure is not None:
+            raise failure
+
+    def _has_room(self, num_ahead: int, bytes_ahead: int) -> bool:
+        return num_ahead == 0 or (num_ahead < self._count * _ITEMS_PER_WORKER and bytes_ahead < self._max_bytes)
+
+    def _start_worker(self) -> None:
+        worker = WorkerHandle(self._factory, self._argument)
+        self._workers.append(worker)
+        self._selector.register(worker.socket, worker.interest(), worker)
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            worker = min(self._workers, key=lambda worker: len(worker.tasks))
+            if len(worker.tasks) >= _QUEUED_PER_WORKER:
+                return
+            task = self._waiting.popleft()
+            worker.assign(task, task.number, task.item)
+            self._selector.modify(worker.socket, worker.interest(), worker)
+
+    def _wait(self, seconds: float) -> None:
+        """Moves what can be moved, for at most `seconds`, then looks after the workers."""
+        self._check_stop()
+        for key, events in self._selector.select(seconds):
+            worker: WorkerHandle = key.data
+            try:
+                if events & selectors.EVENT_WRITE:
+                    worker.send_more()
+                    self._selector.modify(worker.socket, worker.interest(), worker)
+                if events & selectors.EVENT_READ:
+                    self._receive(worker)
+            except (EOFError, ConnectionError):
+                self._replace(worker, "")
+        now = time.monotonic()
+        if now - self._last_look >= _LOOK_SECONDS:
+            # After a pause of this very process nobody is to blame for silence.
+            if now - self._last_look > 2 * _LOOK_SECONDS + 5:
+                for worker in self._workers:
+                    worker.forgive()
+            self._last_look = now
+            self._end_hung_workers()
+
+    def _receive(self, worker: WorkerHandle) -> None:
+        for answer in worker.receive():
+            if answer is None:  # it is ready
+                self._failed_starts = 0
+                continue
+            if answer[0] < 0:  # it could not be built
+                raise answer[1].error()
+            task, seconds = worker.finish_task()
+            self._slowest = max(self._slowest, seconds)
+            self._results[task.number] = answer[1]
+
+    def _end_hung_workers(self) -> None:
+        slow = max(_SLOW_SECONDS, _SLOW_FACTOR * self._slowest)
+        for worker in list(self._workers):
+            if worker.tasks or not worker.is_ready:
+                idle, busy = worker.idle_seconds(), worker.busy_seconds() if worker.is_ready else 0.0
+                if idle > _IDLE_SECONDS or busy > slow:
+                    self._replace(worker, f"did nothing for {idle:.0f} s" if idle > _IDLE_SECONDS else "was too slow")
+
+    def _replace(self, worker: WorkerHandle, complaint: str) -> None:
+        """Ends `worker`, dead or hung, and starts another that does its items again."""
+        self._selector.unregister(worker.socket)
+        self._workers.remove(worker)
+        code = worker.end()
+        reason = complaint or (_signal_name(-code) if code < 0 else f"ended with code {code}")
+        if not worker.is_ready:
+            self._failed_starts += 1
+            if self._failed_starts >= _MAX_FAILED_STARTS:
+                raise TacoError(f"{self._failed_starts} worker processes in a row {reason} while starting; {_MEMORY}")
+        elif worker.tasks:
+            worker.tasks[0].kills += 1
+        what = self._describe(worker.tasks[0].item) if worker.tasks else "nothing"
+        if worker.tasks and worker.tasks[0].kills >= _MAX_KILLS:
+            raise TacoError(f"{what}: {_MAX_KILLS} workers died over it; the last one {reason}; {_MEMORY}")
+        print(
+            f"warning: worker process {worker.pid} {reason} at {what}; a new one does it again",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._waiting.extendleft(reversed(worker.tasks))
+        self._start_worker()
+
+
+_MEMORY = "probably for lack of memory: take fewer --workers, or give the job more"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"was killed by {signal.Signals(number).name}"
+    except ValueError:
+        return f"was killed by signal {number}"
