@@ -45,6 +45,30 @@ py::tuple mask_rows(const taco::Masker& masker, Array<int64_t>& ids, const Array
   return py::make_tuple(std::move(index), std::move(labels));
 }
 
+// As mask_rows, with the valid tokens marked before, everything written to arrays that the caller gives.
+void mask_batch(const taco::Masker& masker, Array<int64_t>& ids, const Array<int64_t>& segment,
+                const Array<int64_t>& samples, const Array<int64_t>& epochs, bool exclude_special,
+                Array<bool>& out_valid, Array<int64_t>& out_index, Array<int64_t>& out_labels) {
+  if (ids.ndim() != 2) throw std::invalid_argument("ids: expected two dimensions, found " + shape_text(ids));
+  const py::ssize_t num_rows = ids.shape(0), seq_length = ids.shape(1);
+  check_shape(segment, "segment", {num_rows, seq_length});
+  check_shape(samples, "samples", {num_rows});
+  check_shape(epochs, "epochs", {num_rows});
+  check_shape(out_valid, "out_valid", {num_rows, seq_length});
+  check_vector(out_index, "out_index");
+  const py::ssize_t num_predictions = num_rows == 0 ? 1 : out_index.size() / num_rows;
+  check_shape(out_index, "out_index", {num_rows * num_predictions});
+  check_shape(out_labels, "out_labels", {num_rows * num_predictions});
+  const int64_t *const sample_data = samples.data(), *const epoch_data = epochs.data();
+  const int64_t* const segment_data = segment.data();
+  int64_t *const id_data = ids.mutable_data(), *const index_data = out_index.mutable_data(),
+                 *const label_data = out_labels.mutable_data();
+  bool* const valid_data = out_valid.mutable_data();
+  py::gil_scoped_release release;
+  masker.mark_valid(num_rows * seq_length, id_data, segment_data, exclude_special, valid_data);
+  masker.mask_rows(num_rows, seq_length, num_predictions, sample_data, epoch_data, id_data, index_data, label_data);
+}
+
 }  // namespace
 
 void bind_masks(py::module_& module) {
@@ -52,7 +76,10 @@ void bind_masks(py::module_& module) {
       .def(py::init(&make_masker), py::kw_only(), "seed"_a, "rate"_a, "kind"_a, "mean_span_length"_a, "mask_id"_a,
            "is_special"_a.noconvert(), "continues_word"_a.noconvert(), "ordinary_ids"_a.noconvert())
       .def("mask_rows", &mask_rows, "ids"_a.noconvert(), "samples"_a.noconvert(), "epochs"_a.noconvert(),
-           "num_predictions"_a);
+           "num_predictions"_a)
+      .def("mask_batch", &mask_batch, "ids"_a.noconvert(), "segment"_a.noconvert(), "samples"_a.noconvert(),
+           "epochs"_a.noconvert(), py::kw_only(), "exclude_special"_a, "out_valid"_a.noconvert(),
+           "out_index"_a.noconvert(), "out_labels"_a.noconvert());
 }
 
 }  // namespace taco::python

@@ -8,8 +8,9 @@ Shape letters: B rows of a micro-batch, L tokens of a row, M = B * P masked plac
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,14 @@ from pretrain.data.masking import Masker, Masking, predictions_per_row
 from pretrain.data.order import walk
 from pretrain.data.sample_index import RowIds, RowIndex
 from pretrain.errors import DataError
+
+# So many bytes, uint8, not initialised, aligned for int64.
+Allocate = Callable[[int], np.ndarray]
+
+
+def ordinary_memory(num_bytes: int) -> np.ndarray:
+    """Memory of NumPy's own, uint8 [num_bytes]."""
+    return np.empty(num_bytes, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -73,28 +82,36 @@ class RowSource:
         Raises:
             DataError: a token id on disk that is not in the vocabulary.
         """
+        ids_BL, segment_BL = (np.empty((len(rows_B), self.seq_length), np.int64) for _ in range(2))
+        self.fill_into(rows_B, out_ids=ids_BL, out_segment=segment_BL)
+        return ids_BL, segment_BL
+
+    def fill_into(self, rows_B: np.ndarray, *, out_ids: np.ndarray, out_segment: np.ndarray) -> None:
+        """As `fill`, into arrays given: int64 [len(rows_B), seq_length] each.
+
+        Raises:
+            DataError: a token id on disk that is not in the vocabulary.
+        """
         if rows_B.size and not 0 <= rows_B.min() <= rows_B.max() < self.num_rows:
             raise IndexError(f"rows {rows_B.min()} to {rows_B.max()} of {self.num_rows}")
         if len(self.datasets) == 1:
-            return self._fill_from(0, rows_B)
-        ids_BL, segment_BL = (np.empty((len(rows_B), self.seq_length), np.int64) for _ in range(2))
+            self._fill_from(0, rows_B, out_ids, out_segment)
+            return
         owners_B = np.searchsorted(self._starts, rows_B, side="right") - 1
         for owner in np.unique(owners_B):
             places = np.flatnonzero(owners_B == owner)
-            ids, segment = self._fill_from(int(owner), rows_B[places] - self._starts[owner])
-            ids_BL[places], segment_BL[places] = ids, segment
-        return ids_BL, segment_BL
+            ids, segment = (np.empty((len(places), self.seq_length), np.int64) for _ in range(2))
+            self._fill_from(int(owner), rows_B[places] - self._starts[owner], ids, segment)
+            out_ids[places], out_segment[places] = ids, segment
 
-    def _fill_from(self, owner: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _fill_from(self, owner: int, rows: np.ndarray, out_ids: np.ndarray, out_segment: np.ndarray) -> None:
         dataset = self.datasets[owner]
-        ids, segment = (np.empty((len(rows), self.seq_length), np.int64) for _ in range(2))
         try:
-            self.indexes[owner].fill(dataset.tokens, rows, self._ids, out_ids=ids, out_segment=segment)
+            self.indexes[owner].fill(dataset.tokens, rows, self._ids, out_ids=out_ids, out_segment=out_segment)
         except IndexError as error:
             raise DataError(
                 f"{dataset.bin_path}: {error}; `taco data verify {dataset.prefix}` says whether the file is damaged"
             ) from None
-        return ids, segment
 
 
 class BatchSource:
@@ -112,16 +129,18 @@ class BatchSource:
         exclude_special: bool,
         shuffle: bool,
         continues_word: np.ndarray | None = None,
+        allocate: Allocate = ordinary_memory,
     ) -> None:
         """Prepares to serve micro-batches of `micro_batch_size` rows.
 
-        `exclude_special` keeps special tokens out of `valid_BL`; `continues_word` (bool [V]) is needed by whole_word.
+        `exclude_special` keeps special tokens out of `valid_BL`; `continues_word` (bool [V]) is needed by whole_word;
+        `allocate` gives the memory of every batch, for example such that a GPU reads by itself.
 
         Raises:
             ConfigError: whole_word masking without word boundaries that fit the datasets' vocabulary.
             DataError: a vocabulary of special tokens only.
         """
-        self.rows, self.micro_batch_size = rows, micro_batch_size
+        self.rows, self.micro_batch_size, self._allocate = rows, micro_batch_size, allocate
         self.num_predictions = predictions_per_row(mask_rate, rows.capacity)
         self._seed, self._shuffle, self._exclude_special = seed, shuffle, exclude_special
         special = rows.tokenizer.special
@@ -151,14 +170,33 @@ class BatchSource:
         first = index * self.micro_batch_size
         positions_B = np.arange(first, first + self.micro_batch_size, dtype=np.int64)
         epochs_B, samples_B = walk(self._seed, positions_B, self.rows.num_rows, shuffle=self._shuffle)
-        ids_BL, segment_BL = self.rows.fill(samples_B)
-        valid_BL = segment_BL > 0
-        if self._exclude_special:
-            valid_BL &= ~self._is_special_V[ids_BL]  # before masking: a masked token is still an ordinary one
-        masked_index_M, masked_label_M = self._masker.mask(
-            ids_BL, samples_B=samples_B, epochs_B=epochs_B, num_predictions=self.num_predictions
+        ids_BL, segment_BL, valid_BL, index_M, label_M = self._new_arrays()
+        self.rows.fill_into(samples_B, out_ids=ids_BL, out_segment=segment_BL)
+        self._masker.mask_batch(
+            ids_BL,
+            segment_BL,
+            samples_B=samples_B,
+            epochs_B=epochs_B,
+            exclude_special=self._exclude_special,
+            out_valid_BL=valid_BL,
+            out_index_M=index_M,
+            out_label_M=label_M,
         )
-        return Batch(ids_BL, segment_BL, valid_BL, masked_index_M, masked_label_M, index)
+        return Batch(ids_BL, segment_BL, valid_BL, index_M, label_M, index)
+
+    def _new_arrays(self) -> tuple[np.ndarray, ...]:
+        """The five arrays of a batch, in one block: allocated once, given back at once."""
+        shape_BL = (self.micro_batch_size, self.rows.seq_length)
+        num_tokens, num_places = math.prod(shape_BL), self.micro_batch_size * self.num_predictions
+        block = self._allocate(16 * (num_tokens + num_places) + num_tokens)
+        numbers, rest = block[: 16 * num_tokens].view(np.int64), block[16 * num_tokens :]
+        return (
+            numbers[:num_tokens].reshape(shape_BL),
+            numbers[num_tokens:].reshape(shape_BL),
+            rest[16 * num_places :].view(np.bool_).reshape(shape_BL),
+            rest[: 8 * num_places].view(np.int64),
+            rest[8 * num_places : 16 * num_places].view(np.int64),
+        )
 
 
 def prefetch(source: BatchSource, indices: Iterable[int], depth: int) -> Iterator[Batch]:

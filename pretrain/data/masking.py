@@ -69,6 +69,37 @@ class Masker:
         """
         return self._native.mask_rows(input_ids_BL, samples_B, epochs_B, num_predictions)
 
+    def mask_batch(
+        self,
+        input_ids_BL: np.ndarray,
+        segment_BL: np.ndarray,
+        *,
+        samples_B: np.ndarray,
+        epochs_B: np.ndarray,
+        exclude_special: bool,
+        out_valid_BL: np.ndarray,
+        out_index_M: np.ndarray,
+        out_label_M: np.ndarray,
+    ) -> None:
+        """As `mask`, into arrays given: `out_index_M` and `out_label_M` (int64), whose length says num_predictions.
+
+        `out_valid_BL` (bool) gets where `segment_BL` (int64) is positive, less special tokens if `exclude_special`.
+
+        Raises:
+            IndexError: a token id outside the vocabulary.
+            ValueError: a row with more tokens to predict than there is room for, or an output of another shape.
+        """
+        self._native.mask_batch(
+            input_ids_BL,
+            segment_BL,
+            samples_B,
+            epochs_B,
+            exclude_special=exclude_special,
+            out_valid=out_valid_BL,
+            out_index=out_index_M,
+            out_labels=out_label_M,
+        )
+
 
 def _check_word_boundaries(continues_word_V: np.ndarray | None, vocab_size: int) -> None:
     if continues_word_V is None:

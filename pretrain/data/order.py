@@ -32,8 +32,11 @@ def walk(seed: int, positions: np.ndarray, num_samples: int, *, shuffle: bool) -
     Epoch e takes positions e * num_samples .. (e + 1) * num_samples - 1; unshuffled, samples come in their own order.
     """
     epochs, samples = np.divmod(positions, num_samples)
-    if shuffle:
-        for epoch in np.unique(epochs):
-            is_inside = epochs == epoch
-            samples[is_inside] = permute(seed, int(epoch), samples[is_inside], num_samples)
+    if not shuffle or not epochs.size:
+        return epochs, samples
+    if epochs.min() == epochs.max():  # nearly every micro-batch
+        return epochs, permute(seed, int(epochs[0]), samples, num_samples)
+    for epoch in np.unique(epochs):
+        is_inside = epochs == epoch
+        samples[is_inside] = permute(seed, int(epoch), samples[is_inside], num_samples)
     return epochs, samples

@@ -82,6 +82,23 @@ def test_shapes_and_types(prefixes: list[Path]) -> None:
     assert batch.valid_BL.dtype == np.bool_
 
 
+def test_a_batch_lies_in_one_block_of_the_memory_it_is_given(prefixes: list[Path]) -> None:
+    blocks: list[np.ndarray] = []
+
+    def allocate(num_bytes: int) -> np.ndarray:
+        blocks.append(np.full(num_bytes, 0xA5, np.uint8))
+        return blocks[-1]
+
+    batch = make_source(prefixes, allocate=allocate).micro_batch(2)
+    assert_equal(batch, make_source(prefixes).micro_batch(2))
+    arrays = [getattr(batch, field.name) for field in fields(Batch) if field.name != "micro_batch_index"]
+    assert len(blocks) == 1
+    assert sum(array.nbytes for array in arrays) == blocks[0].nbytes
+    for number, array in enumerate(arrays):
+        assert np.shares_memory(array, blocks[0])
+        assert not any(np.shares_memory(array, other) for other in arrays[:number])
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_an_epoch_holds_every_row_once_and_the_stream_wraps_round(prefixes: list[Path], shuffle: bool) -> None:
     source = make_source(prefixes, shuffle=shuffle, micro_batch_size=3)

@@ -206,6 +206,43 @@ def test_rows_without_ordinary_tokens_have_no_masks() -> None:
     assert np.all(label == -100)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("exclude_special", [False, True])
+def test_a_batch_is_masked_as_its_rows_and_marks_valid_tokens_before(kind: str, exclude_special: bool) -> None:
+    ids = random_rows(7, 66)
+    ids[:, 40] = 3
+    segment = np.repeat(np.arange(7)[:, None], 66, axis=1)
+    masker, masked = make_masker(kind), ids.copy()
+    valid, index, label = np.empty(ids.shape, bool), np.empty(70, np.int64), np.empty(70, np.int64)
+    masker.mask_batch(
+        masked, segment, samples_B=np.arange(7), epochs_B=np.zeros(7, np.int64), exclude_special=exclude_special,
+        out_valid_BL=valid, out_index_M=index, out_label_M=label,
+    )  # fmt: skip
+    for found, expected in zip((masked, index, label), mask(masker, ids, 10), strict=True):
+        assert np.array_equal(found.ravel(), expected.ravel())
+    assert np.array_equal(valid, (segment > 0) & ~(IS_SPECIAL[ids] & exclude_special))
+
+
+def test_outputs_of_another_shape_and_foreign_ids_are_refused() -> None:
+    ids, samples = random_rows(2, 66), np.zeros(2, np.int64)
+    segment, valid = np.ones((2, 66), np.int64), np.empty((2, 66), bool)
+
+    def run(**changes: np.ndarray) -> None:
+        given = {"out_valid_BL": valid, "out_index_M": np.empty(20, np.int64), "out_label_M": np.empty(20, np.int64)}
+        options = {"samples_B": samples, "epochs_B": samples, "exclude_special": True, **given, **changes}
+        make_masker().mask_batch(ids, segment, **options)  # type: ignore[arg-type]
+
+    for name, wrong in (("out_valid", valid[:1]), ("out_labels", np.empty(18, np.int64)), ("samples", samples[:1])):
+        key = {"out_valid": "out_valid_BL", "out_labels": "out_label_M", "samples": "samples_B"}[name]
+        with pytest.raises(ValueError, match=name):
+            run(**{key: wrong})
+    with pytest.raises(ValueError, match="out_index"):
+        run(out_index_M=np.empty(21, np.int64))
+    ids[1, 5] = -1
+    with pytest.raises(IndexError, match="token id -1 is outside the vocabulary of 60 pieces"):
+        run()
+
+
 def test_room_for_predictions_is_rounded_and_never_zero() -> None:
     assert [predictions_per_row(0.15, capacity) for capacity in (1, 6, 10, 126, 510)] == [1, 1, 2, 19, 77]
 
