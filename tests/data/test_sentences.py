@@ -271,7 +271,7 @@ def test_endings_that_another_splitter_finds_too():
         ours += len(found & other)
         theirs += len(other)
     assert theirs > 1000
-    assert ours > 0.95 * theirs
+    assert ours > 0.9 * theirs
 
 
 def _endings(sentences: list[str]) -> set[int]:
