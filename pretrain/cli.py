@@ -32,7 +32,7 @@ class Verb(NamedTuple):
 VERBS = {
     "data preprocess": Verb("data_tools.preprocess", "corpora to memory-mapped token datasets"),
     "data train-tokenizer": Verb("data_tools.train_tokenizer", "a WordPiece or SentencePiece vocabulary from text"),
-    "data verify": Verb("data_tools.verify", "recompute the hashes of datasets"),
+    "data verify": Verb("data_tools.verify", "hold datasets against their hashes, name what is damaged"),
     "train": Verb("pretrain.train", "pretrain BERT with the TACO objective (one rank; start with torchrun or alone)"),
     "checkpoint": Verb("pretrain.checkpoint_tool", "list and verify the checkpoints of a run"),
     "export": Verb("pretrain.export", "checkpoint to a Hugging Face folder"),

@@ -1,6 +1,6 @@
-"""xxh64 of files: of a whole one, of every chunk, and of what is just being written.
+"""xxh64 of files: of a range, and of what is just being written.
 
-The writer of datasets records these in the manifest, `verify` computes them again. They find damage, not malice.
+The writer of datasets records these in the manifest, `verification` computes them again. They find damage, not malice.
 """
 
 from __future__ import annotations
@@ -55,28 +55,6 @@ class HashingFile:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-
-def hash_file(path: Path) -> str:
-    """xxh64 of a file, 16 hexadecimal digits; reads 1 MiB at a time."""
-    digest = xxhash.xxh64()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def hash_chunks(path: Path, chunk_bytes: int) -> Iterator[str]:
-    """xxh64 of every `chunk_bytes` of a file, the last chunk shorter; reads 1 MiB at a time."""
-    with path.open("rb") as file:
-        remaining = path.stat().st_size
-        while remaining > 0:
-            digest, left = xxhash.xxh64(), min(chunk_bytes, remaining)
-            remaining -= left
-            while left > 0 and (block := file.read(min(_BLOCK, left))):
-                digest.update(block)
-                left -= len(block)
-            yield digest.hexdigest()
 
 
 def hash_range(path: Path, first: int, end: int) -> str:

@@ -83,7 +83,7 @@ class Manifest:
     dropped: Mapping[str, Dropped]
     command: tuple[str, ...]
     created_by: str
-    chunk_bytes: Annotated[int, Field(ge=1)] = CHUNK_BYTES
+    chunk_bytes: Annotated[int, Field(ge=8, multiple_of=8)] = CHUNK_BYTES  # whole tokens of any dtype
     tokenizer_files: tuple[FileRecord, ...] = ()
     replaced: Count = 0
     shard: tuple[Count, Count] | None = None

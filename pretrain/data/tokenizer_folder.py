@@ -80,20 +80,18 @@ def folder_records(folder: Path) -> tuple[FileRecord, ...]:
     return tuple(durable.record_of(path, folder) for path in sorted(folder.iterdir()) if path.is_file())
 
 
-def find_damage(folder: Path, records: Iterable[FileRecord]) -> list[str]:
-    """What differs between `folder` and the records of its files, one sentence each; files not in them are ignored."""
-    problems = []
+def find_damage(folder: Path, records: Iterable[FileRecord]) -> dict[Path, str]:
+    """What differs between `folder` and the records of its files, by file; files not in them are ignored."""
+    problems = {}
     for expected in records:
         path = folder / expected.name
         try:
             found = durable.record_of(path, folder)
         except OSError as error:
-            problems.append(f"{path}: {error.strerror or 'cannot be read'}; restore it from a copy")
+            problems[path] = f"{error.strerror or 'cannot be read'}; restore it from a copy"
             continue
         if found.num_bytes != expected.num_bytes:
-            problems.append(f"{path}: expected {expected.num_bytes} bytes, found {found.num_bytes}; restore it")
+            problems[path] = f"expected {expected.num_bytes} bytes, found {found.num_bytes}; restore it from a copy"
         elif found != expected:
-            problems.append(
-                f"{path}: expected xxh3-128 {expected.xxh3_128}, found {found.xxh3_128}; restore it from a copy"
-            )
+            problems[path] = f"expected xxh3-128 {expected.xxh3_128}, found {found.xxh3_128}; restore it from a copy"
     return problems

@@ -207,18 +207,18 @@ def test_a_manifest_of_another_dataset_is_refused(tmp_path: Path) -> None:
 
 
 def test_verify_finds_every_flipped_bit_of_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 5)
+    monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 8)
     with IndexedDatasetWriter(tmp_path / "a", "uint16") as writer:
         writer.add_document([np.arange(8)])
         manifest = writer.finalize(tokenizer=tokenizer_info())
-    assert len(manifest.bin_xxh64) == 4
+    assert len(manifest.bin_xxh64) == 2
     good = (tmp_path / "a.bin").read_bytes()
     for bit in range(len(good) * 8):
         patch(tmp_path / "a", ".bin", bit // 8, bytes([good[bit // 8] ^ (1 << bit % 8)]))
         problems = verify(tmp_path / "a")
-        first = bit // 8 // 5 * 5
+        chunk = bit // 64
         assert len(problems) == 1
-        assert f"a.bin: bytes {first} to {min(first + 5, 16)}: expected xxh64" in problems[0]
+        assert f"a.bin: chunk {chunk}, bytes {8 * chunk} to {8 * chunk + 8}: expected xxh64" in problems[0]
         (tmp_path / "a.bin").write_bytes(good)
     assert verify(tmp_path / "a") == []
 

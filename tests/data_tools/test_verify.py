@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from corpora import TEXTS, run_program, write_jsonl, write_vocab
 
@@ -82,3 +83,21 @@ def test_a_tokenizer_put_beside_the_data_later_must_have_made_it(prefix: Path):
     assert "expected the tokenizer with sha256" in check_dataset(str(prefix))["problems"][0]
     vocab.unlink()
     assert "vocab.txt" in check_dataset(str(prefix))["problems"][0]
+
+
+def test_deep_and_json_tell_what_a_sound_dataset_holds(prefix: Path):
+    done = run_program("verify", prefix, "--deep", "--threads", "2", "--json")
+    (report,) = json.loads(done.stdout)
+    ids = np.fromfile(f"{prefix}.bin", "<u2")
+    assert report == {
+        "prefix": str(prefix),
+        "ok": True,
+        "problems": [],
+        "damage": [],
+        "documents": 5,
+        "sequences": 5,
+        "tokens": len(ids),
+        "largest_id": int(ids.max()),
+        "empty_documents": 0,
+    }
+    assert "largest id" in run_program("verify", prefix, "--deep").stdout

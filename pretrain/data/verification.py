@@ -1,0 +1,287 @@
+"""Holds a dataset against its manifest: every byte of PREFIX.bin, .idx, .json and the tokenizer's folder.
+
+Whatever differs is named with its place. Chunks of PREFIX.bin are hashed by several threads, a few MiB in memory each.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from pretrain.data.dataset_format import dataset_path
+from pretrain.data.index_damage import locate
+from pretrain.data.indexed_dataset import IndexedDataset
+from pretrain.data.manifest import REMEDY, Manifest
+from pretrain.data.tokenizer_folder import find_damage
+from pretrain.errors import DataError
+
+# A multiple of every token's size, so that no token is cut in two.
+_BLOCK = 1 << 22
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: in which file, in which of its bytes (None: not a matter of certain bytes), in words."""
+
+    file: str
+    message: str
+    bytes: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.message}"
+
+
+@dataclass
+class Verification:
+    """What was found: problems (none for a sound dataset), and what a sound dataset has.
+
+    `largest_id` and `empty_documents` are None unless every token was looked at (`deep`).
+    """
+
+    prefix: str
+    problems: list[Problem] = field(default_factory=list)
+    documents: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    largest_id: int | None = None
+    empty_documents: int | None = None
+
+
+class _IdScan:
+    """Looks for token ids outside the vocabulary in pieces of PREFIX.bin."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._dtype, self._vocab_size = np.dtype(manifest.dtype).newbyteorder("<"), manifest.tokenizer.vocab_size
+        self.largest_id, self.num_outside = 0, 0
+        self.first_outside: tuple[int, int] | None = None  # the byte where it begins, the id
+
+    def update(self, block: bytes, first_byte: int) -> None:
+        ids = np.frombuffer(block, self._dtype)
+        largest, smallest = int(ids.max()), int(ids.min())
+        self.largest_id = max(self.largest_id, largest)
+        if largest < self._vocab_size and smallest >= 0:
+            return
+        outside = np.flatnonzero((ids >= self._vocab_size) | (ids < 0))
+        self.num_outside += len(outside)
+        place = int(outside[0])
+        self.first_outside = self.first_outside or (first_byte + place * ids.itemsize, int(ids[place]))
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """What reading one chunk of PREFIX.bin gave: a hash, or the system's complaint; ids where they were asked for."""
+
+    digest: str = ""
+    complaint: str = ""
+    ids: _IdScan | None = None
+
+
+def count_bytes(prefix: str | Path) -> int:
+    """Bytes that `check` reads: of PREFIX.bin and PREFIX.idx, as far as they exist."""
+    paths = [dataset_path(prefix, suffix) for suffix in (".bin", ".idx")]
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def check(
+    prefix: str | Path, *, threads: int = 1, deep: bool = False, on_progress: Progress = lambda num_bytes: None
+) -> Verification:
+    """Everything that is wrong with the dataset; `deep` also looks at every token id.
+
+    `on_progress` is told of bytes as they are read, from any thread.
+    """
+    result = Verification(str(prefix))
+    json_path = dataset_path(prefix, ".json")
+    if not json_path.exists():
+        result.problems = _without_manifest(prefix)
+        return result
+    try:
+        manifest = Manifest.load(json_path)
+    except DataError as error:
+        # Nothing else can be held against hashes that are themselves in doubt.
+        result.problems = [_from_error(prefix, error)]
+        return result
+    result.problems = _check_index(prefix, manifest, on_progress)
+    result.problems += _check_tokens(prefix, manifest, threads, result if deep else None, on_progress)
+    result.problems += _check_tokenizer(prefix, manifest)
+    if not result.problems:
+        _describe(prefix, result, deep)
+    return result
+
+
+def _without_manifest(prefix: str | Path) -> list[Problem]:
+    try:
+        IndexedDataset(prefix)
+    except DataError as error:
+        return [_from_error(prefix, error)]
+    return [Problem(str(dataset_path(prefix, ".json")), "there is no manifest, so the content cannot be checked")]
+
+
+def _describe(prefix: str | Path, result: Verification, deep: bool) -> None:
+    try:
+        dataset = IndexedDataset(prefix)
+    except DataError as error:  # written like this: hashes fit, content does not
+        result.problems.append(_from_error(prefix, error))
+        return
+    result.documents, result.sequences, result.tokens = dataset.num_documents, dataset.num_sequences, dataset.num_tokens
+    if deep:
+        result.empty_documents = int(np.count_nonzero(np.diff(dataset.document_offsets) == 0))
+
+
+def _check_index(prefix: str | Path, manifest: Manifest, on_progress: Progress) -> list[Problem]:
+    path = dataset_path(prefix, ".idx")
+    try:
+        found = path.stat().st_size
+        if found != manifest.idx_bytes:
+            return [_wrong_size(path, manifest.idx_bytes, found)]
+        digest = xxhash.xxh64()
+        for block in _blocks(path, 0, found):
+            digest.update(block)
+            on_progress(len(block))
+    except OSError as error:
+        return [_unreadable(path, error)]
+    if digest.hexdigest() == manifest.idx_xxh64:
+        return []
+    return [
+        Problem(
+            str(path),
+            f"{damage.field} (bytes {damage.first_byte} to {damage.end_byte}): expected {damage.expected}, "
+            f"found {damage.found}; {REMEDY}",
+            (damage.first_byte, damage.end_byte),
+        )
+        for damage in locate(path, manifest)
+    ]
+
+
+def _check_tokens(
+    prefix: str | Path, manifest: Manifest, threads: int, deep: Verification | None, on_progress: Progress
+) -> list[Problem]:
+    path = dataset_path(prefix, ".bin")
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return [_unreadable(path, error)]
+    problems = [] if size == manifest.bin_bytes else [_wrong_size(path, manifest.bin_bytes, size)]
+    for number, chunk in enumerate(_read_chunks(path, size, manifest, threads, deep is not None, on_progress)):
+        first = number * manifest.chunk_bytes
+        end = min(first + manifest.chunk_bytes, manifest.bin_bytes)
+        where = f"chunk {number}, bytes {first} to {end}"
+        if chunk.complaint:
+            problems.append(Problem(str(path), f"{where}: cannot be read: {chunk.complaint}; {REMEDY}", (first, end)))
+        elif chunk.digest != manifest.bin_xxh64[number]:
+            message = f"{where}: expected xxh64 {manifest.bin_xxh64[number]}, found {chunk.digest}; {REMEDY}"
+            problems.append(Problem(str(path), message, (first, end)))
+        elif deep is not None and chunk.ids is not None:
+            deep.largest_id = max(deep.largest_id or 0, chunk.ids.largest_id)
+            problems += _outside_vocabulary(path, chunk.ids, manifest.tokenizer.vocab_size)
+    return problems
+
+
+def _check_tokenizer(prefix: str | Path, manifest: Manifest) -> list[Problem]:
+    """Whether the folder PREFIX.tokenizer is as it was, and the tokenizer that made the dataset."""
+    from pretrain.data.tokenizer import load_tokenizer
+
+    folder = dataset_path(prefix, ".tokenizer")
+    damage = find_damage(folder, manifest.tokenizer_files)
+    if damage or not folder.exists():
+        return [Problem(str(path), message) for path, message in damage.items()]
+    try:
+        found = load_tokenizer(folder).info.sha256
+    except DataError as error:
+        return [Problem(str(folder), str(error).removeprefix(f"{folder}: "))]
+    if found == manifest.tokenizer.sha256:
+        return []
+    return [
+        Problem(
+            str(folder),
+            f"expected the tokenizer with sha256 {manifest.tokenizer.sha256}, found {found}; restore it from a copy",
+        )
+    ]
+
+
+def _read_chunks(
+    path: Path, size: int, manifest: Manifest, threads: int, deep: bool, on_progress: Progress
+) -> Iterator[_Chunk]:
+    """The chunks of a file of `size` bytes that are there in full, in order."""
+    lock = threading.Lock()
+
+    def read(number: int) -> _Chunk:
+        first = number * manifest.chunk_bytes
+        end = min(first + manifest.chunk_bytes, manifest.bin_bytes)
+        return _read_chunk(path, first, end, _IdScan(manifest) if deep else None, advance)
+
+    def advance(num_bytes: int) -> None:
+        with lock:
+            on_progress(num_bytes)
+
+    num_whole = min(size // manifest.chunk_bytes, len(manifest.bin_xxh64))
+    num_chunks = len(manifest.bin_xxh64) if size >= manifest.bin_bytes else num_whole
+    executor = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="taco-verify")
+    try:
+        yield from executor.map(read, range(num_chunks))
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)  # an interrupted check must not finish its queue first
+
+
+def _read_chunk(path: Path, first: int, end: int, ids: _IdScan | None, on_progress: Progress) -> _Chunk:
+    digest = xxhash.xxh64()
+    try:
+        for block in _blocks(path, first, end):
+            digest.update(block)
+            if ids is not None:
+                ids.update(block, first)
+            first += len(block)
+            on_progress(len(block))
+    except OSError as error:
+        return _Chunk(complaint=error.strerror or "unknown reason")
+    return _Chunk(digest.hexdigest(), ids=ids)
+
+
+def _outside_vocabulary(path: Path, ids: _IdScan, vocab_size: int) -> list[Problem]:
+    if ids.first_outside is None:
+        return []
+    byte, token_id = ids.first_outside
+    message = (
+        f"byte {byte}: token id {token_id} is not in the vocabulary of {vocab_size}, nor are {ids.num_outside - 1} "
+        "more in this chunk, and so it was written; preprocess again with the right tokenizer"
+    )
+    return [Problem(str(path), message, (byte, byte + 1))]
+
+
+def _blocks(path: Path, first: int, end: int) -> Iterator[bytes]:
+    # Unbuffered: the blocks are large, and a bad sector then costs no more than its own block.
+    with path.open("rb", buffering=0) as file:
+        while first < end:
+            block = os.pread(file.fileno(), min(_BLOCK, end - first), first)
+            if not block:
+                raise OSError(0, f"the file ends at byte {first}")
+            # A short read may end within a token; whole tokens only, the rest comes again.
+            block = block[: len(block) - len(block) % 8] or block
+            first += len(block)
+            yield block
+
+
+def _wrong_size(path: Path, expected: int, found: int) -> Problem:
+    bytes_ = (found, expected) if found < expected else (expected, found)
+    return Problem(str(path), f"expected {expected} bytes, found {found}; {REMEDY}", bytes_)
+
+
+def _unreadable(path: Path, error: OSError) -> Problem:
+    return Problem(str(path), f"cannot be read: {error.strerror}; a dataset prefix is the path without .bin/.idx")
+
+
+def _from_error(prefix: str | Path, error: DataError) -> Problem:
+    """The sentences of reader and manifest begin with their file."""
+    for suffix in (".bin", ".idx", ".json"):
+        file = str(dataset_path(prefix, suffix))
+        if str(error).startswith(f"{file}: "):
+            return Problem(file, str(error)[len(file) + 2 :])
+    return Problem(str(prefix), str(error))

@@ -1,0 +1,200 @@
+"""Damage is found whatever bit it hits, and its place is told; nothing is read into memory as a whole."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_builders import write_dataset, write_lengths
+
+from pretrain.data import index_damage, verification
+from pretrain.data.manifest import Manifest
+from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.verification import check
+
+SENTENCES = [[[5, 6, 7], [8]], [[9, 10], [11], [12, 13, 14]], [], [[15]], [[16, 17], [18, 19]]]
+
+
+@contextmanager
+def flipped(path: Path, bit: int) -> Iterator[None]:
+    """The file with one bit changed, for a while."""
+    good = path.read_bytes()
+    damaged = bytearray(good)
+    damaged[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(damaged)
+    try:
+        yield
+    finally:
+        path.write_bytes(good)
+
+
+@pytest.mark.parametrize("piece", [1, 1 << 20])
+def test_every_flipped_bit_of_the_index_is_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(index_damage, "_PIECE", piece)
+    manifest = write_dataset(tmp_path / "a", SENTENCES)
+    path, documents = tmp_path / "a.idx", 34 + 12 * manifest.sequences
+    for bit in range(8 * manifest.idx_bytes):
+        with flipped(path, bit):
+            problems = check(tmp_path / "a").problems
+        assert len(problems) == 1, problems
+        assert problems[0].file == str(path)
+        first, end = problems[0].bytes or (0, 0)
+        # A document entry that stays in order beside its neighbours can only be told as one of them.
+        assert first <= bit // 8 < end, problems
+        assert end - first <= 9 or bit // 8 >= documents, problems
+    assert check(tmp_path / "a").problems == []
+
+
+def test_every_flipped_bit_of_the_index_has_its_entry_where_documents_are_one_sequence(tmp_path: Path) -> None:
+    manifest = write_lengths(tmp_path / "a", [3, 1, 4, 1, 5])
+    for bit in range(0, 8 * manifest.idx_bytes, 3):
+        with flipped(tmp_path / "a.idx", bit):
+            (problem,) = check(tmp_path / "a").problems
+        assert problem.bytes is not None
+        assert problem.bytes[0] <= bit // 8 < problem.bytes[1] <= problem.bytes[0] + 9
+
+
+@pytest.mark.parametrize(
+    ("offset", "content", "named"),
+    [
+        (0, b"X", "header field magic (bytes 0 to 9): expected b'MMIDIDX"),
+        (9, b"\2", "header field version (bytes 9 to 17): expected 1, found 2"),
+        (17, b"\4", "header field dtype code (bytes 17 to 18): expected 8, found 4"),
+        (18, struct.pack("<Q", 2**60), "header field sequence count (bytes 18 to 26): expected 8, found 1152921504606"),
+        (34 + 8, struct.pack("<i", -1), "sequence length 2 (bytes 42 to 46): expected 2, found -1"),
+        (66 + 24, struct.pack("<q", 2**60), "sequence pointer 3 (bytes 90 to 98): expected 12, found 1152921504606"),
+        (130 + 16, struct.pack("<q", 9), "document entry 2 (bytes 146 to 154): expected 2 to 5, found 9"),
+    ],
+)
+def test_damage_of_the_index_is_named_with_expected_and_found_value(
+    tmp_path: Path, offset: int, content: bytes, named: str
+) -> None:
+    write_dataset(tmp_path / "a", SENTENCES)
+    with (tmp_path / "a.idx").open("r+b") as file:
+        file.seek(offset)
+        file.write(content)
+    (problem,) = check(tmp_path / "a").problems
+    assert problem.message.startswith(named)
+
+
+def test_several_places_are_all_named(tmp_path: Path) -> None:
+    manifest = write_lengths(tmp_path / "a", [2] * 50)
+    path = tmp_path / "a.idx"
+    data = bytearray(path.read_bytes())
+    pointers = 34 + 4 * manifest.sequences
+    for sequence in (3, 17):
+        data[34 + 4 * sequence] ^= 1
+    for sequence in (0, 8, 49):
+        data[pointers + 8 * sequence] ^= 1
+    path.write_bytes(data)
+    found = {problem.message.partition(" (")[0] for problem in check(tmp_path / "a").problems}
+    assert found == {*(f"sequence length {n}" for n in (3, 17)), *(f"sequence pointer {n}" for n in (0, 8, 49))}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_damaged_chunks_are_told_in_order_by_any_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 64)
+    monkeypatch.setattr(verification, "_BLOCK", 24)
+    manifest = write_lengths(tmp_path / "a", [1000])
+    path = tmp_path / "a.bin"
+    data = bytearray(path.read_bytes())
+    for chunk in (2, 11, 30):
+        data[64 * chunk + 5] ^= 4
+    path.write_bytes(data)
+    read: list[int] = []
+    problems = check(tmp_path / "a", threads=threads, on_progress=read.append).problems
+    assert [problem.bytes for problem in problems] == [(128, 192), (704, 768), (1920, 1984)]
+    assert problems[0].message.startswith("chunk 2, bytes 128 to 192: expected xxh64")
+    assert sum(read) == manifest.bin_bytes + manifest.idx_bytes == verification.count_bytes(tmp_path / "a")
+
+
+def test_a_truncated_bin_tells_what_is_missing_and_what_else_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 64)
+    write_lengths(tmp_path / "a", [100])
+    data = bytearray((tmp_path / "a.bin").read_bytes()[:150])
+    data[70] ^= 1
+    (tmp_path / "a.bin").write_bytes(data)
+    problems = check(tmp_path / "a").problems
+    assert problems[0].message.startswith("expected 200 bytes, found 150")
+    assert [problem.bytes for problem in problems] == [(150, 200), (64, 128)]
+    (tmp_path / "a.bin").unlink()
+    assert "a.bin: cannot be read: No such file" in str(check(tmp_path / "a").problems[0])
+
+
+def test_deep_finds_ids_that_were_written_outside_the_vocabulary(tmp_path: Path) -> None:
+    write_lengths(tmp_path / "a", [40, 0, 10], vocab_size=100)
+    sound = check(tmp_path / "a", deep=True)
+    ids = np.fromfile(tmp_path / "a.bin", "<u2")
+    assert (sound.problems, sound.largest_id, sound.empty_documents) == ([], int(ids.max()), 1)
+    assert check(tmp_path / "a").largest_id is None
+    manifest = Manifest.load(tmp_path / "a.json")
+    limit = int(np.sort(ids)[-3])  # as another program might have written it: two ids or more are too large
+    info = replace(manifest.tokenizer, vocab_size=limit)
+    replace(manifest, tokenizer=info).save(tmp_path / "a.json")
+    (problem,) = check(tmp_path / "a", deep=True).problems
+    place = int(np.flatnonzero(ids >= limit)[0])
+    others = int((ids >= limit).sum()) - 1
+    assert f"byte {2 * place}: token id {ids[place]} is not in the vocabulary of {limit}" in problem.message
+    assert f"nor are {others} more" in problem.message
+    assert check(tmp_path / "a").problems == []
+
+
+def test_a_disk_that_cannot_be_read_is_a_problem_with_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 64)
+    write_lengths(tmp_path / "a", [100])
+    real = os.pread
+
+    def broken(file: int, size: int, offset: int) -> bytes:
+        if offset == 128:
+            raise OSError(5, "Input/output error")
+        return real(file, size, offset)
+
+    monkeypatch.setattr(verification.os, "pread", broken)
+    (problem,) = check(tmp_path / "a").problems
+    assert problem.bytes == (128, 192)
+    assert "cannot be read: Input/output error" in problem.message
+
+
+def test_damage_of_the_manifest_stops_there(tmp_path: Path) -> None:
+    write_lengths(tmp_path / "a", [3])
+    path = tmp_path / "a.json"
+    path.write_text(path.read_text().replace('"documents": 1', '"documents": 2'))
+    (problem,) = check(tmp_path / "a").problems
+    assert problem.file == str(path)
+    assert "content differs from what was written" in problem.message
+
+
+def test_two_hundred_random_bits_over_all_files_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 1 << 12)
+    folder = tmp_path / "a.tokenizer"
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(95))])
+    )
+    tokenizer = load_tokenizer(tmp_path / "vocab.txt")
+    tokenizer.save_pretrained(folder)
+    generator = np.random.default_rng(5)
+    manifest = write_lengths(tmp_path / "a", generator.integers(1, 90, 1000).tolist())
+    replace(manifest, tokenizer=tokenizer.info).save(tmp_path / "a.json")
+    assert check(tmp_path / "a").problems == []
+    paths = [tmp_path / f"a.{name}" for name in ("bin", "idx", "json")] + sorted(folder.iterdir())
+    for number in range(200):
+        path = paths[number % len(paths)]
+        bit = int(generator.integers(8 * path.stat().st_size))
+        with flipped(path, bit):
+            problems = check(tmp_path / "a").problems
+        assert [problem.file for problem in problems] == [str(path)], problems
+        if path.suffix in (".bin", ".idx") and path.parent == tmp_path:
+            first, end = problems[0].bytes or (0, 0)
+            assert first <= bit // 8 < end <= first + (1 << 12), problems
