@@ -4,6 +4,7 @@
 #   make test         everything that continuous integration runs
 #   make check        lint, types and fast tests, before each commit
 #   make sanitize     the C++ code and the tests of its extension under address, undefined-behaviour and thread sanitizers
+#   make soak         kill preprocessing at random for SECONDS (600), and compare every byte with an undisturbed dataset
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -15,7 +16,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 CORPUS := data_tools/sample_corpus/public_domain_en.jsonl.zst
 
-.PHONY: install quickstart test check lint sanitize clean help
+.PHONY: install quickstart test check lint sanitize soak clean help
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -77,6 +78,9 @@ sanitize: install
 	csrc/tests/sanitize.sh address
 	csrc/tests/sanitize.sh thread
 	PYTHON=$(BIN)/python csrc/tests/sanitize.sh extension tests/data
+
+soak: install
+	$(BIN)/python tests/soak/soak_preprocess.py --seconds $(or $(SECONDS),600)
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
