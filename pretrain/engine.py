@@ -222,7 +222,10 @@ class PlainEngine:
 
     def _forward(self, batch: Batch) -> PretrainingLosses:
         arrays = (batch.input_ids_BL, batch.segment_BL, batch.valid_BL, batch.masked_index_M, batch.masked_label_M)
-        tensors = [torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays]
+        # A batch may lie in page-locked memory, which its next owner overwrites. A training step holds its batches
+        # until it has waited for the losses; an evaluation lets them go one by one, so it waits for each copy.
+        is_held = self.engine.module.training
+        tensors = [torch.from_numpy(array).to(self.device, non_blocking=is_held) for array in arrays]
         return PretrainingLosses(*self.engine(*tensors, batch.micro_batch_index))
 
     def _plain_grad_norm(self) -> float | None:

@@ -232,8 +232,10 @@ def _build_trainer(
     return Trainer(
         config=config,
         engine=engine,
-        train_source=_batches(config, train_rows, config.run.seed),
-        validation_source=_batches(config, validation_rows, VALIDATION_SEED) if validation_rows else None,
+        train_source=_batches(config, train_rows, config.run.seed, device.type),
+        validation_source=(
+            _batches(config, validation_rows, VALIDATION_SEED, device.type) if validation_rows else None
+        ),
         store=CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep),
         description=_describe_checkpoint(config, train_rows),
         checkpoint_extras=tuple(p for p in (folder.path / "config.yaml", folder.tokenizer) if p.exists()),
@@ -269,8 +271,9 @@ def _build_model(config: RunConfig, rows: RowSource, mesh: Mesh) -> BertForPretr
     return model
 
 
-def _batches(config: RunConfig, rows: RowSource, seed: int) -> BatchSource:
+def _batches(config: RunConfig, rows: RowSource, seed: int, device_type: str) -> BatchSource:
     from pretrain.data.batches import BatchSource
+    from pretrain.data.pinned import memory_for
 
     objective = config.objective
     return BatchSource(
@@ -283,6 +286,7 @@ def _batches(config: RunConfig, rows: RowSource, seed: int) -> BatchSource:
         exclude_special=objective.exclude_special,
         shuffle=True,
         continues_word=_continues_word(config) if objective.masking == "whole_word" else None,
+        allocate=memory_for(device_type),
     )
 
 

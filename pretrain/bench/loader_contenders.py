@@ -7,6 +7,7 @@ labels, and what comes out is held against the dataset.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +45,11 @@ def measure(
 # -- this project ------------------------------------------------------------------------------------------------------
 
 
-def _source(masking: Masking, prefix: str, seq_length: int, batch: int, *, shuffle: bool) -> BatchSource:
+def _source(
+    masking: Masking, prefix: str, seq_length: int, batch: int, *, shuffle: bool, device: str = "cpu"
+) -> BatchSource:
     from pretrain.data.batches import BatchSource, RowSource
+    from pretrain.data.pinned import memory_for
     from pretrain.data.tokenizer import load_tokenizer
 
     return BatchSource(
@@ -58,6 +62,7 @@ def _source(masking: Masking, prefix: str, seq_length: int, batch: int, *, shuff
         exclude_special=False,
         shuffle=shuffle,
         continues_word=load_tokenizer(f"{prefix}.tokenizer").continues_word() if masking == "whole_word" else None,
+        allocate=memory_for(device),
     )
 
 
@@ -73,11 +78,14 @@ def _tensors(prefix: str, seq_length: int, batch: int, min_seconds: float) -> di
     """As whole_word, and on to torch tensors, on the GPU where there is one."""
     import torch
 
-    source = _source("whole_word", prefix, seq_length, batch, shuffle=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source = _source("whole_word", prefix, seq_length, batch, shuffle=True, device=device.type)
+
+    held: deque[Batch] = deque(maxlen=64)  # a copy from page-locked memory must be over before its batch is let go
 
     def fetch(number: int) -> list[torch.Tensor]:
         found = source.micro_batch(number)
+        held.append(found)
         arrays = (found.input_ids_BL, found.segment_BL, found.valid_BL, found.masked_index_M, found.masked_label_M)
         return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
 
