@@ -23,6 +23,7 @@ from pretrain.data.manifest import TokenizerInfo
 from pretrain.data.masking import Masker, Masking, predictions_per_row
 from pretrain.data.order import walk
 from pretrain.data.sample_index import RowIds, RowIndex
+from pretrain.data.special_ids import special_ids
 from pretrain.errors import DataError
 
 # So many bytes, uint8, not initialised, aligned for int64.
@@ -138,14 +139,14 @@ class BatchSource:
 
         Raises:
             ConfigError: whole_word masking without word boundaries that fit the datasets' vocabulary.
-            DataError: a vocabulary of special tokens only.
+            DataError: a vocabulary of special tokens only, or a PREFIX.tokenizer that is not the dataset's.
         """
         self.rows, self.micro_batch_size, self._allocate = rows, micro_batch_size, allocate
         self.num_predictions = predictions_per_row(mask_rate, rows.capacity)
         self._seed, self._shuffle, self._exclude_special = seed, shuffle, exclude_special
         special = rows.tokenizer.special
         self._is_special_V = np.zeros(rows.tokenizer.vocab_size, np.bool_)
-        self._is_special_V[list(asdict(special).values())] = True
+        self._is_special_V[special_ids([dataset.prefix for dataset in rows.datasets], rows.tokenizer)] = True
         if self._is_special_V.all():
             raise DataError(
                 f"tokenizer {rows.tokenizer.name}: all its {rows.tokenizer.vocab_size} tokens are special ones, so "
