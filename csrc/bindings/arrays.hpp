@@ -50,5 +50,6 @@ void bind_order(py::module_& module);
 void bind_rows(py::module_& module);
 void bind_masks(py::module_& module);
 void bind_sentences(py::module_& module);
+void bind_duplicates(py::module_& module);
 
 }  // namespace taco::python

@@ -11,4 +11,5 @@ PYBIND11_MODULE(_native, module) {
   taco::python::bind_rows(module);
   taco::python::bind_masks(module);
   taco::python::bind_sentences(module);
+  taco::python::bind_duplicates(module);
 }

@@ -117,7 +117,8 @@ def test_killed_at_any_moment_and_continued_with_other_workers(tmp_path: Path) -
                 _, errors = program.communicate()
                 kills += 1
                 continued += "continuing an unfinished run" in errors
-                assert not (tmp_path / f"{name}.json").exists() or verify(tmp_path / name) == []
+                if (tmp_path / f"{name}.json").exists() and not (tmp_path / f"{name}.journal").exists():
+                    break  # it had finished
                 continue
             assert program.returncode == 0, errors
             break
