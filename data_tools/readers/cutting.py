@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, Protocol
 
 from data_tools.readers.chunks import Reject, excerpt
 
@@ -91,8 +91,33 @@ def is_utf16(first_bytes: bytes) -> bool:
     return first_bytes.startswith(_UTF16)
 
 
+class Scanner(Protocol):
+    """Finds cut points in the blocks of a stream, which it is given in order; it remembers what a block leaves open."""
+
+    what: str
+
+    def scan(self, block: bytes, *, wants_first: bool) -> tuple[int, int]:
+        """The first (if wanted) and the last cut point in `block`, 0 for none."""
+        ...
+
+
+class RuleScanner:
+    """Cut points of a rule."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule, self._is_blank = rule, True
+        self.what = rule.what
+
+    def scan(self, block: bytes, *, wants_first: bool) -> tuple[int, int]:
+        """As `Scanner`."""
+        first = self._rule.first(block, self._is_blank) if wants_first else 0
+        last = self._rule.last(block, self._is_blank)
+        self._is_blank = self._rule.by_blank_lines and self._rule.ends_blank(block, self._is_blank)
+        return first, last
+
+
 def cut_stream(
-    path: str, blocks: Iterator[tuple[bytes, int]], rule: Rule, limit: int, fail: Callable[[Reject], None]
+    path: str, blocks: Iterator[tuple[bytes, int]], scanner: Scanner, limit: int, fail: Callable[[Reject], None]
 ) -> Iterator[tuple[bytes, int, int, int]]:
     """Blocks joined and cut again at cut points: (data, number of its first line, its first byte, bytes on disk).
 
@@ -100,15 +125,13 @@ def cut_stream(
     """
     pending: list[bytes] = []
     pending_bytes, line, offset, progress = 0, 1, 0, 0
-    is_blank, is_dropping = True, False
+    is_dropping = False
     for block, progress in blocks:
-        end, was_blank = rule.last(block, is_blank), is_blank
-        is_blank = rule.by_blank_lines and rule.ends_blank(block, is_blank)
+        first, end = scanner.scan(block, wants_first=is_dropping)
         if is_dropping:
-            dropped = rule.first(block, was_blank) or len(block)
+            dropped = first or len(block)
             line, offset = line + block.count(b"\n", 0, dropped), offset + dropped
-            block, is_dropping = block[dropped:], not end
-            end = max(end - dropped, 0)
+            block, end, is_dropping = block[dropped:], max(end - dropped, 0), not first
         if end:
             data = b"".join([*pending, block[:end]])
             yield data, line, offset, progress
@@ -118,7 +141,7 @@ def cut_stream(
             pending.append(block[end:])
             pending_bytes += len(block) - end
         if pending_bytes > limit:
-            fail(too_long(path, line, offset, rule.what, limit, pending[0]))
+            fail(too_long(path, line, offset, scanner.what, limit, pending[0]))
             line, offset = line + sum(part.count(b"\n") for part in pending), offset + pending_bytes
             pending, pending_bytes, is_dropping = [], 0, True
     if pending:

@@ -17,14 +17,14 @@ class Faults:
     def __init__(self, on_error: OnError, lines_before: Callable[[], int] | None = None) -> None:
         """`lines_before`: gives the number of lines to add to those of the faults; called for an error only."""
         self.replaces = on_error == "replace"
-        self._stops = on_error == "stop"
+        self.stops = on_error == "stop"
         self._lines_before = lines_before
         self.rejects: list[Reject] = []
         self.replaced = 0
 
     def add(self, reject: Reject) -> None:
         """Raises DataError: faults stop the run."""
-        if not self._stops:
+        if not self.stops:
             self.rejects.append(reject)
             return
         if self._lines_before is not None and reject.line is not None:

@@ -62,8 +62,10 @@ class ReadOptions:
                 raise ConfigError(f"{_flag(name)} {getattr(self, name)}: expected at least {low}")
         if not self.json_key:
             raise ConfigError(f"{_flag('json_key')}: is empty; name the key or column that holds the text")
-        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n\x00'):
-            raise ConfigError(f"--delimiter {self.delimiter!r}: expected one character, such as ';' or '\\t'")
+        if self.delimiter is not None and (
+            len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '"\r\n\x00'
+        ):
+            raise ConfigError(f"--delimiter {self.delimiter!r}: expected one ASCII character, such as ';' or '\\t'")
         if not self.has_header and not (self.json_key.isascii() and self.json_key.isdigit() and int(self.json_key)):
             raise ConfigError(
                 "--no-header: columns have no names then; "

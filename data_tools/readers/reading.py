@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 
 from data_tools.readers.byte_ranges import cut_file, read_documents
 from data_tools.readers.chunks import Block, Chunk, FileRange, LineSpan, ParsedChunk, Piece, Source
-from data_tools.readers.compression import DamagedError, open_input, read_blocks
-from data_tools.readers.cutting import BOM, Rule, cut_stream, is_utf16
+from data_tools.readers.compression import DamagedError, open_input
+from data_tools.readers.cutting import BOM, Rule, RuleScanner, is_utf16
+from data_tools.readers.delimited import cut_delimited, parse_delimited
 from data_tools.readers.faults import Faults, count_lines, damaged_file
 from data_tools.readers.json_lines import parse_json_lines
 from data_tools.readers.options import ReadOptions
 from data_tools.readers.plain_text import parse_text
+from data_tools.readers.streams import stream_blocks
 from pretrain.errors import ConfigError
-
-_UTF16 = "is UTF-16; convert it, for example with `iconv -f utf-16 -t utf-8`"
 
 
 def read_chunks(
@@ -111,7 +112,7 @@ def _until_damage(source: Source, options: ReadOptions) -> Iterator[Piece]:
     """The chunks of a source that is read from its start; a fault that ends it makes one more chunk."""
     faults = Faults(options.on_error)
     try:
-        for piece in _stream(source, options, faults):
+        for piece in _CUTTERS[source.kind](source, options, faults):
             piece.faults += faults.take()
             yield piece
     except DamagedError as error:
@@ -122,21 +123,10 @@ def _until_damage(source: Source, options: ReadOptions) -> Iterator[Piece]:
         yield Piece(Block(b"", 1, 0), 0, source.num_bytes, faults.take())
 
 
-def _stream(source: Source, options: ReadOptions, faults: Faults) -> Iterator[Piece]:
-    """Chunks of lines or text from a stream of bytes."""
-    rule, limit = _rule(source.kind, options), options.max_document_bytes
-    blocks = read_blocks(source.path, source.compression, options.chunk_bytes, options.max_ratio)
-    end = 0
-    for data, line, byte, progress in cut_stream(source.path, blocks, rule, limit, faults.add):
-        end = byte + len(data)
-        if byte == 0:
-            if is_utf16(data):
-                raise DamagedError(f"{source.path}: {_UTF16}", 0)
-            data = data.removeprefix(BOM)
-            byte = end - len(data)
-        yield Piece(Block(data, line, byte), 0, progress)
-    if end == 0 and not faults.rejects:
-        raise DamagedError(f"{source.path}: is empty after decompression", 0)
+def _line_pieces(source: Source, options: ReadOptions, faults: Faults) -> Iterator[Piece]:
+    """Chunks of JSON lines or text, from a stream of bytes."""
+    for block, progress in stream_blocks(source, options, RuleScanner(_rule(source.kind, options)), faults):
+        yield Piece(block, 0, progress)
 
 
 def _begins_as_utf16(source: Source) -> bool:
@@ -165,7 +155,7 @@ def parse_chunk(chunk: Chunk, options: ReadOptions | None = None) -> ParsedChunk
     faults = Faults(options.on_error)
     for fault in chunk.faults:
         faults.add(fault)
-    texts = _PARSERS[chunk.kind](chunk.path, chunk.place, options, faults)
+    texts = _PARSERS[chunk.kind](chunk.path, chunk.place, options=options, faults=faults)
     return ParsedChunk(texts, faults.rejects, len(chunk.place.data), faults.replaced)
 
 
@@ -178,14 +168,22 @@ def _parse_range(chunk: Chunk, place: FileRange, options: ReadOptions) -> Parsed
     num_lines, num_bytes = data.count(b"\n"), len(data)
     body = data.removeprefix(BOM) if begin == 0 else data
     block = Block(body, 1, begin + num_bytes - len(body))
-    texts = _PARSERS[chunk.kind](chunk.path, block, options, faults)
+    texts = _PARSERS[chunk.kind](chunk.path, block, options=options, faults=faults)
     for fault in too_long:
         faults.add(fault)
     span = LineSpan(chunk.path, begin, begin + num_bytes, num_lines)
     return ParsedChunk(texts, faults.rejects, num_bytes, faults.replaced, span)
 
 
-_PARSERS: dict[str, Callable[[str, Block, ReadOptions, Faults], list[str]]] = {
+_CUTTERS: dict[str, Callable[[Source, ReadOptions, Faults], Iterator[Piece]]] = {
+    "jsonl": _line_pieces,
+    "txt": _line_pieces,
+    "csv": cut_delimited,
+    "tsv": cut_delimited,
+}
+_PARSERS: dict[str, Callable[..., list[str]]] = {
     "jsonl": parse_json_lines,
     "txt": parse_text,
+    "csv": partial(parse_delimited, kind="csv"),
+    "tsv": partial(parse_delimited, kind="tsv"),
 }

@@ -22,6 +22,8 @@ KINDS: dict[str, Kind] = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
     ".txt": "txt",
+    ".csv": "csv",
+    ".tsv": "tsv",
 }
 _TABLES = ("parquet", "arrow")
 _NAMED = 5
