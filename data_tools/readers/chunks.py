@@ -77,16 +77,15 @@ class Block:
 
 @dataclass(frozen=True)
 class RowRange:
-    """`num_rows` rows from `first_row` on of one row group (parquet) or record batch (arrow), for the worker to read.
+    """`num_rows` rows from `first_row` on of a row group (parquet) or record batch (arrow), for the worker to read.
 
-    `file_row`: rows of the file before them. `offset`: byte of the first message of an arrow stream, -1 for others.
+    Those of arrow may go on in the batches after. `file_row`: rows of the file before them.
     """
 
     group: int
     first_row: int
     num_rows: int
     file_row: int
-    offset: int = -1
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ from pretrain.errors import DataError
 
 SUFFIXES: dict[str, Compression] = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 _READ_BYTES = 1 << 18
+# What is lost of a damaged file before its damage is less than this.
+_PIECE_BYTES = 1 << 18
+_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError)
 # Small files may unfold as they like: only what is really long can hurt.
 _RATIO_FREE_BYTES = 64 << 20
 # An xz file says how much memory it needs; `xz -9` asks for 65 MiB.
@@ -28,9 +31,12 @@ _XZ_MEMORY = 512 << 20
 
 
 class DamagedError(DataError):
-    """A compressed file that ends early, is damaged, or unfolds to too much; what was read before it is sound."""
+    """A compressed file that ends early, is damaged, or unfolds to too much; what was read before it is sound.
 
-    def __init__(self, message: str, num_bytes: int) -> None:
+    `num_bytes`: decompressed bytes before the damage, where they are known.
+    """
+
+    def __init__(self, message: str, num_bytes: int | None) -> None:
         super().__init__(message)
         self.num_bytes = num_bytes
 
@@ -56,7 +62,7 @@ def read_blocks(
     name = SUFFIX_OF.get(compression, "")
     with open_input(path) as file:
         counted = _Counted(file)
-        pieces = _OPENERS[compression](counted, block_bytes)
+        pieces = _OPENERS[compression](counted, min(block_bytes, _PIECE_BYTES) if compression else block_bytes)
         try:
             for block in _gather(pieces, block_bytes):
                 done += len(block)
@@ -69,7 +75,7 @@ def read_blocks(
                 yield block, counted.num_bytes
         except DataError:
             raise
-        except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError) as error:
+        except _DAMAGE as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise DataError(f"{path}: cannot be read: {error.strerror}") from None
             raise DamagedError(
@@ -163,20 +169,29 @@ def _zstd(file: _Counted, block_bytes: int) -> Iterator[bytes]:
 
 
 def _gather(pieces: Iterator[bytes], block_bytes: int) -> Iterator[bytes]:
-    """Pieces of any size, joined and cut to blocks of one size: where chunks end must not depend on libraries."""
+    """Pieces of any size, joined and cut to blocks of one size: where chunks end must not depend on libraries.
+
+    What was read before an error is given before it.
+    """
     gathered: list[bytes] = []
     num_bytes = 0
-    for piece in pieces:
-        gathered.append(piece)
-        num_bytes += len(piece)
-        if num_bytes >= block_bytes:
-            data = b"".join(gathered) if len(gathered) > 1 else piece
-            end = num_bytes - num_bytes % block_bytes
-            for start in range(0, end, block_bytes):
-                yield data[start : start + block_bytes]
-            gathered, num_bytes = [data[end:]], num_bytes - end
+    failure: Exception | None = None
+    try:
+        for piece in pieces:
+            gathered.append(piece)
+            num_bytes += len(piece)
+            if num_bytes >= block_bytes:
+                data = b"".join(gathered) if len(gathered) > 1 else piece
+                end = num_bytes - num_bytes % block_bytes
+                for start in range(0, end, block_bytes):
+                    yield data[start : start + block_bytes]
+                gathered, num_bytes = [data[end:]], num_bytes - end
+    except _DAMAGE as error:
+        failure = error
     if num_bytes:
         yield b"".join(gathered)
+    if failure is not None:
+        raise failure
 
 
 _OPENERS: dict[str, Callable[[_Counted, int], Iterator[bytes]]] = {

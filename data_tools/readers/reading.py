@@ -11,16 +11,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 
+from data_tools.readers.arrow_files import cut_arrow, parse_arrow
 from data_tools.readers.byte_ranges import cut_file, read_documents
-from data_tools.readers.chunks import Block, Chunk, FileRange, LineSpan, ParsedChunk, Piece, Source
+from data_tools.readers.chunks import Block, Chunk, FileRange, LineSpan, ParsedChunk, Piece, Source, Values
 from data_tools.readers.compression import DamagedError, open_input
 from data_tools.readers.cutting import BOM, Rule, RuleScanner, is_utf16
 from data_tools.readers.delimited import cut_delimited, parse_delimited
 from data_tools.readers.faults import Faults, count_lines, damaged_file
+from data_tools.readers.hub import cut_hub_rows, parse_hub_rows
 from data_tools.readers.json_lines import parse_json_lines
 from data_tools.readers.options import ReadOptions
+from data_tools.readers.parquet_files import cut_parquet, parse_parquet
 from data_tools.readers.plain_text import parse_text
 from data_tools.readers.streams import stream_blocks
+from data_tools.readers.web_text import cut_web_text, parse_web_text
 from pretrain.errors import ConfigError
 
 
@@ -52,7 +56,7 @@ def read_chunks(
     for number, source in enumerate(sources):
         if number >= first_source:
             first = first_chunk if number == first_source else 0
-            shard_of = _ShardOf(before, total, num_shards)
+            shard_of = _ShardOf(before, source.num_bytes, total, num_shards)
             yield from _source_chunks(number, source, options, first, index, shard_of)
         before += source.num_bytes
 
@@ -62,17 +66,20 @@ class _ShardOf:
     """The part of the input in which a byte of one source lies."""
 
     before: int
+    num_bytes: int
     total: int
     num_shards: int
 
     def __call__(self, start: int) -> int:
-        return (self.before + start) * self.num_shards // self.total if self.total else 0
+        # What is left over at the end of a source belongs to its last byte.
+        place = self.before + max(min(start, self.num_bytes - 1), 0)
+        return place * self.num_shards // self.total if self.total else 0
 
 
 def _source_chunks(
     number: int, source: Source, options: ReadOptions, first: int, index: int, shard_of: Callable[[int], int]
 ) -> Iterator[Chunk]:
-    if shard_of(0) > index or shard_of(max(source.num_bytes - 1, 0)) < index:
+    if shard_of(0) > index or shard_of(source.num_bytes) < index:
         return
     is_whole = not _is_divisible(source, options)
     if is_whole and shard_of(0) != index:
@@ -87,6 +94,8 @@ def _source_chunks(
 
 def _is_divisible(source: Source, options: ReadOptions) -> bool:
     is_file = source.kind == "txt" and options.text_documents == "file"
+    if source.kind in ("parquet", "arrow"):
+        return True
     return source.kind in ("jsonl", "txt") and not source.compression and source.path != "-" and not is_file
 
 
@@ -120,7 +129,7 @@ def _until_damage(source: Source, options: ReadOptions) -> Iterator[Piece]:
             raise
         faults.add(damaged_file(source.path, error, error.num_bytes))
     if faults.rejects:
-        yield Piece(Block(b"", 1, 0), 0, source.num_bytes, faults.take())
+        yield Piece(Values((), 0), source.num_bytes, source.num_bytes, faults.take())
 
 
 def _line_pieces(source: Source, options: ReadOptions, faults: Faults) -> Iterator[Piece]:
@@ -150,13 +159,18 @@ def parse_chunk(chunk: Chunk, options: ReadOptions | None = None) -> ParsedChunk
     options = options or ReadOptions()
     if isinstance(chunk.place, FileRange):
         return _parse_range(chunk, chunk.place, options)
-    if not isinstance(chunk.place, Block):
-        raise AssertionError(f"{type(chunk.place).__name__} of {chunk.kind}")
     faults = Faults(options.on_error)
     for fault in chunk.faults:
         faults.add(fault)
-    texts = _PARSERS[chunk.kind](chunk.path, chunk.place, options=options, faults=faults)
-    return ParsedChunk(texts, faults.rejects, len(chunk.place.data), faults.replaced)
+    if isinstance(chunk.place, Block):
+        texts = _PARSERS[chunk.kind](chunk.path, chunk.place, options=options, faults=faults)
+        return ParsedChunk(texts, faults.rejects, len(chunk.place.data), faults.replaced)
+    if isinstance(chunk.place, Values):
+        texts, num_bytes = parse_hub_rows(chunk.path, chunk.place, options, faults)
+    else:
+        parse = parse_parquet if chunk.kind == "parquet" else parse_arrow
+        texts, num_bytes = parse(chunk.path, chunk.place, options, faults)
+    return ParsedChunk(texts, faults.rejects, num_bytes, faults.replaced)
 
 
 def _parse_range(chunk: Chunk, place: FileRange, options: ReadOptions) -> ParsedChunk:
@@ -180,10 +194,15 @@ _CUTTERS: dict[str, Callable[[Source, ReadOptions, Faults], Iterator[Piece]]] = 
     "txt": _line_pieces,
     "csv": cut_delimited,
     "tsv": cut_delimited,
+    "wet": cut_web_text,
+    "parquet": cut_parquet,
+    "arrow": cut_arrow,
+    "hub": cut_hub_rows,
 }
 _PARSERS: dict[str, Callable[..., list[str]]] = {
     "jsonl": parse_json_lines,
     "txt": parse_text,
     "csv": partial(parse_delimited, kind="csv"),
     "tsv": partial(parse_delimited, kind="tsv"),
+    "wet": parse_web_text,
 }

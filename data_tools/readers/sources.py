@@ -14,7 +14,9 @@ from pathlib import Path
 
 from data_tools.readers.chunks import Source
 from data_tools.readers.compression import SUFFIXES
+from data_tools.readers.hub import PREFIX, split_name
 from data_tools.readers.options import Compression, Kind, ReadOptions, parse_format
+from data_tools.readers.saved_folders import is_saved, saved_files
 from pretrain.errors import DataError
 
 KINDS: dict[str, Kind] = {
@@ -24,6 +26,10 @@ KINDS: dict[str, Kind] = {
     ".txt": "txt",
     ".csv": "csv",
     ".tsv": "tsv",
+    ".wet": "wet",
+    ".warc": "wet",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
 }
 _TABLES = ("parquet", "arrow")
 _NAMED = 5
@@ -73,6 +79,8 @@ class _Finder:
     def add(self, item: str, *, is_listed: bool = False) -> None:
         if item == "-" and not is_listed:
             self._add_standard_input()
+        elif item.startswith(PREFIX):
+            self._add_hub_name(item)
         elif item.startswith("@") and not is_listed and not os.path.exists(item):
             self._add_list(item[1:])
         elif os.path.isdir(item):
@@ -91,6 +99,14 @@ class _Finder:
             self.problems.append("-: standard input can be read once only")
         else:
             self.sources.append(Source("-", *kind))
+
+    def _add_hub_name(self, item: str) -> None:
+        try:
+            split_name(item)
+        except DataError as error:
+            self.problems.append(str(error))
+        else:
+            self.sources.append(Source(item, "hub"))
 
     def _add_list(self, path: str) -> None:
         try:
@@ -113,18 +129,36 @@ class _Finder:
                 self._add_file(path)
 
     def _add_folder(self, folder: str) -> None:
-        before, left_out = len(self.sources), []
+        if self.options.input_format is None and is_saved(folder):
+            self._add_saved(folder)
+            return
+        before, left_out = (len(self.sources), len(self.problems)), []
         for path in _files_under(folder):
-            if kind_of(path, self.options) is None:
+            if path.endswith(os.sep):
+                self._add_saved(path)
+            elif kind_of(path, self.options) is None:
                 left_out.append(path)
             else:
                 self._add_file(path)
-        if len(self.sources) == before and not self.problems:
+        if (len(self.sources), len(self.problems)) == before:
             self.problems.append(f"{folder}: holds no file of a known kind ({_known()})")
         if left_out:
             named = ", ".join(os.path.relpath(path, folder) for path in left_out[:_NAMED])
             more = ", ..." if len(left_out) > _NAMED else ""
             self.note(f"{folder}: left out {len(left_out)} files of unknown kind: {named}{more}")
+
+    def _add_saved(self, folder: str) -> None:
+        try:
+            files, splits = saved_files(folder)
+        except DataError as error:
+            self.problems.append(str(error))
+            return
+        if len(splits) > 1:
+            self.note(
+                f"{folder}: reads all splits, {', '.join(splits)}; give {os.path.join(folder, splits[0])} for one"
+            )
+        for path in files:
+            self._add_file(path)
 
     def _add_file(self, path: str) -> None:
         try:
@@ -144,8 +178,12 @@ class _Finder:
 
 
 def _files_under(folder: str) -> Iterator[str]:
-    """All files in `folder` and below, sorted, without hidden ones."""
+    """All files in `folder` and below, sorted, without hidden ones; saved datasets as folders that end with a slash."""
     for where, folders, names in os.walk(folder):
+        if where != folder and is_saved(where):
+            folders.clear()
+            yield os.path.join(where, "")
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith("."):
@@ -153,7 +191,10 @@ def _files_under(folder: str) -> Iterator[str]:
 
 
 def _known() -> str:
-    return f"{', '.join(KINDS)}, each plain or with {', '.join(SUFFIXES)}"
+    packed = [suffix for suffix, kind in KINDS.items() if kind not in _TABLES]
+    return (
+        f"{', '.join(packed)}, each plain or with {', '.join(SUFFIXES)}, and {', '.join(sorted({*KINDS} - {*packed}))}"
+    )
 
 
 def _print_note(words: str) -> None:

@@ -50,7 +50,7 @@ def write_bytes(path: Path, data: bytes) -> Path:
     elif path.suffix == ".bz2":
         data = bz2.compress(data)
     elif path.suffix == ".xz":
-        data = lzma.compress(data)
+        data = lzma.compress(data, preset=0)
     path.write_bytes(data)
     return path
 

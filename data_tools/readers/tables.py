@@ -1,0 +1,151 @@
+"""The text column of parquet and arrow tables: finding it, and its values to texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from data_tools.readers.chunks import Reject, excerpt
+from data_tools.readers.compression import DamagedError
+from data_tools.readers.cutting import too_long
+from data_tools.readers.delimited import no_column
+from data_tools.readers.faults import Faults
+from data_tools.readers.json_lines import expected_string
+from pretrain.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def find_column(path: str, schema: pa.Schema, key: str) -> list[str]:
+    """The names that lead to the column `key`: itself, or fields of structs as in `a.b`.
+
+    Raises:
+        DataError: there is no such column, or it holds no strings.
+    """
+    import pyarrow as pa
+
+    names = [key] if key in schema.names else key.split(".")
+    if names[0] not in schema.names:
+        raise no_column(path, key, schema.names)
+    found: Any = schema.field(names[0]).type
+    for name in names[1:]:
+        if not pa.types.is_struct(found) or found.get_field_index(name) < 0:
+            raise no_column(path, key, _paths(schema))
+        found = found.field(name).type
+    value = found.value_type if pa.types.is_dictionary(found) else found
+    is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    views = (pa.types.is_string_view, pa.types.is_binary_view, pa.types.is_null)
+    if not any(check(value) for check in (*is_text, *views)):
+        raise DataError(f"{path}: column {key!r}: expected strings, found {found}; choose one with --json-key")
+    return names
+
+
+def _paths(schema: pa.Schema) -> list[str]:
+    return [path for field in schema for path in (_field_paths(field.name, field.type) or [field.name])]
+
+
+def _field_paths(name: str, kind: Any) -> list[str]:
+    import pyarrow as pa
+
+    if not pa.types.is_struct(kind):
+        return [name]
+    return [path for field in kind for path in _field_paths(f"{name}.{field.name}", field.type)]
+
+
+def text_column(batch: pa.RecordBatch, names: list[str]) -> pa.Array:
+    """The column that `names` lead to, as bytes whose offsets were checked: a hostile file may hold any.
+
+    Raises:
+        pa.ArrowInvalid: offsets outside the data.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = batch.column(batch.schema.get_field_index(names[0]))
+    if len(names) > 1:
+        column = pc.struct_field(column, names[1:])
+    if pa.types.is_dictionary(column.type):
+        column.validate(full=True)
+        column = column.dictionary_decode()
+    small = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    if column.type in small:
+        column = column.view(small[column.type])
+    column.validate(full=True)
+    return column
+
+
+def texts_of_column(path: str, column: pa.Array, first_row: int, limit: int, faults: Faults) -> list[str]:
+    """The strings of a column; `first_row` is the number of its first row in the file, from 0."""
+    values = column.to_pylist()
+    try:
+        if all(type(value) is bytes and len(value) <= limit for value in values):
+            return [value.decode("utf-8") for value in values]
+    except UnicodeDecodeError:
+        pass
+    return texts_of_values(path, values, first_row, limit, faults)
+
+
+def texts_of_values(path: str, values: Iterable[Any], first_row: int, limit: int, faults: Faults) -> list[str]:
+    """The strings among `values`; every other one is a fault with the number of its row, from 1."""
+    texts = []
+    for row, value in enumerate(values, start=first_row + 1):
+        text = value
+        if isinstance(value, bytes):
+            text = _decode(path, value, row, faults)
+            if text is None:
+                continue
+        if not isinstance(text, str):
+            message = f"{expected_string(value)}; mend or remove the row"
+            faults.add(Reject(path, row, None, "not_a_string", excerpt(repr(value)), message, is_row=True))
+        elif len(text) > limit or (4 * len(text) > limit and len(text.encode()) > limit):
+            fault = too_long(path, row, 0, "text", limit, text.encode()[:400])
+            faults.add(Reject(path, row, None, fault.reason, fault.excerpt, fault.message, is_row=True))
+        else:
+            texts.append(text)
+    return texts
+
+
+def _decode(path: str, value: bytes, row: int, faults: Faults) -> str | None:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if faults.replaces:
+            faults.replaced += 1
+            return value.decode("utf-8", "replace")
+        message = (
+            f"byte {error.start} of the text (0x{value[error.start]:02x}) is not UTF-8: {error.reason}; mend the row"
+        )
+        faults.add(Reject(path, row, None, "not_utf8", excerpt(value), message, is_row=True))
+        return None
+
+
+def value_bytes(column: pa.Array) -> int:
+    """Bytes of all values of a column of bytes."""
+    import pyarrow.compute as pc
+
+    return pc.sum(pc.binary_length(column)).as_py() or 0 if column.null_count < len(column) else 0
+
+
+def damaged_rows(path: str, error: DataError, first_row: int, end_row: int) -> Reject:
+    """The fault of rows, numbered from 0, that are lost because the file is damaged."""
+    words = str(error).removeprefix(f"{path}: ")
+    message = f"rows {first_row + 1} to {end_row} are lost: {words}"
+    return Reject(path, first_row + 1, None, "damaged_file", "", message, is_row=True)
+
+
+@contextmanager
+def arrow_errors_named(path: str) -> Iterator[None]:
+    """Raises the errors of pyarrow as errors that name the file: DamagedError, or DataError if it cannot be read."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except DataError:
+        raise
+    except (pa.ArrowException, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        words = " ".join(str(error).split())
+        raise DamagedError(f"{path}: damaged or truncated file ({words}); fetch it again", None) from None
