@@ -37,7 +37,7 @@ def read(paths: list[Path], **values: object) -> list[list[str]]:
     return [parse_chunk(chunk, options).texts for chunk in read_chunks(expand_inputs(paths, options), options)]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=BYTES, size=st.integers(1, 70), by=st.sampled_from(["blank-line", "line", "file"]))
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_text_equals_a_naive_parse(data: bytes, size: int, by: str, suffix: str, tmp_path_factory):  # noqa: ANN001
@@ -79,7 +79,7 @@ def test_shards_and_continuations_are_parts_of_the_whole(files, size, num_shards
             assert list(again) == shard[1:]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     lines=st.lists(
         st.sampled_from([b'{"text": "a"}', b"", b"{", b'{"text": 1}', b'{"text": "\xff"}', b"x" * 50]), min_size=1

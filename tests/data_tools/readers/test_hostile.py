@@ -42,6 +42,9 @@ def test_members_behind_one_another(tmp_path: Path, suffix: str):
 def test_damaged_streams_keep_what_stands_before(tmp_path: Path, suffix: str, how: str):
     texts = [random.Random(number).randbytes(300).hex() for number in range(2000)]
     path = write_jsonl(tmp_path / f"x.jsonl{suffix}", texts)
+    if suffix == ".zst":  # with a checksum, as the zstd program writes it; without one, damage may not show
+        plain = zstandard.decompress(path.read_bytes())
+        path.write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(plain))
     data = bytearray(path.read_bytes())
     if how == "truncated":
         del data[len(data) * 3 // 4 :]
@@ -94,7 +97,9 @@ def test_frames_are_followed_to_their_end():
         checker.require_end()
 
 
-@pytest.mark.parametrize("suffix", COMPRESSED)
+@pytest.mark.parametrize(
+    "suffix", [".gz", ".zst", *(pytest.param(name, marks=pytest.mark.slow) for name in (".bz2", ".xz"))]
+)
 def test_bombs_are_stopped_by_their_ratio(tmp_path: Path, suffix: str):
     line = json.dumps({"text": "a" * 999_000}).encode() + b"\n"
     path = write_bytes(tmp_path / f"x.jsonl{suffix}", line * 80)

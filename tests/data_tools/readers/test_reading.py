@@ -30,7 +30,7 @@ def write(folder: Path, name: str, data: bytes) -> Path:
     return write_bytes(folder / name, data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     documents=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), min_size=1, max_size=10),
     size=st.integers(1, 90),
@@ -43,7 +43,7 @@ def test_json_lines_survive_any_chunking(
     assert texts_of(path, chunk_bytes=size) == documents
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     documents=PARAGRAPHS,
     size=st.integers(1, 60),

@@ -22,12 +22,12 @@ def record(content: bytes, kind: str = "conversion", *more: str) -> bytes:
 INFO = record(b"Software-Info: x\r\n\r\n", "warcinfo")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     texts=st.lists(st.text(st.sampled_from("a \r\nWARC/1.0:é"), max_size=30), min_size=1, max_size=8),
     size=st.integers(1, 300),
 )
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2", ".xz"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_records_survive_any_chunking(texts: list[str], size: int, suffix: str, tmp_path_factory):  # noqa: ANN001
     data = INFO + b"".join(record(text.encode()) + record(b"x", "metadata") for text in texts)
     path = write_bytes(tmp_path_factory.mktemp("wet") / f"x.warc.wet{suffix}", data)
