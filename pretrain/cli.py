@@ -32,6 +32,7 @@ class Verb(NamedTuple):
 VERBS = {
     "data preprocess": Verb("data_tools.preprocess", "corpora to memory-mapped token datasets"),
     "data train-tokenizer": Verb("data_tools.train_tokenizer", "a WordPiece or SentencePiece vocabulary from text"),
+    "data stats": Verb("data_tools.dataset_stats", "lengths, vocabulary use and rows of datasets, with a picture"),
     "data verify": Verb("data_tools.verify", "hold datasets against their hashes, name what is damaged"),
     "train": Verb("pretrain.train", "pretrain BERT with the TACO objective (one rank; start with torchrun or alone)"),
     "checkpoint": Verb("pretrain.checkpoint_tool", "list and verify the checkpoints of a run"),

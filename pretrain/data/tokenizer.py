@@ -82,6 +82,10 @@ class Tokenizer(ABC):
     def _to_tokenizers(self) -> Any:
         """The `tokenizers.Tokenizer` with the same ids, for transformers."""
 
+    def piece(self, index: int) -> str:
+        """The piece with id `index` as it stands in the vocabulary, with the marks of word boundaries."""
+        return self._pieces[index]
+
     def special_ids(self) -> list[int]:
         """Every id that is no ordinary text, ascending."""
         return sorted(set(asdict(self.special).values()))

@@ -1,0 +1,166 @@
+"""Counts over datasets, in one pass over the mapped files and in memory that does not grow with them.
+
+`LengthTally` knows how many documents (or sentences) have each length, `TokenTally` how often each token id occurs;
+both are exact, so percentiles and shares are too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pretrain.data.indexed_dataset import IndexedDataset
+from pretrain.errors import DataError
+
+# Tokens, or lengths, looked at in one go.
+_PIECE = 1 << 20
+# Lengths below are counted in an array, the rare longer ones in a table.
+_SHORT = 1 << 16
+# Without a manifest there is no vocabulary size; an id above this is damage, not a token.
+_LARGEST_VOCABULARY = 1 << 24
+# Ranks between which a line is laid through log frequency over log rank.
+_ZIPF_RANKS = (10, 10_000)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bar of a histogram of lengths: those from `low` to `high`, how many there are, and their sum."""
+
+    low: int
+    high: int
+    number: int
+    tokens: int
+
+
+class LengthTally:
+    """How often each length occurs."""
+
+    def __init__(self) -> None:
+        self._short = np.zeros(_SHORT, np.int64)
+        self._long: Counter[int] = Counter()
+
+    def add(self, lengths: np.ndarray) -> None:
+        """Counts `lengths` (integers, 0 or more)."""
+        is_short = lengths < _SHORT
+        self._short += np.bincount(lengths[is_short], minlength=_SHORT)
+        self._long.update(lengths[~is_short].tolist())
+
+    def table(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every length that occurs, ascending, and how often; int64 [n] each."""
+        short = np.flatnonzero(self._short)
+        long = np.array(sorted(self._long), np.int64)
+        counts = [self._short[short], np.array([self._long[length] for length in long.tolist()], np.int64)]
+        return np.concatenate((short, long)), np.concatenate(counts)
+
+    def percentile(self, share: float) -> int:
+        """The smallest length that at least `share` percent do not exceed; 0 where nothing was counted."""
+        lengths, counts = self.table()
+        if not counts.size:
+            return 0
+        ends = np.cumsum(counts)
+        return int(lengths[np.searchsorted(ends, share / 100 * ends[-1])])
+
+    def histogram(self, bins_per_doubling: int = 1) -> list[Bin]:
+        """Bars that begin at 0, 1, 2, 4, 8, ... (or at so many places per doubling), from the shortest length on."""
+        lengths, counts = self.table()
+        if not lengths.size:
+            return []
+        steps = np.arange(bins_per_doubling * (int(lengths[-1]).bit_length() + 1) + 1)
+        lows = np.unique(np.concatenate(([0], np.ceil(2.0 ** (steps / bins_per_doubling)).astype(np.int64))))
+        bin_of = np.searchsorted(lows, lengths, side="right") - 1
+        bars = []
+        for place in range(int(bin_of[0]), int(bin_of[-1]) + 1):
+            inside = bin_of == place
+            number, tokens = int(counts[inside].sum()), int((lengths[inside] * counts[inside]).sum())
+            bars.append(Bin(int(lows[place]), int(lows[place + 1]) - 1, number, tokens))
+        return bars
+
+
+class TokenTally:
+    """How often each id occurs; `counts` is int64 [vocabulary size, or largest id + 1 where that is not known]."""
+
+    def __init__(self, vocab_size: int | None) -> None:
+        self._vocab_size = vocab_size
+        self.counts = np.zeros(vocab_size or 0, np.int64)
+
+    def add(self, dataset: IndexedDataset, on_progress: Callable[[int], None] = lambda num_bytes: None) -> None:
+        """Counts all tokens of `dataset`; `on_progress` is told of bytes as they are counted.
+
+        Raises:
+            DataError: an id that is not in the vocabulary.
+        """
+        limit = self._vocab_size or _LARGEST_VOCABULARY
+        for first in range(0, dataset.num_tokens, _PIECE):
+            piece = dataset.tokens[first : first + _PIECE]
+            smallest, largest = int(piece.min()), int(piece.max())
+            if smallest < 0 or largest >= limit:
+                wrong = smallest if smallest < 0 else largest
+                raise DataError(
+                    f"{dataset.bin_path}: token id {wrong} between tokens {first} and {first + len(piece)} is not in a "
+                    f"vocabulary of {limit}; `taco data verify --deep {dataset.prefix}` says where"
+                )
+            found = np.bincount(piece, minlength=len(self.counts))
+            found[: len(self.counts)] += self.counts
+            self.counts = found
+            on_progress(piece.nbytes)
+
+    def frequencies(self) -> np.ndarray:
+        """Counts of the ids that occur, most frequent first; int64 [n]."""
+        return np.sort(self.counts[self.counts > 0])[::-1]
+
+    def top_share(self, num_ids: int) -> float:
+        """Share of all tokens that the `num_ids` most frequent ids make up."""
+        frequencies = self.frequencies()
+        return float(frequencies[:num_ids].sum() / max(int(frequencies.sum()), 1))
+
+    def ids_for_share(self, share: float) -> int:
+        """How many of the most frequent ids make up at least `share` of all tokens."""
+        frequencies = self.frequencies()
+        if not frequencies.size:
+            return 0
+        return int(np.searchsorted(np.cumsum(frequencies), share * frequencies.sum())) + 1
+
+    def entropy(self) -> float:
+        """Bits per token of the distribution of ids."""
+        shares = self.frequencies() / max(int(self.counts.sum()), 1)
+        return float(-(shares * np.log2(shares)).sum()) + 0.0
+
+    def zipf_exponent(self) -> float | None:
+        """s of frequency ~ rank^-s, fitted by least squares in logarithms at ranks spread evenly; None for too few.
+
+        Ranks 10 to 10,000: the very first words and the rare ones do not follow the law.
+        """
+        frequencies = self.frequencies()
+        low, high = _ZIPF_RANKS[0], min(_ZIPF_RANKS[1], len(frequencies))
+        ranks = np.unique(np.geomspace(low, max(high, low), 200).round().astype(np.int64))
+        if len(ranks) < 10:
+            return None
+        slope, _ = np.polyfit(np.log(ranks), np.log(frequencies[ranks - 1]), 1)
+        return float(-slope)
+
+
+def tally_documents(dataset: IndexedDataset) -> LengthTally:
+    """Tokens per document."""
+    tally = LengthTally()
+    for first in range(0, dataset.num_documents, _PIECE):
+        tally.add(np.diff(dataset.document_offsets[first : first + _PIECE + 1]))
+    return tally
+
+
+def tally_sequences(dataset: IndexedDataset) -> LengthTally:
+    """Tokens per sequence, which are the sentences where preprocessing split into them."""
+    tally = LengthTally()
+    for first in range(0, dataset.num_sequences, _PIECE):
+        tally.add(np.asarray(dataset.sequence_lengths[first : first + _PIECE]))
+    return tally
+
+
+def has_sentences(dataset: IndexedDataset) -> bool:
+    """Whether any document has more than one sequence."""
+    return any(
+        (np.diff(dataset.document_indices[first : first + _PIECE + 1]) > 1).any()
+        for first in range(0, dataset.num_documents, _PIECE)
+    )
