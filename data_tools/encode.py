@@ -14,11 +14,13 @@ from fractions import Fraction
 import numpy as np
 import xxhash
 
+from data_tools.cleaning import CleaningOptions, clean, count_dropped, drop_by_tokens
 from data_tools.readers import Chunk, ReadOptions, Reject, parse_chunk
 from data_tools.readers.chunks import LineSpan
 from data_tools.worker_pool import WorkerPool
 from pretrain.data.indexed_dataset import best_dtype
 from pretrain.data.manifest import Dropped
+from pretrain.data.sentences import split_sentences
 from pretrain.data.tokenizer import Tokenizer, load_tokenizer
 from pretrain.errors import ConfigError
 
@@ -34,6 +36,7 @@ class EncodeOptions:
     cased: bool = False
     hash_range: tuple[Fraction, Fraction] = (Fraction(0), Fraction(1))
     reading: ReadOptions = field(default_factory=ReadOptions)
+    cleaning: CleaningOptions = field(default_factory=CleaningOptions)
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,13 @@ class HashRange:
     def __init__(self, bounds: tuple[Fraction, Fraction]) -> None:
         self._first, self._end = (int(bound * 2**64) for bound in bounds)
 
+    @property
+    def is_all(self) -> bool:
+        """Whether every text lies in it."""
+        return self._end - self._first == 2**64
+
     def __contains__(self, text: str) -> bool:
-        if self._end - self._first == 2**64:
-            return True
-        return self._first <= xxhash.xxh64_intdigest(text.encode()) < self._end
+        return self.is_all or self._first <= xxhash.xxh64_intdigest(text.encode()) < self._end
 
 
 class Encoder:
@@ -81,19 +87,14 @@ class Encoder:
         parsed = parse_chunk(chunk, self.options.reading)
         dropped: dict[str, Dropped] = {}
         texts = self._select(parsed.texts, dropped)
-        tokens, lengths = self._encode(texts)
-        is_kept = lengths > 0
-        if not is_kept.all():
-            for index in np.flatnonzero(~is_kept):
-                count_dropped(dropped, "no_tokens", texts[index])
-            lengths = lengths[is_kept]
+        tokens, lengths, sequences = self._encode(texts, dropped)
         return EncodedChunk(
             source=chunk.source,
             number=chunk.number,
             progress=chunk.progress,
             tokens=tokens,
             lengths=lengths,
-            sequences=None,
+            sequences=sequences,
             dropped=dropped,
             text_bytes=parsed.text_bytes,
             rejects=parsed.rejects,
@@ -102,17 +103,43 @@ class Encoder:
         )
 
     def _select(self, texts: list[str], dropped: dict[str, Dropped]) -> list[str]:
-        kept = []
-        for text in texts:
-            if not text or text.isspace():
-                count_dropped(dropped, "empty", text)
-            elif text not in self._hash_range:
-                count_dropped(dropped, "outside_hash_range", text)
-            else:
-                kept.append(text)
+        """The cleaned texts to keep; the hash range looks at texts as they came, so that cleaning moves none."""
+        if not self._hash_range.is_all:
+            outside = [
+                None if not text or text.isspace() or text in self._hash_range else "outside_hash_range"
+                for text in texts
+            ]
+            add_dropped(dropped, count_dropped(texts, outside))
+            texts = [text for text, reason in zip(texts, outside, strict=True) if reason is None]
+        kept, reasons = clean(texts, self.options.cleaning)
+        add_dropped(dropped, count_dropped(texts, reasons))
         return kept
 
-    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(
+        self, texts: list[str], dropped: dict[str, Dropped]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Tokens, tokens per sequence, and sequences per document (None: one each) of the documents to keep."""
+        pieces, counts = texts, np.ones(len(texts), np.int64)
+        if self.options.cleaning.split_sentences:
+            pieces, counts = split_sentences(texts)
+        tokens, lengths = self._tokenize(pieces)
+        owners = np.repeat(np.arange(len(texts)), counts)
+        per_document = _sum_by(owners, lengths, len(texts))
+        keep = np.ones(len(texts), bool)
+        for reason, mask in drop_by_tokens(per_document, self.options.cleaning).items():
+            keep &= ~mask
+            gone = np.flatnonzero(mask)
+            size = sum(len(texts[index].encode()) for index in gone)
+            add_dropped(dropped, {reason: Dropped(gone.size, int(per_document[gone].sum()), size)})
+        if not keep.all():
+            tokens = tokens[np.repeat(keep[owners], lengths)]
+        is_kept = keep[owners] & (lengths > 0)  # a sentence may have no token, such as one of control characters
+        lengths = lengths[is_kept]
+        if not self.options.cleaning.split_sentences:
+            return tokens, lengths, None
+        return tokens, lengths, _sum_by(owners, is_kept, len(texts))[keep]
+
+    def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         parts = [self.tokenizer.encode(batch) for batch in _batches(texts)]
         tokens = [np.empty(0, self.dtype), *(ids for ids, _ in parts)]
         lengths = [np.empty(0, np.int64), *(lengths for _, lengths in parts)]
@@ -140,11 +167,6 @@ def add_dropped(total: dict[str, Dropped], more: dict[str, Dropped]) -> None:
     for reason, item in more.items():
         old = total.get(reason, Dropped())
         total[reason] = Dropped(old.documents + item.documents, old.tokens + item.tokens, old.bytes + item.bytes)
-
-
-def count_dropped(dropped: dict[str, Dropped], reason: str, text: str, tokens: int = 0) -> None:
-    """Counts one document more that `reason` keeps out."""
-    add_dropped(dropped, {reason: Dropped(documents=1, tokens=tokens, bytes=len(text.encode()))})
 
 
 def encode_chunks(
@@ -188,6 +210,13 @@ def make_encoder(options: EncodeOptions) -> Encoder:
 def describe_chunk(chunk: Chunk) -> str:
     """The chunk's place in words, for messages."""
     return f"{chunk.path} (chunk {chunk.number}, up to byte {chunk.progress} on disk)"
+
+
+def _sum_by(owners: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """The sums int64 [count] of the `values` of each owner; `owners` ascend."""
+    ends = np.searchsorted(owners, np.arange(count + 1))
+    sums = np.concatenate(([0], np.cumsum(values, dtype=np.int64)))
+    return np.diff(sums[ends])
 
 
 def _batches(texts: list[str]) -> Iterator[list[str]]:

@@ -39,6 +39,22 @@ class OnError(Enum):
     replace = "replace"
 
 
+class Normalize(Enum):
+    """Unicode normalisation."""
+
+    none = "none"
+    nfc = "nfc"
+    nfkc = "nfkc"
+
+
+class ControlCharacters(Enum):
+    """What is done about control characters."""
+
+    keep = "keep"
+    space = "space"
+    drop = "drop"
+
+
 class TextDocuments(Enum):
     """What separates documents of plain text."""
 
@@ -61,11 +77,26 @@ def main(
     delimiter: Annotated[str | None, typer.Option(help="between fields of csv and tsv files")] = None,
     cased: Annotated[bool, typer.Option("--cased", help="keep capitals and accents (vocab.txt only)")] = False,
     hash_range: Annotated[str, typer.Option(help="keep documents whose hash lies in LO:HI of 0:1, for splits")] = "0:1",
+    split_sentences: Annotated[
+        bool, typer.Option("--split-sentences", help="one sequence per sentence, for sentence rows")
+    ] = False,
+    dedup: Annotated[bool, typer.Option("--dedup", help="keep the first of documents with the same ids")] = False,
+    normalize: Annotated[Normalize, typer.Option(help="Unicode normalisation of texts")] = Normalize.none,
+    control_characters: Annotated[
+        ControlCharacters, typer.Option(help="make them blanks, or drop documents with them")
+    ] = ControlCharacters.keep,
+    fold_whitespace: Annotated[
+        bool, typer.Option("--fold-whitespace", help="one blank for every run of whitespace")
+    ] = False,
+    min_chars: Annotated[int, typer.Option(help="drop shorter documents")] = 0,
+    max_chars: Annotated[int | None, typer.Option(help="drop longer documents")] = None,
+    min_tokens: Annotated[int, typer.Option(help="drop documents of fewer tokens")] = 0,
+    max_tokens: Annotated[int | None, typer.Option(help="drop documents of more tokens")] = None,
     on_error: Annotated[OnError, typer.Option(help="at a document that cannot be read")] = OnError.stop,
     max_rejects: Annotated[int, typer.Option(help="give up after so many rejects; -1: never", min=-1)] = MAX_REJECTS,
     max_document_bytes: Annotated[str | None, typer.Option(help="longer lines are errors (1G)")] = None,
     shard: Annotated[str, typer.Option(help="do part I of N only, I from 0; `taco data merge` joins them")] = "0/1",
-    memory: Annotated[str, typer.Option(help="limit for text that waits for workers")] = "1G",
+    memory: Annotated[str, typer.Option(help="limit for waiting text, and for the table of --dedup")] = "1G",
     journal_seconds: Annotated[float, typer.Option(help="between entries of the journal", min=0.0)] = 5.0,
     restart: Annotated[bool, typer.Option("--restart", help="drop what an unfinished run has done")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a dataset of the same prefix")] = False,
@@ -82,6 +113,7 @@ def main(
     Memory does not grow with the corpus: about 150 MB, per worker 100 MB and 30 times the longest document (at least
     4 MB), and what --memory allows.
     """
+    from data_tools.cleaning import CleaningOptions
     from data_tools.encode import EncodeOptions, parse_hash_range
     from data_tools.readers import ReadOptions
     from data_tools.sizes import parse_shard, parse_size
@@ -94,10 +126,21 @@ def main(
         on_error=on_error.value,
         max_document_bytes=max_document_bytes,
     )
+    cleaning = CleaningOptions(
+        normalize=normalize.value,
+        control_characters=control_characters.value,
+        fold_whitespace=fold_whitespace,
+        min_chars=min_chars,
+        max_chars=max_chars,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        split_sentences=split_sentences,
+    )
     report = preprocess(
         input,
-        EncodeOptions(tokenizer, cased, parse_hash_range(hash_range), reading),
+        EncodeOptions(tokenizer, cased, parse_hash_range(hash_range), reading, cleaning),
         output_prefix,
+        dedup=dedup,
         workers=workers,
         overwrite=overwrite,
         restart=restart,
@@ -142,6 +185,7 @@ def preprocess(
     workers: int = 1,
     overwrite: bool = False,
     restart: bool = False,
+    dedup: bool = False,
     shard: tuple[int, int] = (0, 1),
     max_rejects: int | None = MAX_REJECTS,
     memory: int = DEFAULT_MEMORY,
@@ -166,13 +210,14 @@ def preprocess(
     tokenizer = load_tokenizer(options.tokenizer, cased=options.cased)
     prepare_output(prefix)
     report = Report(prefix, len(sources), tokenizer=asdict(tokenizer.info))
-    command = record_command(inputs, options, prefix, dedup=False).words()
+    command = record_command(inputs, options, prefix, dedup=dedup).words()
     run = ResumableRun(
         prefix,
         best_dtype(tokenizer.vocab_size),
-        _header(sources, options, tokenizer, shard),
+        _header(sources, options, tokenizer, shard) | {"dedup": dedup},
         overwrite=overwrite,
         restart=restart,
+        is_raw=dedup,
         commit_seconds=None if any(source.path == "-" for source in sources) else journal_seconds,
     )
     with run:
@@ -189,14 +234,15 @@ def preprocess(
                 run.publish_rejects()
 
             run.commit(is_complete=True)
-            manifest = run.writer.finalize(
-                tokenizer=tokenizer.info,
-                dropped=dict(sorted(run.state.dropped.items())),
-                command=command,
-                replaced=run.state.replaced,
-                shard=shard if shard[1] > 1 else None,
-                publish_beside=publish_beside,
-            )
+            with run.final_writer(memory, max(workers, 1)) as (writer, dropped):
+                manifest = writer.finalize(
+                    tokenizer=tokenizer.info,
+                    dropped=dict(sorted(dropped.items())),
+                    command=command,
+                    replaced=run.state.replaced,
+                    shard=shard if shard[1] > 1 else None,
+                    publish_beside=publish_beside,
+                )
     return _complete(report, run, manifest)
 
 
@@ -251,6 +297,7 @@ def _header(
         "tokenizer": tokenizer.info.sha256,
         "hash_range": ":".join(map(str, options.hash_range)),
         "reading": asdict(options.reading),
+        "cleaning": asdict(options.cleaning),
         "shard": f"{shard[0]}/{shard[1]}",
         "inputs": {source.path: list(source.identity[1:]) for source in sources},
         "order": [source.path for source in sources],

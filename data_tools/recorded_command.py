@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from data_tools.cleaning import CleaningOptions
 from data_tools.encode import EncodeOptions
 from data_tools.readers import ReadOptions
 
@@ -15,7 +16,7 @@ PROGRAM = ("taco", "data", "preprocess")
 # Options of reading that change no token.
 _SILENT = ("chunk_bytes", "max_ratio", "max_document_bytes")
 _FLAGS = {"has_header": "--no-header"}
-_SWITCHES = ("--cased", "--dedup", "--no-header", "--split-sentences")
+_SWITCHES = ("--cased", "--dedup", "--fold-whitespace", "--no-header", "--split-sentences")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class RecordedCommand:
 def record_command(inputs: Sequence[str], options: EncodeOptions, prefix: str, *, dedup: bool) -> RecordedCommand:
     """The command for these inputs and options."""
     found: list[tuple[str, ...]] = [("--tokenizer", options.tokenizer)]
-    found += _reading_flags(options.reading)
+    found += _flags(options.reading) + _flags(options.cleaning)
     found += [("--cased",)] if options.cased else []
     if options.hash_range != (0, 1):
         found.append(("--hash-range", ":".join(map(str, options.hash_range))))
@@ -76,10 +77,10 @@ def parse_command(words: Sequence[str]) -> RecordedCommand | None:
     return RecordedCommand(tuple(inputs), prefix, tuple(options))
 
 
-def _reading_flags(reading: ReadOptions) -> list[tuple[str, ...]]:
+def _flags(options: ReadOptions | CleaningOptions) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
-    for field in fields(reading):
-        value = getattr(reading, field.name)
+    for field in fields(options):
+        value = getattr(options, field.name)
         if value == field.default or field.name in _SILENT:
             continue
         flag = _FLAGS.get(field.name, "--" + field.name.replace("_", "-"))

@@ -10,8 +10,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +20,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
+from data_tools.duplicates import RawDocuments, copy_unique
 from data_tools.encode import EncodedChunk, add_dropped
 from data_tools.journal import Journal, RunState, differences
 from data_tools.readers import LineNumbers, Reject
 from data_tools.run_lock import RunLock
-from data_tools.stop_signals import StoppedError
+from data_tools.stop_signals import StoppedError, StopSignals
 from pretrain.data.dataset_writer import (
     IndexedDatasetWriter,
     WriterState,
@@ -149,6 +150,27 @@ class ResumableRun:
             self._journal.append(self.state)
         self._last_commit, self._last_bytes = time.monotonic(), self.writer.num_bytes
 
+    @contextmanager
+    def final_writer(self, memory: int, threads: int) -> Iterator[tuple[IndexedDatasetWriter, dict[str, Dropped]]]:
+        """The writer that holds the dataset and what was left out; of a raw run after its second pass.
+
+        `memory` and `threads` are those of `copy_unique`.
+        """
+        if self._tokens_prefix == self._prefix:
+            yield self.writer, self.state.dropped
+            return
+        self.writer.checkpoint()
+        raw = RawDocuments.open(self._tokens_prefix, self._dtype)
+        with (
+            StopSignals() as stop,
+            IndexedDatasetWriter(self._prefix, self._dtype, overwrite=self._overwrite) as writer,
+        ):
+            left_out = copy_unique(raw, writer, memory=memory, threads=threads, check_stop=stop.check)
+            dropped = dict(self.state.dropped)
+            if left_out.documents:
+                add_dropped(dropped, {"duplicate": left_out})
+            yield writer, dropped
+
     def publish_rejects(self) -> None:
         """Puts PREFIX.rejects.jsonl in its place, or removes that of an older dataset. Raises OSError."""
         final = Path(f"{self._prefix}.rejects.jsonl")
@@ -252,7 +274,8 @@ class ResumableRun:
 
     def _tidy_up(self) -> None:
         self._rejects_path.unlink(missing_ok=True)
-        remove_temporaries(self._tokens_prefix)
+        for prefix in {self._tokens_prefix, self._prefix}:
+            remove_temporaries(prefix)
         self._journal.remove()
 
 
