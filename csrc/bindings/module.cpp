@@ -6,10 +6,11 @@
 #include "arrays.hpp"
 
 PYBIND11_MODULE(_native, module) {
-  module.doc() = "Sample index, sample order and masking of pretrain.data; see csrc/include/taco for the contracts.";
+  module.doc() = "The C++ code of pretrain.data; see csrc/include/taco for the contracts.";
   taco::python::bind_order(module);
   taco::python::bind_rows(module);
   taco::python::bind_masks(module);
   taco::python::bind_sentences(module);
   taco::python::bind_duplicates(module);
+  taco::python::bind_text(module);
 }
