@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data import tokenizer as tokenizer_module
+from pretrain.data import wordpiece as wordpiece_module
+from pretrain.data.dataset_format import best_dtype
 from pretrain.data.sentencepiece_convert import SAMPLE_LINES
 from pretrain.data.tokenizer import Tokenizer, load_tokenizer
 from pretrain.errors import DataError
@@ -38,6 +39,14 @@ def write_vocab(folder: Path, pieces: list[str], ending: str = "\n") -> Path:
     path = folder / "vocab.txt"
     path.write_bytes("".join(piece + ending for piece in pieces).encode())
     return path
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """The ids of each text by `Tokenizer.encode`."""
+    ids, lengths = tokenizer.encode(texts)
+    assert (ids.dtype, lengths.dtype) == (best_dtype(tokenizer.vocab_size), np.int64)
+    assert (ids.ndim, lengths.shape, ids.size) == (1, (len(texts),), lengths.sum())
+    return [part.tolist() for part in np.split(ids, lengths.cumsum()[:-1])] if texts else []
 
 
 def train_sentencepiece(folder: Path, kind: str = "unigram", **options: object) -> Path:
@@ -78,7 +87,8 @@ def test_wordpiece_ids_equal_bert_tokenizer_fast(
     path = write_vocab(tmp_path_factory.mktemp("vocab"), SPECIAL + WORDS)
     for cased, reference in zip((False, True), references, strict=True):
         expected = reference(text, add_special_tokens=False).input_ids
-        assert load_tokenizer(path, cased=cased).encode_batch([text]) == [expected]
+        tokenizer = load_tokenizer(path, cased=cased)
+        assert tokenizer.encode_batch([text]) == encode(tokenizer, [text]) == [expected]
 
 
 @needs_shared
@@ -88,7 +98,8 @@ def test_wordpiece_ids_equal_bert_tokenizer_fast(
 def test_published_vocabularies(name: str, texts: list[str]):
     path = SHARED / "vocab" / name / "vocab.txt"
     ours, reference = published(path)
-    assert ours.encode_batch(texts) == [reference(text, add_special_tokens=False).input_ids for text in texts]
+    expected = [reference(text, add_special_tokens=False).input_ids for text in texts]
+    assert ours.encode_batch(texts) == encode(ours, texts) == expected
 
 
 _CACHE: dict[Path, tuple] = {}
@@ -114,19 +125,19 @@ def test_sentencepiece_ids_equal_sentencepiece(name: str, texts: list[str]):
     if path not in _CACHE:
         _CACHE[path] = load_tokenizer(path), SentencePieceProcessor(model_file=str(path))
     ours, reference = _CACHE[path]
-    assert ours.encode_batch(texts) == [reference.encode(text) for text in texts]
+    assert ours.encode_batch(texts) == encode(ours, texts) == [reference.encode(text) for text in texts]
 
 
 def test_long_texts_are_cut_where_ids_do_not_change(wordpiece: Tokenizer, monkeypatch: pytest.MonkeyPatch):
     text = "The cat\u0301s sat, unable\n \u0301中é1  中中sats [MASK] " * 50
     whole = wordpiece.encode_batch([text])
     for size in (1, 7, 64, 1000):
-        monkeypatch.setattr(tokenizer_module, "_PART_CHARACTERS", size)
+        monkeypatch.setattr(wordpiece_module, "_PART_CHARACTERS", size)
         assert wordpiece.encode_batch([text, ""]) == [*whole, []]
 
 
 def test_endless_word_is_one_unknown_token(wordpiece: Tokenizer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tokenizer_module, "_PART_CHARACTERS", 100)
+    monkeypatch.setattr(wordpiece_module, "_PART_CHARACTERS", 100)
     assert wordpiece.encode_batch(["a" * 10_000]) == [[wordpiece.special.unk]]
 
 
@@ -271,6 +282,7 @@ def test_tokenizer_json_is_read_without_its_truncation(tmp_path: Path, wordpiece
     assert not tokenizer.info.cased
     assert tokenizer.special == wordpiece.special
     assert tokenizer.encode_batch(["the cat " * 20]) == wordpiece.encode_batch(["the cat " * 20])
+    assert encode(tokenizer, ["the cat " * 20, "", "cats"]) == wordpiece.encode_batch(["the cat " * 20, "", "cats"])
     assert (tokenizer.continues_word() == wordpiece.continues_word()).all()
     assert_saved_agrees(tokenizer, tmp_path / "saved", "The cats, UNABLE")
     with pytest.raises(DataError, match="folds case"):
@@ -291,3 +303,15 @@ def test_unwritable_folder_is_an_error(tmp_path: Path, wordpiece: Tokenizer):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot be written"):
         wordpiece.save_pretrained(tmp_path / "file" / "saved")
+
+
+def test_half_a_surrogate_pair_is_refused_by_every_kind(tmp_path: Path, wordpiece: Tokenizer):
+    wordpiece.save_pretrained(tmp_path / "saved")
+    others = [tmp_path / "saved" / "tokenizer.json", train_sentencepiece(tmp_path)]
+    for tokenizer in (wordpiece, *map(load_tokenizer, others)):
+        with pytest.raises(DataError, match=r"text 1 of 2: character 4 is U\+D83D, half of a surrogate pair"):
+            tokenizer.encode(["the cat", "the \ud83d cat"])
+        with pytest.raises(TypeError):
+            tokenizer.encode(["the cat", 7])
+        assert encode(tokenizer, []) == []
+        assert encode(tokenizer, ["", " "]) == [[], []]

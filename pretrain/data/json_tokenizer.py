@@ -1,0 +1,140 @@
+"""Pipelines of Hugging Face's `tokenizers`, from a `tokenizer.json`.
+
+A file that says exactly what a BERT vocabulary says is encoded by our own WordPiece; any other by the library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pretrain.data.manifest import TokenizerInfo
+from pretrain.data.tokenizer_base import SPECIAL_NAMES, Tokenizer, check_casing, find_special
+from pretrain.data.wordpiece import WordPieceEncoder
+from pretrain.errors import DataError
+
+
+class JsonTokenizer(Tokenizer):
+    """Any pipeline of Hugging Face's `tokenizers`, from a `tokenizer.json`."""
+
+    def __init__(self, info: TokenizerInfo, source: bytes, pipeline: Any, pieces: Sequence[str]) -> None:
+        super().__init__(info, source, pieces)
+        self._pipeline = pipeline
+        self._fields: dict[str, Any] = json.loads(source)
+
+    @cached_property
+    def _encoder(self) -> WordPieceEncoder | None:
+        return wordpiece_encoder(self._fields, self._pipeline.token_to_id, self.dtype)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `Tokenizer.encode_batch`; truncation and padding that the file asks for are not applied."""
+        return [item.ids for item in self._pipeline.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return super()._encode(texts) if self._encoder is None else self._encoder.encode(texts)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """As `Tokenizer.decode`."""
+        return self._pipeline.decode(list(ids), skip_special_tokens=False)
+
+    def continues_word(self) -> np.ndarray:
+        """As `Tokenizer.continues_word`: by ## where the model is WordPiece, else by the marks of a blank."""
+        if self._fields["model"].get("type") == "WordPiece":
+            found = np.array([piece.startswith("##") and len(piece) > 2 for piece in self._pieces], bool)
+        else:
+            found = np.array([not piece.startswith(("\u2581", "\u0120", "\u010a")) for piece in self._pieces], bool)
+        found[self.special_ids()] = False
+        return found
+
+    def special_ids(self) -> list[int]:
+        """As `Tokenizer.special_ids`, with every added token that the file marks as special."""
+        added = [index for index, token in self._pipeline.get_added_tokens_decoder().items() if token.special]
+        return sorted({*super().special_ids(), *added})
+
+    def _to_tokenizers(self) -> Any:
+        from tokenizers import Tokenizer as Pipeline
+
+        return Pipeline.from_str(self._pipeline.to_str())
+
+
+def load_json(path: Path, name: str, data: bytes, cased: bool) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json` that holds `data`. Raises DataError as `load_tokenizer`."""
+    from tokenizers import Tokenizer as Pipeline
+
+    try:
+        pipeline = Pipeline.from_str(data.decode("utf-8"))
+    except Exception as error:  # noqa: BLE001 - the library raises plain Exception, nothing narrower
+        raise DataError(f"{path}: is not a tokenizer.json ({error}); restore it") from None
+    pipeline.no_truncation()
+    pipeline.no_padding()
+    is_cased = not _folds_case(json.loads(data).get("normalizer"))
+    check_casing(path, cased, is_cased)
+    vocab = pipeline.get_vocab(with_added_tokens=True)
+    special = find_special(path, vocab, SPECIAL_NAMES)
+    pieces = [""] * (max(vocab.values()) + 1)
+    for piece, index in vocab.items():
+        pieces[index] = piece
+    info = TokenizerInfo("tokenizer.json", name, hashlib.sha256(data).hexdigest(), len(pieces), is_cased, special)
+    return JsonTokenizer(info, data, pipeline, pieces)
+
+
+def _folds_case(normalizer: Any) -> bool:
+    """Whether a normalizer of a tokenizer.json, or one inside it, makes lower case."""
+    if not isinstance(normalizer, dict):
+        return False
+    if normalizer.get("type") == "Sequence":
+        return any(_folds_case(step) for step in normalizer.get("normalizers", []))
+    return normalizer.get("type") == "Lowercase" or bool(normalizer.get("lowercase"))
+
+
+def wordpiece_encoder(fields: dict[str, Any], id_of: Callable[[str], int], dtype: np.dtype) -> WordPieceEncoder | None:
+    """The encoder with the same ids, where the `fields` of a tokenizer.json are those of BERT's WordPiece; else None.
+
+    `id_of` gives the ids of added tokens: the library does not take those of the file.
+    """
+    model, normalizer = fields["model"], fields.get("normalizer")
+    if not isinstance(normalizer, dict) or fields.get("pre_tokenizer") != {"type": "BertPreTokenizer"}:
+        return None
+    lowercase = normalizer.get("lowercase")
+    known_normalizer = {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": lowercase if normalizer.get("strip_accents") is not None else None,
+        "lowercase": lowercase,
+    }
+    if normalizer != known_normalizer or not isinstance(lowercase, bool) or not _is_bert_model(model):
+        return None
+    tokens: list[dict[str, Any]] = fields.get("added_tokens") or []
+    if not all(_is_plain(token) for token in tokens):
+        return None
+    return WordPieceEncoder(
+        model["vocab"],
+        {token["content"]: id_of(token["content"]) for token in tokens},
+        dtype,
+        unknown=model["unk_token"],
+        cased=not lowercase,
+        max_word_characters=model["max_input_chars_per_word"],
+    )
+
+
+def _is_bert_model(model: dict[str, Any]) -> bool:
+    keys = {"type", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word", "vocab"}
+    if model.keys() != keys or model["type"] != "WordPiece" or model["continuing_subword_prefix"] != "##":
+        return False
+    ids = set(model["vocab"].values())
+    is_dense = len(ids) == len(model["vocab"]) and max(ids, default=0) < 2 * len(ids) + 1000
+    return is_dense and model["unk_token"] in model["vocab"] and 16 <= model["max_input_chars_per_word"] <= 1000
+
+
+def _is_plain(token: dict[str, Any]) -> bool:
+    """Whether an added token is found as it is written, between words and not inside of another one."""
+    text = token["content"]
+    is_bracketed = len(text) > 1 and text[0] == "[" and text[-1] == "]" and text.count("[") == 1
+    return is_bracketed and not any(token[name] for name in ("single_word", "lstrip", "rstrip", "normalized"))

@@ -1,0 +1,150 @@
+"""What every kind of tokenizer has in common: its face, its special tokens, and how it is saved for transformers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pretrain.data.dataset_format import best_dtype
+from pretrain.data.manifest import SpecialIds, TokenizerInfo
+from pretrain.data.tokenizer_folder import write_folder
+from pretrain.errors import DataError
+
+# Names by role, the preferred one first; the first that a vocabulary holds is taken.
+SPECIAL_NAMES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+
+
+class Tokenizer(ABC):
+    """A vocabulary with its rules; `info` goes into manifests, equal `info.sha256` means equal ids.
+
+    Attributes:
+        info: kind, name, hash, size, casing and special ids.
+        vocab_size: number of ids, special ones included.
+        special: ids of the five special tokens.
+        dtype: the narrowest that holds all ids, `best_dtype(vocab_size)`.
+    """
+
+    def __init__(self, info: TokenizerInfo, source: bytes, pieces: Sequence[str]) -> None:
+        self.info = info
+        self.vocab_size = info.vocab_size
+        self.special = info.special
+        self.dtype = best_dtype(info.vocab_size)
+        self._source = source
+        self._pieces = pieces
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without [CLS] and [SEP], by the library of its kind."""
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts, one text after the other (`best_dtype(vocab_size)`), and their number per text (int64).
+
+        The same ids as `encode_batch` gives.
+
+        Raises:
+            DataError: a text cannot be written as UTF-8; says which and where.
+        """
+        try:
+            return self._encode(texts)
+        except (UnicodeEncodeError, TypeError):  # the second one is sentencepiece's word for the same
+            check_utf8(texts)
+            raise
+
+    def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return join_ids(self.encode_batch(texts), self.dtype)
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, normalised as the tokenizer does; special tokens appear by name."""
+
+    @abstractmethod
+    def continues_word(self) -> np.ndarray:
+        """Bool [vocab_size]: whether a piece goes on with the word of the piece before it."""
+
+    @abstractmethod
+    def _to_tokenizers(self) -> Any:
+        """The `tokenizers.Tokenizer` with the same ids, for transformers."""
+
+    def piece(self, index: int) -> str:
+        """The piece with id `index` as it stands in the vocabulary, with the marks of word boundaries."""
+        return self._pieces[index]
+
+    def special_ids(self) -> list[int]:
+        """Every id that is no ordinary text, ascending."""
+        return sorted(set(asdict(self.special).values()))
+
+    def save_pretrained(self, folder: str | Path, *, max_length: int | None = None) -> None:
+        """Writes what `transformers.AutoTokenizer` and `load_tokenizer` load from `folder`.
+
+        `max_length`, in tokens, is where transformers truncates when asked to truncate.
+
+        Raises:
+            DataError: a file cannot be written, or the vocabulary cannot be given to transformers with the same ids.
+        """
+        from tokenizers import AddedToken, processors
+
+        tokens = {role: self._pieces[index] for role, index in asdict(self.special).items()}
+        pipeline = self._to_tokenizers()
+        pipeline.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens.values()])
+        if pipeline.post_processor is None:
+            cls, sep = tokens["cls"], tokens["sep"]
+            pipeline.post_processor = processors.TemplateProcessing(
+                single=f"{cls}:0 $A:0 {sep}:0",
+                pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+                special_tokens=[(cls, self.special.cls), (sep, self.special.sep)],
+            )
+        write_folder(Path(folder), self.info, self._source, pipeline.to_str(pretty=True), tokens, max_length)
+
+
+def join_ids(batch: Sequence[Sequence[int]], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The lists of `batch` one after the other, and their lengths (int64)."""
+    lengths = np.fromiter(map(len, batch), np.int64, len(batch))
+    return np.fromiter(chain.from_iterable(batch), dtype, int(lengths.sum())), lengths
+
+
+def check_utf8(texts: Sequence[str]) -> None:
+    """Raises DataError for the first text with a lone surrogate (JSON can spell one), TypeError for another type."""
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"text {number} of {len(texts)}: expected str, found {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"text {number} of {len(texts)}: character {error.start} is U+{ord(text[error.start]):04X}, half of a "
+                "surrogate pair, which no UTF-8 text can hold; take it out of the corpus or replace it by U+FFFD"
+            ) from None
+
+
+def find_special(path: Path, vocab: Mapping[str, int], names: Mapping[str, Sequence[str]]) -> SpecialIds:
+    """The ids of the five special tokens; of the `names` of a role the first that `vocab` holds counts.
+
+    Raises:
+        DataError: a role has none.
+    """
+    found = {role: next((vocab[name] for name in known if name in vocab), None) for role, known in names.items()}
+    missing = [" or ".join(names[role]) for role, index in found.items() if index is None]
+    if missing:
+        raise DataError(
+            f"{path}: the vocabulary of {len(vocab)} pieces lacks {', '.join(missing)}; BERT needs padding, unknown, "
+            "[CLS], [SEP] and [MASK]: add them, or train a vocabulary with `taco data train-tokenizer`"
+        )
+    return SpecialIds(**{role: index for role, index in found.items() if index is not None})
+
+
+def check_casing(path: Path, cased: bool, is_cased: bool) -> None:
+    """Raises DataError where `cased` was asked of a tokenizer that is not."""
+    if cased and not is_cased:
+        raise DataError(f"{path}: `cased` was asked for, but this tokenizer folds case itself; take another one")
