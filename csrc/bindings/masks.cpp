@@ -50,6 +50,7 @@ void mask_batch(const taco::Masker& masker, Array<int64_t>& ids, const Array<int
                 const Array<int64_t>& samples, const Array<int64_t>& epochs, bool exclude_special,
                 Array<bool>& out_valid, Array<int64_t>& out_index, Array<int64_t>& out_labels) {
   if (ids.ndim() != 2) throw std::invalid_argument("ids: expected two dimensions, found " + shape_text(ids));
+  check_aligned(ids, "ids");
   const py::ssize_t num_rows = ids.shape(0), seq_length = ids.shape(1);
   check_shape(segment, "segment", {num_rows, seq_length});
   check_shape(samples, "samples", {num_rows});

@@ -6,7 +6,7 @@
     tokenizers       Hugging Face tokenizers' encode_batch_fast, a thousand documents at a time
     datasets         the route of TACO's authors: datasets.map, ids in groups of 256
     sentencepiece    the sentencepiece library, a thousand documents at a time (for a .model)
-    limit-...        reading the file, parsing it, tokenizing and writing, each alone
+    limit-...        reading the file, parsing it, tokenizing, splitting into sentences and writing, each alone
 
 Every contender is a process of its own; its start (imports, tokenizer) is given apart. The slow ones get the first part
 of the corpus. Every peer's ids are held against ours.
@@ -34,7 +34,7 @@ from pretrain.errors import ConfigError, DataError, TacoError
 app = new_program()
 
 PEERS = {".txt": ("megatron", "tokenizers", "datasets"), ".model": ("sentencepiece",)}
-LIMITS = ("limit-read", "limit-parse", "limit-tokenize", "limit-write")
+LIMITS = ("limit-read", "limit-parse", "limit-tokenize", "limit-sentences", "limit-write")
 _SAMPLE = Path(__file__).parents[2] / "data_tools" / "sample_corpus" / "public_domain_en.jsonl.zst"
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -54,6 +54,7 @@ def measure(contender: str, job: Job) -> dict[str, Any]:
         "limit-read": _limit_read,
         "limit-parse": _limit_parse,
         "limit-tokenize": _limit_tokenize,
+        "limit-sentences": _limit_sentences,
         "limit-write": _limit_write,
     }
     return {"is_equal": None, "versions": {}, **kind[contender](job), "peak_bytes": peak_bytes()}
@@ -307,10 +308,33 @@ def _limit_tokenize(job: Job) -> dict[str, Any]:
     tokenizer, clock = load_tokenizer(job.tokenizer, cased=job.cased), _Clock()
     batches = list(_batches(job.folder / CORPUS))
     clock.begin()
-    found = [tokenizer.encode_batch(batch) for batch in batches]
+    found = [tokenizer.encode(batch) for batch in batches]
     answer = clock.answer(job.folder / CORPUS)
-    ids = np.concatenate([ids for batch in found for ids in batch])
+    ids = np.concatenate([ids for ids, _ in found])
     return {**answer, "is_equal": np.array_equal(ids, np.concatenate(list(_documents(job))))}
+
+
+def _limit_sentences(job: Job) -> dict[str, Any]:
+    """This project's sentence splitter alone, on texts in memory."""
+    from pretrain.data.sentences import split_sentences
+
+    batches, clock = list(_batches(job.folder / CORPUS)), _Clock()
+    clock.begin()
+    found = [split_sentences(batch) for batch in batches]
+    answer = clock.answer(job.folder / CORPUS)
+    sentences = chain.from_iterable(part for part, _ in found)
+    is_equal = _without_blanks(sentences) == _without_blanks(_texts(job.folder / CORPUS))
+    return {**answer, "is_equal": is_equal}
+
+
+def _without_blanks(texts: Iterable[str]) -> int:
+    """A hash of all characters that are no whitespace."""
+    import xxhash
+
+    digest = xxhash.xxh64()
+    for text in texts:
+        digest.update("".join(text.split()).encode())
+    return digest.intdigest()
 
 
 def _limit_write(job: Job) -> dict[str, Any]:
