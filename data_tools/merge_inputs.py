@@ -1,0 +1,231 @@
+"""The datasets that are merged: which they are, in what order, whether they fit together, and copying them checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from data_tools.recorded_command import RecordedCommand, parse_command
+from pretrain.data.dataset_format import HEADER_BYTES, dataset_path
+from pretrain.data.dataset_writer import IndexedDatasetWriter
+from pretrain.data.hashing import hash_range
+from pretrain.data.manifest import REMEDY, Manifest
+from pretrain.errors import ConfigError, DataError
+
+_COPY_BYTES = 16 << 20
+_DOCUMENTS_AT_ONCE = 1 << 14
+
+
+@dataclass(frozen=True)
+class MergeInput:
+    """One dataset to merge; `command` is None where it was not made by preprocessing."""
+
+    prefix: str
+    manifest: Manifest
+    command: RecordedCommand | None
+
+    @classmethod
+    def open(cls, prefix: str) -> MergeInput:
+        """The dataset `prefix`, whose sizes and index are checked.
+
+        Raises:
+            DataError: it has no manifest, or the files are not those that were written.
+        """
+        manifest = Manifest.load(dataset_path(prefix, ".json"))
+        for suffix, expected in ((".bin", manifest.bin_bytes), (".idx", manifest.idx_bytes)):
+            path = dataset_path(prefix, suffix)
+            if not path.is_file():
+                raise DataError(f"{path}: No such file; {REMEDY}")
+            if path.stat().st_size != expected:
+                raise DataError(f"{path}: expected {expected} bytes, found {path.stat().st_size}; {REMEDY}")
+        found = hash_range(dataset_path(prefix, ".idx"), 0, manifest.idx_bytes)
+        if found != manifest.idx_xxh64:
+            path = dataset_path(prefix, ".idx")
+            raise DataError(f"{path}: expected xxh64 {manifest.idx_xxh64}, found {found}; {REMEDY}")
+        return cls(prefix, manifest, parse_command(manifest.command))
+
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, tokens per sequence, byte of each sequence, first sequence of each document; all mapped."""
+        index, sequences = dataset_path(self.prefix, ".idx"), self.manifest.sequences
+        dtype = np.dtype(self.manifest.dtype).newbyteorder("<").str
+        return (
+            _map(dataset_path(self.prefix, ".bin"), dtype, 0, self.manifest.tokens),
+            _map(index, "<i4", HEADER_BYTES, sequences),
+            _map(index, "<i8", HEADER_BYTES + 4 * sequences, sequences),
+            _map(index, "<i8", HEADER_BYTES + 12 * sequences, self.manifest.documents + 1),
+        )
+
+    def copy_to(self, writer: IndexedDatasetWriter, check_stop: Callable[[], None]) -> None:
+        """Adds all documents to `writer`, a bounded piece at a time, and checks every hash on the way.
+
+        Raises:
+            DataError: bytes are not those that were written, or the disk is full.
+        """
+        tokens, lengths, pointers, documents = self._arrays
+        checker, first = _HashChecker(self), 0
+        while first < self.manifest.documents:
+            check_stop()
+            sequences = documents[first : first + _DOCUMENTS_AT_ONCE + 1].astype(np.int64)
+            starts = np.full(sequences.size, self.manifest.bin_bytes)
+            is_inside = sequences < self.manifest.sequences
+            starts[is_inside] = pointers[sequences[is_inside]]
+            count = max(int(np.searchsorted(starts[1:], starts[0] + _COPY_BYTES, "right")), 1)
+            begin, end = starts[[0, count]] // tokens.itemsize
+            checker.update(tokens[begin:end])
+            writer.add_documents(
+                tokens[begin:end], lengths[sequences[0] : sequences[count]], np.diff(sequences[: count + 1])
+            )
+            first += count
+        checker.finish()
+
+
+class _HashChecker:
+    """Holds the bytes of PREFIX.bin, as they pass, against the hashes in the manifest."""
+
+    def __init__(self, dataset: MergeInput) -> None:
+        self._path, self._manifest = dataset_path(dataset.prefix, ".bin"), dataset.manifest
+        self._digest, self._number, self._filled = xxhash.xxh64(), 0, 0
+
+    def update(self, tokens: np.ndarray) -> None:
+        rest = tokens.view(np.uint8).data
+        while len(rest):
+            piece = rest[: self._manifest.chunk_bytes - self._filled]
+            self._digest.update(piece)
+            self._filled += len(piece)
+            rest = rest[len(piece) :]
+            if self._filled == self._manifest.chunk_bytes:
+                self.finish()
+
+    def finish(self) -> None:
+        """The end of a chunk. Raises DataError: it is not what was written."""
+        if not self._filled:
+            return
+        expected, found = self._manifest.bin_xxh64[self._number], self._digest.hexdigest()
+        if found != expected:
+            first = self._number * self._manifest.chunk_bytes
+            where = f"{self._path}: bytes {first} to {first + self._filled}"
+            raise DataError(f"{where}: expected xxh64 {expected}, found {found}; {REMEDY}")
+        self._digest, self._number, self._filled = xxhash.xxh64(), self._number + 1, 0
+
+
+def open_inputs(prefixes: Sequence[str], output: str, *, dedup: bool, is_mixed: bool) -> list[MergeInput]:
+    """The datasets in the order in which they are joined: parts of one corpus by their numbers.
+
+    Raises:
+        ConfigError: the output is one of them, or one is named twice.
+        DataError: one is damaged, a part is missing or there twice, or they do not fit together.
+    """
+    names = [_strip_suffix(prefix) for prefix in prefixes]
+    places = [Path(name).absolute() for name in names]
+    for name, place in zip(names, places, strict=True):
+        if place == Path(output).absolute():
+            raise ConfigError(f"{output}: is both output and input; give the result a new name")
+        if places.count(place) > 1:
+            raise ConfigError(f"{name}: is named twice; name each dataset once")
+    found = [MergeInput.open(name) for name in names]
+    first = found[0]
+    for other in found[1:]:
+        _require_same(first, other, "tokenizer.sha256", lambda item: item.manifest.tokenizer.sha256)
+        _require_same(first, other, "dtype", lambda item: item.manifest.dtype)
+        if not is_mixed:
+            _require_same(first, other, "command", lambda item: _options(item.command))
+    if not is_mixed and not dedup:
+        for item in found:
+            if item.command is not None and item.command.is_deduplicated:
+                raise DataError(
+                    f"{item.prefix}: was made with --dedup, but datasets joined without it may share documents; "
+                    "give --dedup, or --mixed to join them as they are"
+                )
+    return _in_order(found)
+
+
+def merged_command(found: Sequence[MergeInput], output: str, *, dedup: bool) -> list[str]:
+    """The command of one run that would have given the merged dataset, or of this merge where there is none."""
+    commands = [item.command for item in found if item.command is not None]
+    if len(commands) < len(found) or len({_options(command) for command in commands}) > 1:
+        prefixes = [item.prefix for item in found]
+        return ["taco", "data", "merge", output, *prefixes, "--mixed", *(["--dedup"] if dedup else [])]
+    firsts = [item for item in found if not item.manifest.shard or item.manifest.shard[0] == 0]
+    inputs = [name for item in firsts for name in _inputs(item)]
+    options = tuple(option for option in commands[0].options if option != ("--dedup",))
+    return RecordedCommand(tuple(inputs), output, options + ((("--dedup",),) if dedup else ())).words()
+
+
+def _in_order(found: Sequence[MergeInput]) -> list[MergeInput]:
+    """Parts of one corpus by their numbers; corpora as they were named first."""
+    groups: dict[tuple[object, ...], list[MergeInput]] = {}
+    for item in found:
+        key = ("parts of", _inputs(item)) if item.manifest.shard else ("whole", item.prefix)
+        groups.setdefault(key, []).append(item)
+    for parts in groups.values():
+        if parts[0].manifest.shard:
+            _check_parts(parts)
+            parts.sort(key=_number)
+    return [item for parts in groups.values() for item in parts]
+
+
+def _check_parts(parts: Sequence[MergeInput]) -> None:
+    count = parts[0].manifest.shard[1] if parts[0].manifest.shard else 0
+    names: dict[int, str] = {}
+    for part in parts:
+        if part.manifest.shard is None or part.manifest.shard[1] != count:
+            raise DataError(
+                f"{part.prefix}: is part {part.manifest.shard} of another division than {parts[0].prefix} "
+                f"({parts[0].manifest.shard}); preprocess all parts with the same N in --shard I/N"
+            )
+        number = part.manifest.shard[0]
+        if number in names:
+            raise DataError(f"{part.prefix}: is part {number} of {count}, as {names[number]} is; name each part once")
+        names[number] = part.prefix
+    missing = [str(number) for number in range(count) if number not in names]
+    if missing:
+        raise DataError(
+            f"part {', '.join(missing)} of {count} is missing beside {parts[0].prefix}; name it too, or preprocess it "
+            f"with --shard {missing[0]}/{count}"
+        )
+
+
+def _number(item: MergeInput) -> int:
+    return item.manifest.shard[0] if item.manifest.shard else 0
+
+
+def _inputs(item: MergeInput) -> tuple[str, ...]:
+    return item.command.inputs if item.command is not None else ()
+
+
+def _options(command: RecordedCommand | None) -> tuple[tuple[str, ...], ...]:
+    """What must agree; tokenizers are compared by their hashes, and duplicates left out in one pass or two."""
+    options = command.options if command is not None else (("not made by", "taco data preprocess"),)
+    return tuple(option for option in options if option[0] not in ("--tokenizer", "--dedup"))
+
+
+def _require_same(first: MergeInput, other: MergeInput, name: str, value: Callable[[MergeInput], object]) -> None:
+    expected, found = value(first), value(other)
+    if expected != found:
+        remedy = "; --mixed joins them all the same" if name == "command" else "; make them with the same tokenizer"
+        raise DataError(
+            f"{other.prefix}: {name}: expected {_words(expected)} as of {first.prefix}, found {_words(found)}{remedy}"
+        )
+
+
+def _words(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(" ".join(option) for option in value) or "no options"
+    return str(value)
+
+
+def _strip_suffix(prefix: str) -> str:
+    path = Path(prefix)
+    return str(path.with_suffix("")) if path.suffix in (".bin", ".idx", ".json") and path.is_file() else prefix
+
+
+def _map(path: Path, dtype: str, offset: int, count: int) -> np.ndarray:
+    if count == 0:
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,)).view(np.ndarray)
