@@ -52,5 +52,6 @@ void bind_masks(py::module_& module);
 void bind_sentences(py::module_& module);
 void bind_duplicates(py::module_& module);
 void bind_text(py::module_& module);
+void bind_splits(py::module_& module);
 
 }  // namespace taco::python

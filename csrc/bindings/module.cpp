@@ -13,4 +13,5 @@ PYBIND11_MODULE(_native, module) {
   taco::python::bind_sentences(module);
   taco::python::bind_duplicates(module);
   taco::python::bind_text(module);
+  taco::python::bind_splits(module);
 }

@@ -1,5 +1,6 @@
 // Philox words and the order of samples.
 #include "arrays.hpp"
+#include "taco/blend.hpp"
 #include "taco/permutation.hpp"
 #include "taco/philox.hpp"
 
@@ -25,11 +26,39 @@ Array<int64_t> permute(uint64_t seed, int64_t epoch, const Array<int64_t>& posit
   return samples;
 }
 
+py::tuple look_up(const taco::Blend& blend, const Array<int64_t>& positions) {
+  check_vector(positions, "positions");
+  const py::ssize_t count = positions.size();
+  Array<int64_t> datasets(count), epochs(count), rows(count);
+  const int64_t* const from = positions.data();
+  int64_t *const dataset_data = datasets.mutable_data(), *const epoch_data = epochs.mutable_data(),
+                 *const row_data = rows.mutable_data();
+  {
+    py::gil_scoped_release release;
+    blend.look_up(from, count, dataset_data, epoch_data, row_data);
+  }
+  return py::make_tuple(std::move(datasets), std::move(epochs), std::move(rows));
+}
+
 }  // namespace
 
 void bind_order(py::module_& module) {
   module.def("philox4x32", &philox, "counter"_a.noconvert(), "key"_a.noconvert());
   module.def("permute", &permute, "seed"_a, "epoch"_a, "positions"_a.noconvert(), "size"_a);
+  module.def(
+      "whole_weights",
+      [](const Array<double>& shares) {
+        const std::vector<int64_t> weights = taco::whole_weights(to_vector<double>(shares, "shares"));
+        return Array<int64_t>(static_cast<py::ssize_t>(weights.size()), weights.data());
+      },
+      "shares"_a.noconvert());
+  py::class_<taco::Blend>(module, "Blend")
+      .def(py::init([](uint64_t seed, const Array<int64_t>& weights, const Array<int64_t>& num_rows, bool shuffle) {
+             return taco::Blend(seed, to_vector<int64_t>(weights, "weights"),
+                                to_vector<int64_t>(num_rows, "num_rows"), shuffle);
+           }),
+           "seed"_a, "weights"_a.noconvert(), "num_rows"_a.noconvert(), "shuffle"_a)
+      .def("look_up", &look_up, "positions"_a.noconvert());
 }
 
 }  // namespace taco::python

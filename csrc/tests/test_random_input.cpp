@@ -100,7 +100,7 @@ void check_rows(Random& random) {
   for (size_t place = 0; place < tokens.size(); ++place) tokens[place] = static_cast<uint16_t>(5 + place % 90);
   for (int64_t row = 0; row < index.num_rows(); ++row) {
     std::vector<int64_t> ids(static_cast<size_t>(seq_length), -1), segment(ids), wanted{2};
-    taco::fill_rows(index, tokens.data(), offsets.back(), &row, 1, {100, 2, 3, 0}, ids.data(), segment.data());
+    taco::fill_rows(index, taco::TokenMap(), tokens.data(), offsets.back(), &row, 1, {100, 2, 3, 0}, ids.data(), segment.data());
     const auto& body = expected[static_cast<size_t>(row)];
     wanted.insert(wanted.end(), body.begin(), body.end());
     wanted.push_back(3);
@@ -132,7 +132,7 @@ void attack_rows(Random& random) {
     if (index.tokens_end() > 0 && seq_length < 100) {
       std::vector<int64_t> out(static_cast<size_t>(seq_length));
       require(!succeeds([&] {
-        taco::fill_rows(index, static_cast<const int32_t*>(nullptr), index.tokens_end() - 1, &row, 1, {100, 2, 3, 0},
+        taco::fill_rows(index, taco::TokenMap(), static_cast<const int32_t*>(nullptr), index.tokens_end() - 1, &row, 1, {100, 2, 3, 0},
                         out.data(), out.data());
       }), "short token array");
     }
@@ -218,7 +218,7 @@ void share_between_threads() {
         const int64_t epoch = 0;
         order.look_up(&position, 1, &row);
         std::vector<int64_t> ids(32), segment(32), places(10), labels(10);
-        taco::fill_rows(index, tokens.data(), 7000, &row, 1, {10, 2, 3, 0}, ids.data(), segment.data());
+        taco::fill_rows(index, taco::TokenMap(), tokens.data(), 7000, &row, 1, {10, 2, 3, 0}, ids.data(), segment.data());
         masker.mask_rows(1, 32, 10, &row, &epoch, ids.data(), places.data(), labels.data());
         result.insert(result.end(), ids.begin(), ids.end());
       }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -45,30 +46,52 @@ class RowIds:
     pad: int
 
 
-class RowIndex:
-    """Where the rows of one dataset begin; 8 bytes per document (16 in document mode), nothing per row."""
+@dataclass(frozen=True)
+class TokenRuns:
+    """Where the documents of a split stand: places in their own line -> tokens of the dataset, int64 [runs] each."""
 
-    def __init__(self, mode: RowMode, document_offsets: np.ndarray, seq_length: int) -> None:
-        """Indexes documents whose first tokens, and the end, are `document_offsets` (int64 [num_documents + 1]).
+    places: np.ndarray
+    tokens: np.ndarray
 
-        Raises:
-            ValueError: offsets that are negative or decrease, or a `seq_length` below 3.
-        """
-        self._native = native().RowIndex(mode, document_offsets, seq_length)
+    def to_tokens(self, places: np.ndarray) -> np.ndarray:
+        """Tokens of the dataset at `places` (int64 [n]) of the line."""
+        run = np.searchsorted(self.places, places, side="right") - 1
+        return self.tokens[run] + (places - self.places[run])
+
+
+class Rows:
+    """The rows of one dataset, or of a split of it; what the indexes of all row modes share.
+
+    Attributes:
+        seq_length: places of a row.
+        num_rows, num_tokens: rows, and tokens of the documents that they are made of.
+        num_left_out: tokens, separators included, after the last complete row of stream mode.
+        num_filled: places of all rows that hold a token, special ones included.
+        memory_bytes: of the index; nothing else is kept per row.
+    """
+
+    num_left_out = 0
+
+    def __init__(self, found: Any, seq_length: int, runs: TokenRuns | None) -> None:
+        self._native, self._runs = found, runs
+        self._map = {} if runs is None else {"places": runs.places, "run_tokens": runs.tokens}
         self.seq_length = seq_length
-        self.num_rows: int = self._native.num_rows
-        # Tokens, separators included, after the last complete row of stream mode.
-        self.num_left_out: int = self._native.num_left_out
-        self.memory_bytes: int = self._native.memory_bytes
+        self.num_rows: int = found.num_rows
+        self.num_tokens = 0
+        self.num_filled = 0
+        self.memory_bytes = 0 if runs is None else runs.places.nbytes + runs.tokens.nbytes
 
     def first_tokens(self, rows: np.ndarray) -> np.ndarray:
         """Position in the token array of the first token at or after the beginning of each row; int64 [n]."""
-        return self._native.first_tokens(rows)
+        places = self._native.first_tokens(rows)
+        return places if self._runs is None else self._runs.to_tokens(places)
 
     def fill(
         self, tokens: np.ndarray, rows: np.ndarray, ids: RowIds, *, out_ids: np.ndarray, out_segment: np.ndarray
     ) -> None:
         """Writes rows `rows` (int64 [n]) to `out_ids` and `out_segment`, int64 [n, seq_length] each.
+
+        Segments are 0 in padding and number the documents of a packed row 1, 2, 3, ...; in other modes they are 1.
 
         Raises:
             IndexError: a row outside the index, or a token id outside the vocabulary.
@@ -83,4 +106,89 @@ class RowIndex:
             pad=ids.pad,
             out_ids=out_ids,
             out_segment=out_segment,
+            **self._map,
         )
+
+
+class RowIndex(Rows):
+    """Row modes stream and document; 8 bytes per document (16 in document mode), nothing per row."""
+
+    def __init__(
+        self, mode: RowMode, document_offsets: np.ndarray, seq_length: int, runs: TokenRuns | None = None
+    ) -> None:
+        """Indexes documents whose first tokens, and the end, are `document_offsets` (int64 [num_documents + 1]).
+
+        Raises:
+            ValueError: offsets that are negative or decrease, or a `seq_length` below 3.
+        """
+        super().__init__(native().RowIndex(mode, document_offsets, seq_length), seq_length, runs)
+        self.num_left_out: int = self._native.num_left_out
+        self.num_tokens = int(document_offsets[-1] - document_offsets[0])
+        places = self.num_rows * seq_length
+        self.num_filled = places if mode == "stream" else self.num_tokens + 2 * self.num_rows
+        self.memory_bytes += self._native.memory_bytes
+
+
+class SentenceIndex(Rows):
+    """Row mode sentence; 4.03 bytes per row, in arrays that may be mapped."""
+
+    @staticmethod
+    def build(
+        sequence_lengths: np.ndarray,
+        document_indices: np.ndarray,
+        seq_length: int,
+        *,
+        is_kept: np.ndarray | None = None,
+        num_threads: int = 1,
+    ) -> dict[str, np.ndarray]:
+        """The table of a dataset's int32 `sequence_lengths` and int64 `document_indices`, as in its .idx file.
+
+        `is_kept` (bool, one per document) chooses documents; the table is the same for any `num_threads`.
+
+        Raises:
+            ValueError: a negative length, indices that decrease or leave the sequences, a `seq_length` outside 3..2^24.
+        """
+        builder = native().SentenceTableBuilder(seq_length)
+        kept = np.empty(0, np.bool_) if is_kept is None else is_kept
+        builder.add(sequence_lengths, document_indices, kept, num_threads)
+        num_tokens = np.array([builder.num_tokens], np.int64)
+        bases, starts = builder.finish()
+        return {"bases": bases, "starts": starts, "num_tokens": num_tokens}
+
+    def __init__(self, table: Mapping[str, np.ndarray], seq_length: int, runs: TokenRuns | None = None) -> None:
+        """Opens what `build` made, with the same `seq_length`.
+
+        Raises:
+            ValueError: arrays that do not fit together.
+        """
+        num_tokens = int(table["num_tokens"][0])
+        found = native().SentenceIndex(table["bases"], table["starts"], num_tokens, seq_length)
+        super().__init__(found, seq_length, runs)
+        self.num_tokens = num_tokens
+        self.num_filled = num_tokens + 2 * self.num_rows
+        self.memory_bytes += sum(array.nbytes for array in table.values())
+
+
+class PackIndex(Rows):
+    """Row mode pack; 6 bytes per piece of a document and 4 per row, in arrays that may be mapped."""
+
+    @staticmethod
+    def build(document_offsets: np.ndarray, seq_length: int, *, num_threads: int = 1) -> dict[str, np.ndarray]:
+        """The table of documents with the `document_offsets` (int64 [n + 1]); the same for any `num_threads`.
+
+        Raises:
+            ValueError: offsets that are negative or decrease, or a `seq_length` outside 3 .. 65536.
+        """
+        names = ("windows", "row_pieces", "piece_starts", "piece_lengths")
+        return dict(zip(names, native().pack_table(document_offsets, seq_length, num_threads), strict=True))
+
+    def __init__(self, table: Mapping[str, np.ndarray], seq_length: int, runs: TokenRuns | None = None) -> None:
+        """Opens what `build` made, with the same `seq_length`.
+
+        Raises:
+            ValueError: arrays that do not fit together.
+        """
+        super().__init__(native().PackIndex(**table, seq_length=seq_length), seq_length, runs)
+        self.num_tokens = int(table["windows"][-1, 2] - table["windows"][0, 2])
+        self.num_filled = self.num_tokens + 2 * len(table["piece_starts"])
+        self.memory_bytes += sum(array.nbytes for array in table.values())

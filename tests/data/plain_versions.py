@@ -154,3 +154,62 @@ def find_span(
             break
         span.add(column)
     return span
+
+
+def sentence_rows(documents: list[list[list[int]]], seq_length: int) -> list[list[int]]:
+    """Tokens of every row of mode sentence; a document is a list of sentences."""
+    capacity, rows = seq_length - 2, []
+    for document in documents:
+        row: list[int] = []
+        for sentence in document:
+            if row and len(row) + len(sentence) > capacity:
+                rows.append(row)
+                row = []
+            if len(sentence) > capacity:
+                rows += [sentence[i : i + capacity] for i in range(0, len(sentence), capacity)]
+            else:
+                row = row + sentence
+        if row:
+            rows.append(row)
+    return rows
+
+
+def packed_rows(documents: list[list[int]], seq_length: int, window: int = 2**18) -> list[list[list[int]]]:
+    """Rows of mode pack, each a list of pieces."""
+    capacity = seq_length - 2
+    pieces = [d[i : i + capacity] for d in documents for i in range(0, len(d), capacity)]
+    return [row for first in range(0, len(pieces), window) for row in _pack(pieces[first : first + window], seq_length)]
+
+
+def _pack(pieces: list[list[int]], seq_length: int) -> list[list[list[int]]]:
+    rows: list[list[int]] = []
+    rooms: list[int] = []
+    changed: list[int] = []  # when a row came to its room
+    for time, number in enumerate(sorted(range(len(pieces)), key=lambda i: -len(pieces[i]))):
+        places = len(pieces[number]) + 2
+        fitting = [row for row, room in enumerate(rooms) if room >= places]
+        if not fitting:
+            rows.append([])
+            rooms.append(seq_length)
+            changed.append(0)
+        row = min(fitting, key=lambda row: (rooms[row], -changed[row])) if fitting else len(rows) - 1
+        rows[row].append(number)
+        rooms[row] -= places
+        changed[row] = time
+    return [[pieces[number] for number in sorted(row)] for row in rows]
+
+
+def blended(seed: int, weights: list[int], num_rows: list[int], position: int) -> tuple[int, int, int]:
+    """Dataset, epoch and row at a position of a blend with weights that add up to 2^20."""
+
+    def derived(stream: int) -> int:
+        draws = Draws(0x424C4E44, seed, 0, stream)
+        return draws.next() + WORD * draws.next()
+
+    period, place = divmod(position, 2**20)
+    share, dataset = Permutation(derived(0), period, 2**20)(place), 0
+    while share >= weights[dataset]:
+        share -= weights[dataset]
+        dataset += 1
+    epoch, row = divmod(period * weights[dataset] + share, num_rows[dataset])
+    return dataset, epoch, Permutation(derived(dataset + 1), epoch, num_rows[dataset])(row)

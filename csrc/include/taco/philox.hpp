@@ -25,8 +25,8 @@ inline PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key) {
   return counter;
 }
 
-// What a stream of draws is for. It enters the key, so that order and masks never share numbers under one seed.
-enum class Purpose : uint32_t { order = 0x4F524452, masks = 0x4D41534B };
+// What a stream of draws is for. It enters the key, so that order, masks and blends never share numbers under one seed.
+enum class Purpose : uint32_t { order = 0x4F524452, masks = 0x4D41534B, blend = 0x424C4E44 };
 
 // An endless stream of words, a pure function of (purpose, seed, epoch, number).
 // Word i is word i % 4 of block i / 4; block b has the counter (b, epoch, low half of number, high half of number) and

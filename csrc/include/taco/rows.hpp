@@ -7,6 +7,7 @@
 #include <string>
 
 #include "taco/sample_index.hpp"
+#include "taco/token_map.hpp"
 
 namespace taco {
 
@@ -33,14 +34,24 @@ int64_t* copy_tokens(const Token* tokens, int64_t first, int64_t count, int64_t 
   return out;
 }
 
+inline void check_tokens(int64_t end, int64_t num_tokens) {
+  if (num_tokens >= end) return;
+  throw std::invalid_argument("the index needs " + std::to_string(end) + " tokens, found " + std::to_string(num_tokens));
+}
+
 // Writes up to `capacity` tokens of row `row` and returns where it stopped; only a document's last row stops early.
 template <typename Token>
-int64_t* fill_tokens(const RowIndex& index, const Token* tokens, int64_t row, const RowIds& ids, int64_t* out) {
+int64_t* fill_tokens(const RowIndex& index, const TokenMap& map, const Token* tokens, int64_t num_tokens, int64_t row,
+                     const RowIds& ids, int64_t* out) {
   int64_t* const end = out + index.capacity();
   auto [document, offset] = index.locate(row);
   while (true) {
     const int64_t count = std::min<int64_t>(index.length(document) - offset, end - out);
-    out = copy_tokens(tokens, index.first_token(document) + offset, count, ids.vocab_size, out);
+    if (count > 0) {
+      const int64_t first = map.token(index.first_token(document) + offset);
+      check_tokens(first + count, num_tokens);
+      out = copy_tokens(tokens, first, count, ids.vocab_size, out);
+    }
     if (index.mode() == RowMode::document || out == end) return out;
     *out++ = ids.sep;
     if (out == end) return out;
@@ -52,27 +63,48 @@ int64_t* fill_tokens(const RowIndex& index, const Token* tokens, int64_t row, co
 }  // namespace detail
 
 // Fills num_rows rows of index.seq_length() columns each: `out_ids` with token ids, `out_segment` with 1 where a token
-// stands and 0 in padding. `tokens` has num_tokens entries of the dataset that `index` was made of.
+// stands and 0 in padding. `tokens` has num_tokens entries of the dataset that `index` was made of; where the index was
+// made over some of its documents, `map` says where they stand.
 //
 // Throws std::invalid_argument if the token array is shorter than the index needs, std::out_of_range for a row outside
 // the index or a token id outside the vocabulary. What has been written by then is unspecified.
 template <typename Token>
-void fill_rows(const RowIndex& index, const Token* tokens, int64_t num_tokens, const int64_t* rows, int64_t num_rows,
-               const RowIds& ids, int64_t* out_ids, int64_t* out_segment) {
-  if (num_tokens < index.tokens_end()) {
-    throw std::invalid_argument("the index needs " + std::to_string(index.tokens_end()) + " tokens, found " +
-                                std::to_string(num_tokens));
-  }
+void fill_rows(const RowIndex& index, const TokenMap& map, const Token* tokens, int64_t num_tokens,
+               const int64_t* rows, int64_t num_rows, const RowIds& ids, int64_t* out_ids, int64_t* out_segment) {
+  detail::check_tokens(index.tokens_end(), num_tokens);
   const int64_t seq_length = index.seq_length();
   for (int64_t i = 0; i < num_rows; ++i) {
     int64_t* const first = out_ids + i * seq_length;
     int64_t* const segment = out_segment + i * seq_length;
     *first = ids.cls;
-    int64_t* out = detail::fill_tokens(index, tokens, rows[i], ids, first + 1);
+    int64_t* out = detail::fill_tokens(index, map, tokens, num_tokens, rows[i], ids, first + 1);
     *out++ = ids.sep;
     std::fill(out, first + seq_length, ids.pad);
     std::fill(segment, segment + (out - first), int64_t{1});
     std::fill(segment + (out - first), segment + seq_length, int64_t{0});
+  }
+}
+
+// As above, for an index of pieces (SentenceIndex, PackIndex): each piece is [CLS] tokens [SEP], and `out_segment` numbers
+// the pieces of a row 1, 2, 3, ... Throws also std::out_of_range for a damaged table.
+template <typename Index, typename Token>
+void fill_rows(const Index& index, const TokenMap& map, const Token* tokens, int64_t num_tokens, const int64_t* rows,
+               int64_t num_rows, const RowIds& ids, int64_t* out_ids, int64_t* out_segment) {
+  detail::check_tokens(index.tokens_end(), num_tokens);
+  const int64_t seq_length = index.seq_length();
+  for (int64_t i = 0; i < num_rows; ++i) {
+    int64_t *out = out_ids + i * seq_length, *const end = out + seq_length;
+    int64_t *segment = out_segment + i * seq_length, number = 0;
+    index.for_each_piece(rows[i], [&](int64_t place, int64_t count) {
+      const int64_t first = map.token(place);
+      detail::check_tokens(first + count, num_tokens);
+      *out++ = ids.cls;
+      out = detail::copy_tokens(tokens, first, count, ids.vocab_size, out);
+      *out++ = ids.sep;
+      segment = std::fill_n(segment, count + 2, ++number);
+    });
+    std::fill_n(segment, end - out, int64_t{0});
+    std::fill(out, end, ids.pad);
   }
 }
 
