@@ -10,7 +10,7 @@ import pytest
 import zstandard
 from typer.testing import CliRunner
 
-from pretrain.bench.data import LIMITS, PEERS, app, prepare_corpus, summarise
+from pretrain.bench.data import LIMITS, OURS, PEERS, app, prepare_corpus, summarise
 from pretrain.bench.data_contenders import Job, measure
 from pretrain.errors import DataError
 
@@ -57,7 +57,7 @@ def write_vocab(path: Path) -> Path:
 def test_our_program_and_the_limits_agree_and_a_false_dataset_is_noticed(tmp_path: Path) -> None:
     prepare_corpus(tmp_path, write_lines(tmp_path / "own.jsonl", TEXTS), "text", 1.0)
     job = Job(tmp_path, str(write_vocab(tmp_path / "vocab.txt")), cased=False)
-    for contender in ("taco", "tokenizers", *LIMITS):
+    for contender in (*OURS, "tokenizers", *LIMITS):
         found = measure(contender, job)
         assert found["is_equal"] in (True, None), contender
         assert found["text_bytes"] == sum(len(text.encode()) for text in TEXTS)
@@ -81,7 +81,7 @@ def test_every_peer_gives_our_ids(tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, ["--quick", "--json", "--out", str(out)])
     assert answer.exit_code == 0, answer.output
     report = json.loads(out.read_text())
-    assert set(report["megabytes_per_cpu_second"]) == {"taco", *PEERS[".txt"], *LIMITS}
-    assert {"taco", *PEERS[".txt"]} <= set(report["is_equal"])
+    assert set(report["megabytes_per_cpu_second"]) == {*OURS, *PEERS[".txt"], *LIMITS}
+    assert {*OURS, *PEERS[".txt"]} <= set(report["is_equal"])
     assert all(report["is_equal"].values())
     assert all(value > 0 for value in report["ratios"].values())

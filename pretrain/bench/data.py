@@ -33,6 +33,7 @@ from pretrain.errors import ConfigError, DataError, TacoError
 
 app = new_program()
 
+OURS = ("taco", "taco-sentences")
 PEERS = {".txt": ("megatron", "tokenizers", "datasets"), ".model": ("sentencepiece",)}
 LIMITS = ("limit-read", "limit-parse", "limit-tokenize", "limit-sentences", "limit-write")
 _SAMPLE = Path(__file__).parents[2] / "data_tools" / "sample_corpus" / "public_domain_en.jsonl.zst"
@@ -77,7 +78,7 @@ def _contenders(tokenizer: Path) -> tuple[str, ...]:
     """Ours first: the others are held against the dataset that it writes."""
     if tokenizer.suffix not in PEERS:
         raise ConfigError(f"--tokenizer {tokenizer}: expected a vocab.txt or a SentencePiece .model")
-    return ("taco", *PEERS[tokenizer.suffix], *LIMITS)
+    return (*OURS, *PEERS[tokenizer.suffix], *LIMITS)
 
 
 def prepare_corpus(folder: Path, source: Path | None, json_key: str, megabytes: float) -> dict[str, int]:
