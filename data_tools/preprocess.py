@@ -69,12 +69,17 @@ def main(
     tokenizer: Annotated[str, typer.Option(help="vocab.txt, SentencePiece .model, tokenizer.json, or a saved folder")],
     output_prefix: Annotated[str, typer.Option(help="the dataset is PREFIX.bin, PREFIX.idx, PREFIX.json")],
     workers: Annotated[int, typer.Option(help="processes that tokenise; 0 or 1: this one", min=0)] = 1,
-    json_key: Annotated[str, typer.Option(help="where the text stands in a JSON line or table; a.b: b in a")] = "text",
+    json_key: Annotated[
+        str,
+        typer.Option("--json-key", "--text-column", help="where the text stands in a JSON line or table; a.b: b in a"),
+    ] = "text",
     input_format: Annotated[str | None, typer.Option(help="kind of every input, such as jsonl or txt.gz")] = None,
     text_documents: Annotated[
         TextDocuments, typer.Option(help="what separates documents of plain text")
     ] = TextDocuments.blank_line,
     delimiter: Annotated[str | None, typer.Option(help="between fields of csv and tsv files")] = None,
+    quoting: Annotated[str | None, typer.Option(help="of csv and tsv files: auto, rfc4180 or none")] = None,
+    no_header: Annotated[bool, typer.Option("--no-header", help="csv and tsv: --text-column is a number")] = False,
     cased: Annotated[bool, typer.Option("--cased", help="keep capitals and accents (vocab.txt only)")] = False,
     hash_range: Annotated[str, typer.Option(help="keep documents whose hash lies in LO:HI of 0:1, for splits")] = "0:1",
     split_sentences: Annotated[
@@ -95,6 +100,7 @@ def main(
     on_error: Annotated[OnError, typer.Option(help="at a document that cannot be read")] = OnError.stop,
     max_rejects: Annotated[int, typer.Option(help="give up after so many rejects; -1: never", min=-1)] = MAX_REJECTS,
     max_document_bytes: Annotated[str | None, typer.Option(help="longer lines are errors (1G)")] = None,
+    max_ratio: Annotated[int | None, typer.Option(help="limit to what compressed files unfold to; 0: none")] = None,
     shard: Annotated[str, typer.Option(help="do part I of N only, I from 0; `taco data merge` joins them")] = "0/1",
     memory: Annotated[str, typer.Option(help="limit for waiting text, and for the table of --dedup")] = "1G",
     journal_seconds: Annotated[float, typer.Option(help="between entries of the journal", min=0.0)] = 5.0,
@@ -123,8 +129,11 @@ def main(
         input_format=input_format,
         text_documents=text_documents.value,
         delimiter=delimiter,
+        quoting=quoting,
+        has_header=not no_header,
         on_error=on_error.value,
         max_document_bytes=max_document_bytes,
+        max_ratio=max_ratio,
     )
     cleaning = CleaningOptions(
         normalize=normalize.value,

@@ -61,6 +61,12 @@ def cut_arrow(source: Source, options: ReadOptions, faults: Faults) -> Iterator[
         batches.require_end()
 
 
+def check_arrow(path: str, key: str) -> None:
+    """Raises as `cut_arrow`, from a look at the schema alone."""
+    with arrow_errors_named(path):
+        find_column(path, _Batches(path).schema, key)
+
+
 def parse_arrow(path: str, place: RowRange, options: ReadOptions, faults: Faults) -> tuple[list[str], int]:
     """The texts of rows, and their bytes. Raises as `cut_arrow` and `Faults`; under "skip" damage is a fault."""
     texts: list[str] = []

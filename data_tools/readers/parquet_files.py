@@ -61,6 +61,12 @@ def cut_parquet(source: Source, options: ReadOptions, faults: Faults) -> Iterato
             before, rows_before = before + size, rows_before + rows
 
 
+def check_parquet(path: str, key: str) -> None:
+    """Raises as `cut_parquet`, from a look at the footer alone."""
+    with arrow_errors_named(path), _open(path) as file:
+        _leaf(path, file, key)
+
+
 def parse_parquet(path: str, place: RowRange, options: ReadOptions, faults: Faults) -> tuple[list[str], int]:
     """The texts of rows, and their bytes. Raises as `cut_parquet` and `Faults`; under "skip" damage is a fault."""
     texts: list[str] = []

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_tools.readers.arrow_files import check_arrow
 from data_tools.readers.chunks import Source
-from data_tools.readers.compression import SUFFIXES
+from data_tools.readers.compression import SUFFIXES, DamagedError
 from data_tools.readers.hub import PREFIX, split_name
 from data_tools.readers.options import Compression, Kind, ReadOptions, parse_format
+from data_tools.readers.parquet_files import check_parquet
 from data_tools.readers.saved_folders import is_saved, saved_files
 from pretrain.errors import DataError
 
@@ -46,6 +48,8 @@ def expand_inputs(
     finder = _Finder(options or ReadOptions(), note or _print_note)
     for item in map(str, inputs):
         finder.add(item)
+    if not finder.problems:
+        finder.check_columns()
     if finder.problems:
         raise DataError("; ".join(finder.problems))
     if not finder.sources:
@@ -89,6 +93,19 @@ class _Finder:
             self._add_pattern(item)
         else:
             self._add_file(item)
+
+    def check_columns(self) -> None:
+        """Looks for the text column in every table whose file describes itself."""
+        for source in self.sources:
+            check = {"parquet": check_parquet, "arrow": check_arrow}.get(source.kind)
+            try:
+                if check is not None:
+                    check(source.path, self.options.json_key)
+            except DamagedError as error:
+                if self.options.on_error == "stop":  # else it is counted when its turn comes
+                    self.problems.append(str(error))
+            except DataError as error:
+                self.problems.append(str(error))
 
     def _add_standard_input(self) -> None:
         if self.options.input_format is None:

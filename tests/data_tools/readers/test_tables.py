@@ -93,6 +93,17 @@ def test_columns_inside_structs(tmp_path: Path, kind: str):
         texts_of(path, json_key="row.a")
 
 
+def test_missing_columns_are_named_before_any_work(tmp_path: Path):
+    good = write(tmp_path / "a.parquet", "parquet", table())
+    bad = [write(tmp_path / "b.parquet", "parquet", pa.table({"id": [1]}))]
+    bad.append(write(tmp_path / "c.arrow", "stream", pa.table({"body": ["x"]})))
+    for on_error in ("stop", "skip"):
+        with pytest.raises(DataError) as caught:
+            expand_inputs([good, *bad], ReadOptions(on_error=on_error))  # type: ignore[arg-type]
+        assert "b.parquet: no column 'text'; the columns are: id;" in str(caught.value)
+        assert "c.arrow: no column 'text'; the columns are: body;" in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
 def test_faulty_values(tmp_path: Path, kind: str):
     path = tmp_path / ("x.parquet" if kind == "parquet" else "x.arrow")
