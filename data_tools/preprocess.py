@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,38 +30,6 @@ MAX_REJECTS = 1000
 DEFAULT_MEMORY = 1 << 30
 
 
-class OnError(Enum):
-    """What happens at a document that cannot be read."""
-
-    stop = "stop"
-    skip = "skip"
-    replace = "replace"
-
-
-class Normalize(Enum):
-    """Unicode normalisation."""
-
-    none = "none"
-    nfc = "nfc"
-    nfkc = "nfkc"
-
-
-class ControlCharacters(Enum):
-    """What is done about control characters."""
-
-    keep = "keep"
-    space = "space"
-    drop = "drop"
-
-
-class TextDocuments(Enum):
-    """What separates documents of plain text."""
-
-    blank_line = "blank-line"
-    line = "line"
-    file = "file"
-
-
 @app.command(cls=MultiValueCommand)
 def main(
     input: Annotated[list[str], typer.Option(help="files, folders, patterns, @list.txt, -", metavar="INPUT...")],
@@ -71,25 +38,25 @@ def main(
     workers: Annotated[int, typer.Option(help="processes that tokenise; 0 or 1: this one", min=0)] = 1,
     json_key: Annotated[
         str,
-        typer.Option("--json-key", "--text-column", help="where the text stands in a JSON line or table; a.b: b in a"),
+        typer.Option("--json-key", "--text-column", help="where the text stands; a.b: key b in a"),
     ] = "text",
     input_format: Annotated[str | None, typer.Option(help="kind of every input, such as jsonl or txt.gz")] = None,
     text_documents: Annotated[
-        TextDocuments, typer.Option(help="what separates documents of plain text")
-    ] = TextDocuments.blank_line,
+        str, typer.Option(help="what separates documents of plain text", metavar="blank-line|line|file")
+    ] = "blank-line",
     delimiter: Annotated[str | None, typer.Option(help="between fields of csv and tsv files")] = None,
-    quoting: Annotated[str | None, typer.Option(help="of csv and tsv files: auto, rfc4180 or none")] = None,
-    no_header: Annotated[bool, typer.Option("--no-header", help="csv and tsv: --text-column is a number")] = False,
+    quoting: Annotated[str, typer.Option(help="of csv and tsv files", metavar="auto|rfc4180|none")] = "auto",
+    no_header: Annotated[bool, typer.Option("--no-header", help="tables begin with data; --json-key 3")] = False,
     cased: Annotated[bool, typer.Option("--cased", help="keep capitals and accents (vocab.txt only)")] = False,
     hash_range: Annotated[str, typer.Option(help="keep documents whose hash lies in LO:HI of 0:1, for splits")] = "0:1",
     split_sentences: Annotated[
         bool, typer.Option("--split-sentences", help="one sequence per sentence, for sentence rows")
     ] = False,
     dedup: Annotated[bool, typer.Option("--dedup", help="keep the first of documents with the same ids")] = False,
-    normalize: Annotated[Normalize, typer.Option(help="Unicode normalisation of texts")] = Normalize.none,
+    normalize: Annotated[str, typer.Option(help="Unicode normalisation of texts", metavar="none|nfc|nfkc")] = "none",
     control_characters: Annotated[
-        ControlCharacters, typer.Option(help="make them blanks, or drop documents with them")
-    ] = ControlCharacters.keep,
+        str, typer.Option(help="make them blanks, or drop documents with them", metavar="keep|space|drop")
+    ] = "keep",
     fold_whitespace: Annotated[
         bool, typer.Option("--fold-whitespace", help="one blank for every run of whitespace")
     ] = False,
@@ -97,10 +64,12 @@ def main(
     max_chars: Annotated[int | None, typer.Option(help="drop longer documents")] = None,
     min_tokens: Annotated[int, typer.Option(help="drop documents of fewer tokens")] = 0,
     max_tokens: Annotated[int | None, typer.Option(help="drop documents of more tokens")] = None,
-    on_error: Annotated[OnError, typer.Option(help="at a document that cannot be read")] = OnError.stop,
+    on_error: Annotated[
+        str, typer.Option(help="at a document that cannot be read", metavar="stop|skip|replace")
+    ] = "stop",
     max_rejects: Annotated[int, typer.Option(help="give up after so many rejects; -1: never", min=-1)] = MAX_REJECTS,
     max_document_bytes: Annotated[str | None, typer.Option(help="longer lines are errors (1G)")] = None,
-    max_ratio: Annotated[int | None, typer.Option(help="limit to what compressed files unfold to; 0: none")] = None,
+    max_ratio: Annotated[int | None, typer.Option(help="how much larger compressed files may unfold")] = None,
     shard: Annotated[str, typer.Option(help="do part I of N only, I from 0; `taco data merge` joins them")] = "0/1",
     memory: Annotated[str, typer.Option(help="limit for waiting text, and for the table of --dedup")] = "1G",
     journal_seconds: Annotated[float, typer.Option(help="between entries of the journal", min=0.0)] = 5.0,
@@ -116,8 +85,8 @@ def main(
     A run that was interrupted goes on where its journal ends: start the same command again, with any number of
     workers. Exit code 75 says that SIGTERM ended it and that it can be continued.
 
-    Memory does not grow with the corpus: about 150 MB, per worker 100 MB and 30 times the longest document (at least
-    4 MB), and what --memory allows.
+    Memory does not grow with the corpus: about 100 MB for this process and as much for each worker, several times the
+    longest document, and what --memory allows.
     """
     from data_tools.cleaning import CleaningOptions
     from data_tools.encode import EncodeOptions, parse_hash_range
@@ -127,17 +96,17 @@ def main(
     reading = ReadOptions.parse(
         json_key=json_key,
         input_format=input_format,
-        text_documents=text_documents.value,
+        text_documents=text_documents,
         delimiter=delimiter,
         quoting=quoting,
         has_header=not no_header,
-        on_error=on_error.value,
+        on_error=on_error,
         max_document_bytes=max_document_bytes,
         max_ratio=max_ratio,
     )
     cleaning = CleaningOptions(
-        normalize=normalize.value,
-        control_characters=control_characters.value,
+        normalize=normalize,  # type: ignore[arg-type]
+        control_characters=control_characters,  # type: ignore[arg-type]
         fold_whitespace=fold_whitespace,
         min_chars=min_chars,
         max_chars=max_chars,

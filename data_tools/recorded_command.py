@@ -13,8 +13,8 @@ from data_tools.encode import EncodeOptions
 from data_tools.readers import ReadOptions
 
 PROGRAM = ("taco", "data", "preprocess")
-# Options of reading that change no token.
-_SILENT = ("chunk_bytes", "max_ratio", "max_document_bytes")
+# Options of reading that change no token and reject no document.
+_SILENT = ("chunk_bytes",)
 _FLAGS = {"has_header": "--no-header"}
 _SWITCHES = ("--cased", "--dedup", "--fold-whitespace", "--no-header", "--split-sentences")
 
