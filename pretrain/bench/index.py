@@ -1,6 +1,8 @@
 """`taco bench index`: CPU time and memory of the sample index and the order, per row, beside megatron-core's.
 
     taco-stream, taco-document         the row index of a dataset, built
+    taco-sentence, taco-pack           the table of rows of sentences, of packed documents, built; 1 and 2 threads
+    taco-blend                         look-ups in a blend of 8 datasets, of which nothing is stored
     taco-locate                        look-ups of where random rows begin, of which no table exists
     taco-order, taco-order-1e12        look-ups in the shuffled order, of which nothing is stored; of 10^12 samples
     megatron-stream, megatron-shuffle  build_sample_idx and the shuffled array that goes with it
@@ -9,7 +11,8 @@
     megatron-blend                     build_blending_indices over 8 datasets
     memory                             reading the lengths once
 
-Every contender has a process and one core of its own. Documents and sentences are synthetic, the same for all.
+Every contender has a process of its own, and but for those of two threads one core. Documents and sentences are
+synthetic, the same for all.
 """
 
 from __future__ import annotations
@@ -28,6 +31,11 @@ app = new_program()
 CONTENDERS = (
     "taco-stream",
     "taco-document",
+    "taco-sentence",
+    "taco-sentence-2-threads",
+    "taco-pack",
+    "taco-pack-2-threads",
+    "taco-blend",
     "taco-locate",
     "taco-order",
     "taco-order-1e12",
@@ -77,12 +85,16 @@ def summarise(setting: dict[str, Any], runs: Runs) -> dict[str, Any]:
         "machine": machine(),
         "versions": runs["memory"][0]["versions"],
         "nanoseconds_per_row": {name: value * 1e9 for name, value in seconds.items()},
+        "wall_nanoseconds_per_row": {k: v * 1e9 for k, v in medians(runs, "wall_seconds_per_row").items()},
         "bytes_per_row": medians(runs, "bytes_per_row"),
+        "fill_rate": medians(runs, "fill_rate"),
         "is_equal": {name: found[0]["is_equal"] for name, found in runs.items() if found[0]["is_equal"] is not None},
         "ratios": {
             "stream_megatron_over_taco": sum(seconds[f"megatron-{part}"] for part in ("stream", "shuffle", "locate"))
             / sum(seconds[f"taco-{part}"] for part in ("stream", "order", "locate")),
             "stream_build_megatron_over_taco": seconds["megatron-stream"] / seconds["taco-stream"],
+            "sentence_build_megatron_over_taco": seconds["megatron-sentence"] / seconds["taco-sentence"],
+            "blend_megatron_over_taco": seconds["megatron-blend"] / seconds["taco-blend"],
             "order_megatron_over_taco": seconds["megatron-shuffle"] / seconds["taco-order"],
         },
         "runs": runs,

@@ -7,6 +7,7 @@ held against it on a smaller input, outside the clock.
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,11 @@ def measure(
     kind: dict[str, Callable[[], dict[str, Any]]] = {
         "taco-stream": lambda: _row_index("stream", num_documents, min_seconds),
         "taco-document": lambda: _row_index("document", num_documents, min_seconds),
+        "taco-sentence": lambda: _sentence(num_sentences, 1, min_seconds),
+        "taco-sentence-2-threads": lambda: _sentence(num_sentences, 2, min_seconds),
+        "taco-pack": lambda: _pack(num_documents, 1, min_seconds),
+        "taco-pack-2-threads": lambda: _pack(num_documents, 2, min_seconds),
+        "taco-blend": lambda: _blend(num_samples, min_seconds),
         "taco-locate": lambda: _locate(num_documents, min_seconds),
         "taco-order": lambda: _order(num_samples, min_seconds),
         "taco-order-1e12": lambda: _order(10**12, min_seconds),
@@ -65,6 +71,80 @@ def _row_index(mode: Any, num_documents: int, min_seconds: float) -> dict[str, A
     seconds = seconds_per_call(lambda number: RowIndex(mode, offsets, SEQ_LENGTH), min_seconds)
     is_equal = _is_stream_equal() if mode == "stream" else _is_document_equal()
     return _answer(index.num_rows, seconds, index.memory_bytes, is_equal)
+
+
+def _sentence(num_sentences: int, num_threads: int, min_seconds: float) -> dict[str, Any]:
+    """Rows of whole sentences, from the lengths to the finished table."""
+    from pretrain.data.sample_index import SentenceIndex
+
+    sizes, starts = sentence_lengths(num_sentences, SEED), document_starts(num_sentences, SEED)
+
+    def build(number: int) -> SentenceIndex:
+        table = SentenceIndex.build(sizes, starts, SEQ_LENGTH, num_threads=num_threads)
+        return SentenceIndex(table, SEQ_LENGTH)
+
+    index = build(0)
+    wall = _wall_seconds(build)
+    answer = _answer(index.num_rows, seconds_per_call(build, min_seconds), index.memory_bytes, _is_sentence_equal())
+    return {
+        **answer,
+        "wall_seconds_per_row": wall / index.num_rows,
+        "tokens_per_row": index.num_tokens / index.num_rows,
+    }
+
+
+def _is_sentence_equal() -> bool:
+    """Whether rows begin where a loop over sentences begins them: as many as fit, none across documents."""
+    from pretrain.data.sample_index import SentenceIndex
+
+    count, capacity = 2 * _CHECKED_DOCUMENTS, SEQ_LENGTH - 2
+    sizes, documents = sentence_lengths(count, SEED), document_starts(count, SEED)
+    expected, place, is_first = [], 0, np.zeros(count, np.bool_)
+    is_first[documents[:-1]] = True
+    filled = 0
+    for size, begins in zip(sizes.tolist(), is_first.tolist(), strict=True):
+        if begins or filled + size > capacity:
+            expected.append(place)
+            filled = 0
+        filled += size
+        place += size
+    index = SentenceIndex(SentenceIndex.build(sizes, documents, SEQ_LENGTH), SEQ_LENGTH)
+    return index.num_rows == len(expected) and index.first_tokens(np.arange(index.num_rows)).tolist() == expected
+
+
+def _pack(num_documents: int, num_threads: int, min_seconds: float) -> dict[str, Any]:
+    """Whole documents packed into rows; `fill_rate` is the share of places that hold a token."""
+    from pretrain.data.sample_index import PackIndex
+
+    offsets = document_offsets(num_documents, SEED)
+
+    def build(number: int) -> PackIndex:
+        return PackIndex(PackIndex.build(offsets, SEQ_LENGTH, num_threads=num_threads), SEQ_LENGTH)
+
+    index = build(0)
+    wall = _wall_seconds(build)
+    answer = _answer(index.num_rows, seconds_per_call(build, min_seconds), index.memory_bytes)
+    fill_rate = index.num_filled / (index.num_rows * SEQ_LENGTH)
+    return {**answer, "wall_seconds_per_row": wall / index.num_rows, "fill_rate": fill_rate}
+
+
+def _wall_seconds(action: Callable[[int], object]) -> float:
+    start = time.perf_counter()
+    action(0)
+    return time.perf_counter() - start
+
+
+def _blend(num_samples: int, min_seconds: float) -> dict[str, Any]:
+    """Look-ups in an endless blend of shuffled datasets, dataset, epoch and row of each; nothing is stored."""
+    from pretrain.data.sample_index import native
+
+    weights = native().whole_weights(blend_weights())
+    sizes = np.maximum(blend_weights() * num_samples, 1).astype(np.int64)
+    blend = native().Blend(SEED, weights, sizes, True)
+    positions = np.arange(_LOOK_UPS, dtype=np.int64)
+    seconds = seconds_per_call(lambda number: blend.look_up(positions + number * _LOOK_UPS), min_seconds)
+    datasets, _, _ = blend.look_up(np.arange(1 << 20, dtype=np.int64))
+    return _answer(_LOOK_UPS, seconds, 0, np.array_equal(np.bincount(datasets, minlength=NUM_BLENDED), weights))
 
 
 def _locate(num_documents: int, min_seconds: float) -> dict[str, Any]:
