@@ -1,0 +1,129 @@
+"""Workers killed and stopped, a second pass cut off, little memory: the dataset is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from corpora import ROOT, write_jsonl, write_vocab
+
+from data_tools import duplicates, resumable, worker_pool
+from data_tools.encode import EncodeOptions
+from data_tools.preprocess import preprocess
+from data_tools.readers import ReadOptions
+from pretrain.data.indexed_dataset import verify
+from pretrain.errors import TacoError
+
+TEXTS = [f"the cat sat on mat {'abcdefghij'[i % 10]} {'sat ' * (i % 17)}" for i in range(600)]
+
+
+def run(folder: Path, name: str, **how: Any) -> dict[str, bytes]:
+    path = folder / "x.jsonl"
+    if not path.exists():
+        write_jsonl(path, TEXTS)
+    options = EncodeOptions(str(write_vocab(folder)), reading=ReadOptions(chunk_bytes=1000))
+    preprocess([str(path)], options, str(folder / name), **how)
+    assert verify(folder / name) == []
+    assert sorted(path.name for path in folder.glob(f"{name}*")) == [
+        f"{name}{suffix}" for suffix in (".bin", ".idx", ".json", ".tokenizer")
+    ]
+    return {suffix: (folder / f"{name}{suffix}").read_bytes() for suffix in (".bin", ".idx")}
+
+
+def after_chunks(patch: pytest.MonkeyPatch, numbers: set[int], action: Callable[[], None]) -> None:
+    """Has `action` done after some of the chunks that a run takes in."""
+    original, done = resumable.ResumableRun.append, 0
+
+    def append(*arguments: Any) -> None:
+        nonlocal done
+        original(*arguments)
+        done += 1
+        if done in numbers:
+            action()
+
+    patch.setattr(resumable.ResumableRun, "append", append)
+
+
+def signal_worker(number: int) -> None:
+    children = psutil.Process().children()
+    assert children
+    os.kill(children[0].pid, number)
+
+
+@pytest.mark.parametrize(("number", "moments"), [(signal.SIGKILL, {1, 5, 20}), (signal.SIGSTOP, {3})])
+def test_killed_and_stopped_workers_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int, moments: set[int]
+) -> None:
+    whole = run(tmp_path, "whole")
+    monkeypatch.setattr(worker_pool, "_IDLE_SECONDS", 1.5)
+    after_chunks(monkeypatch, moments, lambda: signal_worker(number))
+    assert run(tmp_path, "out", workers=2) == whole
+    warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: worker process")]
+    assert len(warnings) >= len(moments)
+    assert ("was killed by SIGKILL" if number == signal.SIGKILL else "did nothing for") in warnings[0]
+    assert not psutil.Process().children()
+
+
+def test_a_chunk_that_kills_every_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_tools.encode.make_encoder", deadly)
+    with pytest.raises(TacoError, match=r"x.jsonl .chunk \d+, up to byte \d+ on disk.: 3 workers died over it"):
+        run(tmp_path, "out", workers=2)
+    assert not list(tmp_path.glob("out*"))
+
+
+def deadly(options: EncodeOptions) -> Callable[[Any], Any]:
+    return lambda chunk: os._exit(1)
+
+
+def test_a_second_pass_that_is_cut_off_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tmp_path, "whole", dedup=True)
+    original = duplicates.copy_unique
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        original(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resumable, "copy_unique", fail)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, "out", dedup=True)
+    assert (tmp_path / "out.raw.bin.tmp").exists()
+    assert not (tmp_path / "out.json").exists()
+    assert run(tmp_path, "out", dedup=True, workers=2) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, workers: int) -> None:
+    """Under a limit that each process must keep, and with the same peak for a corpus four times as large."""
+    vocab, line = write_vocab(tmp_path), b'{"text": "' + b"the cat sat on a mat and " * 40 + b'"}\n'
+    limit, peaks = 400 << 20, []
+    for name, megabytes in (("small", 30), ("large", 120)):
+        (tmp_path / f"{name}.jsonl").write_bytes(line * (megabytes * 1_000_000 // len(line)))
+        code = (
+            "import resource, sys; from data_tools.preprocess import app\n"
+            "try: app()\n"
+            "except SystemExit as end: code = end.code\n"
+            "usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
+            "print('PEAK', max(usage)); sys.exit(code)"
+        )
+        words = ["--input", tmp_path / f"{name}.jsonl", "--tokenizer", vocab, "--output-prefix", tmp_path / name]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, words), "--workers", str(workers), "--memory", "32M"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+        )
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.rpartition("PEAK")[2]))
+    assert peaks[1] < peaks[0] + 20_000, peaks  # KiB; the text alone grew by 90,000
