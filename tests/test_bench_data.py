@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from pretrain.bench.data import LIMITS, OURS, PEERS, app, prepare_corpus, summarise
 from pretrain.bench.data_contenders import Job, measure
+from pretrain.data.sentencepiece_tokenizer import train_sentencepiece
 from pretrain.errors import DataError
 
 TEXTS = ["the cat sat", "a cat and the mat", "café 中文 — the", "sat " * 300]
@@ -63,6 +64,16 @@ def test_our_program_and_the_limits_agree_and_a_false_dataset_is_noticed(tmp_pat
         assert found["text_bytes"] == sum(len(text.encode()) for text in TEXTS)
     write_lines(tmp_path / "part.jsonl", [*TEXTS[1:], TEXTS[0]])
     assert measure("tokenizers", job)["is_equal"] is False
+
+
+@pytest.mark.slow
+def test_a_sentencepiece_model_is_held_against_its_library(tmp_path: Path) -> None:
+    model = tmp_path / "small.model"
+    model.write_bytes(train_sentencepiece(iter(TEXTS * 9), model_type="unigram", vocab_size=40, hard_vocab_limit=False))
+    prepare_corpus(tmp_path, write_lines(tmp_path / "own.jsonl", TEXTS), "text", 1.0)
+    job = Job(tmp_path, str(model), cased=False)
+    for contender in (*OURS, *PEERS[".model"], "limit-tokenize"):
+        assert measure(contender, job)["is_equal"] is True, contender
 
 
 def test_report_compares_work_per_cpu_second() -> None:
