@@ -185,7 +185,7 @@ class _Finder:
             return
         found = kind_of(path, self.options)
         if not os.path.isfile(path):
-            self.problems.append(f"{path}: is not a file")
+            self.problems.append(f"{path}: is not a file; a pipe is read as standard input, -")
         elif status.st_size == 0:
             self.problems.append(f"{path}: is empty (0 bytes)")
         elif found is None:
@@ -215,4 +215,4 @@ def _known() -> str:
 
 
 def _print_note(words: str) -> None:
-    print(f"note: {words}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"note: {words}\n")

@@ -51,7 +51,9 @@ def test_text_equals_a_naive_parse(data: bytes, size: int, by: str, suffix: str,
 @settings(max_examples=60, deadline=None)
 @given(
     files=st.lists(
-        st.tuples(st.sampled_from(["txt", "jsonl"]), st.sampled_from(SUFFIXES), BYTES), min_size=1, max_size=4
+        st.tuples(st.sampled_from(["txt", "jsonl", "csv", "wet"]), st.sampled_from(SUFFIXES), BYTES),
+        min_size=1,
+        max_size=4,
     ),
     size=st.integers(1, 200),
     num_shards=st.integers(1, 7),
@@ -63,6 +65,10 @@ def test_shards_and_continuations_are_parts_of_the_whole(files, size, num_shards
     for number, (kind, suffix, data) in enumerate(files):
         if kind == "jsonl":
             data = "".join(json.dumps({"text": text}) + "\n" for text in naive_text(data, "line")).encode()
+        elif kind == "csv":
+            data = b"text\n" + b"".join(b'"%d\n"\n' % place for place in range(len(data) % 9))
+        elif kind == "wet":
+            data = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 1\r\n\r\na\r\n\r\n" * (1 + len(data) % 5)
         paths.append(write_bytes(folder / f"{number}.{kind}{suffix}", data or b"\n"))
     options = ReadOptions(chunk_bytes=size, text_documents=by)
     sources = expand_inputs(paths, options)

@@ -207,3 +207,12 @@ def test_options_as_typed():
     options = ReadOptions.parse(delimiter="\\t", max_document_bytes="64M", chunk_bytes="1GiB", input_format=None)
     assert (options.delimiter, options.max_document_bytes, options.chunk_bytes) == ("\t", 64 << 20, 1 << 30)
     assert options.input_format is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["", ".zst", ".gz"])
+def test_a_line_of_200_megabytes(tmp_path: Path, suffix: str):
+    path = write_jsonl(tmp_path / f"x.jsonl{suffix}", ["a", "long " * 40_000_000, "b"])
+    assert [len(text) for text in texts_of(path, max_ratio=0)] == [1, 200_000_000, 1]
+    found = rejects_of(path, on_error="skip", max_document_bytes=10**8, max_ratio=0)
+    assert found == (["a", "b"], [("too_many_bytes", 2)], 0)
