@@ -33,6 +33,7 @@ VERBS = {
     "data preprocess": Verb("data_tools.preprocess", "corpora to memory-mapped token datasets"),
     "data merge": Verb("data_tools.merge", "parts of a corpus, or several datasets, to one dataset"),
     "data train-tokenizer": Verb("data_tools.train_tokenizer", "a WordPiece or SentencePiece vocabulary from text"),
+    "data inspect": Verb("data_tools.peek", "documents and training rows of a dataset, as training sees them"),
     "data stats": Verb("data_tools.dataset_stats", "lengths, vocabulary use and rows of datasets, with a picture"),
     "data verify": Verb("data_tools.verify", "hold datasets against their hashes, name what is damaged"),
     "train": Verb("pretrain.train", "pretrain BERT with the TACO objective (one rank; start with torchrun or alone)"),

@@ -174,7 +174,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: file, key, value and remedy of every problem found, together.
     """
-    tree = _read_tree(path, seen=())
+    return resolve_config(path, _read_tree(path, seen=()), overrides)
+
+
+def resolve_config(path: Path, tree: dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a nested dictionary means, as `load_config`; `path` is what errors call it."""
     for override in overrides:
         _apply_override(tree, override)
     try:

@@ -272,29 +272,10 @@ def _build_model(config: RunConfig, rows: RowSource, mesh: Mesh) -> BertForPretr
 
 
 def _batches(config: RunConfig, rows: RowSource, seed: int, device_type: str) -> BatchSource:
-    from pretrain.data.batches import BatchSource
+    from pretrain.data.batches import open_batches
     from pretrain.data.pinned import memory_for
 
-    objective = config.objective
-    return BatchSource(
-        rows,
-        micro_batch_size=config.train.micro_batch_size,
-        seed=seed,
-        mask_rate=objective.mask_rate,
-        masking=objective.masking,
-        mean_span_length=objective.mean_span_length,
-        exclude_special=objective.exclude_special,
-        shuffle=True,
-        continues_word=_continues_word(config) if objective.masking == "whole_word" else None,
-        allocate=memory_for(device_type),
-    )
-
-
-def _continues_word(config: RunConfig) -> Any:
-    """Which pieces continue a word, from the tokenizer that preprocessing keeps beside the data."""
-    from pretrain.data.tokenizer import load_tokenizer
-
-    return load_tokenizer(_tokenizer_folder(config)).continues_word()
+    return open_batches(config, rows, seed=seed, allocate=memory_for(device_type))
 
 
 def _tokenizer_folder(config: RunConfig) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.config import RowMode
+from pretrain.config import RowMode, RunConfig
 from pretrain.data.indexed_dataset import IndexedDataset
 from pretrain.data.manifest import TokenizerInfo
 from pretrain.data.masking import Masker, Masking, predictions_per_row
@@ -198,6 +198,35 @@ class BatchSource:
             rest[: 8 * num_places].view(np.int64),
             rest[8 * num_places : 16 * num_places].view(np.int64),
         )
+
+
+def open_batches(config: RunConfig, rows: RowSource, *, seed: int, allocate: Allocate = ordinary_memory) -> BatchSource:
+    """The micro-batches of `rows` that a run with this configuration trains on; whoever looks at them sees the same.
+
+    Raises:
+        ConfigError: whole_word masking with a tokenizer whose word boundaries do not fit.
+        DataError: whole_word masking without the tokenizer's folder beside the first dataset.
+    """
+    objective = config.objective
+    return BatchSource(
+        rows,
+        micro_batch_size=config.train.micro_batch_size,
+        seed=seed,
+        mask_rate=objective.mask_rate,
+        masking=objective.masking,
+        mean_span_length=objective.mean_span_length,
+        exclude_special=objective.exclude_special,
+        shuffle=True,
+        continues_word=_continues_word(config) if objective.masking == "whole_word" else None,
+        allocate=allocate,
+    )
+
+
+def _continues_word(config: RunConfig) -> np.ndarray:
+    """Which pieces continue a word, from the tokenizer that preprocessing keeps beside the data."""
+    from pretrain.data.tokenizer import load_tokenizer  # here: it takes the tokenizer libraries with it
+
+    return load_tokenizer(f"{config.data.train[0]}.tokenizer").continues_word()
 
 
 def prefetch(source: BatchSource, indices: Iterable[int], depth: int) -> Iterator[Batch]:
