@@ -1,52 +1,74 @@
-"""Text to a vocabulary: WordPiece (`vocab.txt`) or SentencePiece (`.model`), for corpora that no published one fits.
+"""Text to a vocabulary: WordPiece (`vocab.txt`), byte-level BPE (`tokenizer.json`) or SentencePiece (`.model`).
 
     python data_tools/train_tokenizer.py --input corpus.jsonl.zst --output vocab.txt --vocab-size 8000
 
-The same input gives the same file. Training holds the distinct words of the text in memory (WordPiece) or all of it
-(SentencePiece): give a sample of a large corpus with --max-bytes or --hash-range.
+For corpora that no published vocabulary fits. It learns from a sample that is chosen by the hashes of the documents and
+held in memory, so a corpus of any size is read once; the same corpus gives the same file. The file is loaded and tried
+before it is put in place.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_tools.preprocess import OnError, TextDocuments
 from pretrain.cli import MultiValueCommand, new_program, run_program
 from pretrain.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from data_tools.text_sample import TextSample
+    from pretrain.data.tokenizer import Tokenizer
+
 app = new_program()
-# Longer lines are cut: SentencePiece's time grows with them, and it leaves out very long ones.
-_LINE_CHARACTERS = 4000
-_NOTHING_LEARNT = "the text has no word; check the corpus, --json-key and --hash-range"
+DEFAULT_SAMPLE = "256M"
+# Characters of the sample that the finished vocabulary is tried on.
+_TRIED_CHARACTERS = 500_000
+# Below so many bytes learning takes seconds, and nothing is said while it goes on.
+_QUICK_BYTES = 20_000_000
 
 
 class Kind(str, Enum):
     """Which algorithm learns the pieces."""
 
     wordpiece = "wordpiece"
-    unigram = "sentencepiece-unigram"
-    bpe = "sentencepiece-bpe"
+    bpe = "bpe"
+    sentencepiece_unigram = "sentencepiece-unigram"
+    sentencepiece_bpe = "sentencepiece-bpe"
+
+    @property
+    def suffix(self) -> str:
+        """How the file's name ends, by which other programs know its kind."""
+        return {Kind.wordpiece: ".txt", Kind.bpe: ".json"}.get(self, ".model")
 
 
 @app.command(cls=MultiValueCommand)
 def main(
-    input: Annotated[list[str], typer.Option(help="corpus: .jsonl or .txt, plain, .gz or .zst", metavar="FILE...")],
-    output: Annotated[Path, typer.Option(help="the file to write: NAME.txt for wordpiece, NAME.model otherwise")],
+    input: Annotated[list[str], typer.Option(help="files, folders, patterns, @list.txt, -", metavar="INPUT...")],
+    output: Annotated[Path, typer.Option(help="the file: NAME.txt (wordpiece), NAME.json (bpe), NAME.model (others)")],
     vocab_size: Annotated[int, typer.Option(help="number of pieces, special ones included", min=8)],
     kind: Annotated[Kind, typer.Option(help="what to learn")] = Kind.wordpiece,
-    json_key: Annotated[str, typer.Option(help="where the text stands in a JSON line")] = "text",
-    cased: Annotated[bool, typer.Option("--cased", help="tell capitals and accents apart")] = False,
+    json_key: Annotated[str, typer.Option(help="where the text stands in a JSON line or table; a.b: b in a")] = "text",
+    input_format: Annotated[str | None, typer.Option(help="kind of every input, such as jsonl or txt.gz")] = None,
+    text_documents: Annotated[
+        TextDocuments, typer.Option(help="what separates documents of plain text")
+    ] = TextDocuments.blank_line,
+    delimiter: Annotated[str | None, typer.Option(help="between fields of csv and tsv files")] = None,
+    on_error: Annotated[OnError, typer.Option(help="at a document that cannot be read")] = OnError.stop,
+    cased: Annotated[bool, typer.Option("--cased", help="tell capitals (wordpiece: and accents) apart")] = False,
     hash_range: Annotated[str, typer.Option(help="learn from documents whose hash lies in LO:HI of 0:1")] = "0:1",
-    max_bytes: Annotated[int | None, typer.Option(help="stop reading after so many bytes of text", min=1)] = None,
+    sample_bytes: Annotated[str, typer.Option(help="text to learn from, chosen by hash, or `all`")] = DEFAULT_SAMPLE,
+    max_documents: Annotated[int | None, typer.Option(help="documents to learn from, chosen by hash", min=1)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the output file")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="report as JSON on standard output")] = False,
 ) -> None:
@@ -55,162 +77,147 @@ def main(
     Example: taco data train-tokenizer --input books.jsonl.zst --output vocab.txt --vocab-size 8000
     """
     from data_tools.encode import parse_hash_range
+    from data_tools.readers import ReadOptions
+    from data_tools.sizes import parse_size
+    from data_tools.text_sample import draw_sample
 
     _check_output(output, kind, overwrite)
     start = time.monotonic()
-    corpus = Corpus(input, json_key, parse_hash_range(hash_range), max_bytes)
-    if kind is Kind.wordpiece:
-        data = learn_wordpiece(corpus, vocab_size, cased)
-    else:
-        data = learn_sentencepiece(corpus, vocab_size, cased, "unigram" if kind is Kind.unigram else "bpe")
-    _write(output, data)
-    report = {"output": str(output), "kind": kind.value, "vocab_size": vocab_size, "seconds": time.monotonic() - start}
-    print(json.dumps(report) if as_json else f"wrote {output}: {vocab_size:,} pieces in {report['seconds']:.1f} s")
-
-
-class Corpus:
-    """The chosen texts of some files; every iteration reads them again, with a progress meter of its own."""
-
-    def __init__(self, paths: list[str], json_key: str, hash_range: Any, max_bytes: int | None) -> None:
-        from data_tools.readers import ReadOptions, expand_inputs
-
-        self.options = ReadOptions(json_key=json_key)
-        self.sources = expand_inputs(paths, self.options)
-        self.total_bytes = sum(source.num_bytes for source in self.sources)
-        self.paths, self.max_bytes = paths, max_bytes
-        self.hash_range = hash_range
-
-    def texts(self, title: str) -> Iterator[str]:
-        """Texts in order, at most `max_bytes` of them in all; `title` stands before the progress."""
-        from data_tools.encode import HashRange
-        from data_tools.progress import ProgressMeter
-        from data_tools.readers import parse_chunk, read_chunks, total_progress
-
-        chosen, num_bytes = HashRange(self.hash_range), 0
-        with ProgressMeter(title, self.total_bytes) as meter:
-            for chunk in total_progress(self.sources, read_chunks(self.sources, self.options)):
-                for text in parse_chunk(chunk, self.options).texts:
-                    if text in chosen:
-                        num_bytes += len(text.encode())
-                        yield text
-                    if self.max_bytes is not None and num_bytes >= self.max_bytes:
-                        return
-                meter.update(chunk.progress, f"{num_bytes / 1e6:,.1f} MB of text")
-
-
-def learn_wordpiece(corpus: Corpus, vocab_size: int, cased: bool) -> bytes:
-    """The bytes of a vocab.txt of exactly `vocab_size` pieces: special ones, characters in order, then merges.
-
-    The library numbers characters inside words in the order of a hash table, which differs from run to run and decides
-    between equally frequent merges. So the characters are counted first and given to it as fixed pieces.
-
-    Raises:
-        DataError: the corpus is damaged, or holds too few different words.
-    """
-    from tokenizers import trainers
-
-    from pretrain.data.tokenizer import WORDPIECE_SPECIAL, wordpiece_pipeline
-
-    pipeline = wordpiece_pipeline({piece: index for index, piece in enumerate(WORDPIECE_SPECIAL)}, cased)
-    first, inside = _count_characters(pipeline, corpus)
-    alphabet = _choose_alphabet(first, inside, (vocab_size - len(WORDPIECE_SPECIAL)) // 2)
-    fixed = [*WORDPIECE_SPECIAL, *alphabet]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=fixed, limit_alphabet=0, show_progress=False, min_frequency=2
+    reading = ReadOptions.parse(
+        json_key=json_key,
+        input_format=input_format,
+        text_documents=text_documents.value,
+        delimiter=delimiter,
+        on_error=on_error.value,
     )
-    pipeline.train_from_iterator(corpus.texts("learning pieces"), trainer)
-    vocab = pipeline.get_vocab()
-    if len(vocab) < vocab_size:
-        raise DataError(
-            f"{', '.join(corpus.paths)}: this text gives {len(vocab)} pieces, not {vocab_size}; "
-            f"ask for --vocab-size {len(vocab)} or fewer, or give more text"
-        )
-    return "".join(f"{piece}\n" for piece in sorted(vocab, key=lambda piece: vocab[piece])).encode()
+    limit = None if sample_bytes == "all" else parse_size("--sample-bytes", sample_bytes)
+    bounds = parse_hash_range(hash_range)
+    sample = draw_sample(input, reading, hash_range=bounds, sample_bytes=limit, max_documents=max_documents)
+    report = train(sample, output, kind, vocab_size, cased, inputs=", ".join(input))
+    report.seconds = time.monotonic() - start
+    print(json.dumps(asdict(report)) if as_json else _summary(report))
 
 
-def _count_characters(pipeline: Any, corpus: Corpus) -> tuple[Counter[str], Counter[str]]:
-    """How often each character begins a word, and how often it stands inside one."""
-    words: Counter[str] = Counter()
-    for text in corpus.texts("counting characters"):
-        normal = pipeline.normalizer.normalize_str(text)
-        words.update(word for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(normal))
-    if not words:
-        raise DataError(f"{', '.join(corpus.paths)}: {_NOTHING_LEARNT}")
-    first: Counter[str] = Counter()
-    inside: Counter[str] = Counter()
-    for word, count in words.items():
-        first[word[0]] += count
-        for character in word[1:]:
-            inside[character] += count
-    return first, inside
+@dataclass
+class Report:
+    """What was learnt from what; `unknown_share` and `bytes_per_token` on text of the sample."""
+
+    output: str
+    kind: str
+    vocab_size: int
+    cased: bool
+    documents: int
+    bytes: int
+    read_documents: int
+    rejects: int
+    is_whole_corpus: bool
+    bytes_per_token: float
+    unknown_share: float
+    seconds: float = 0.0
 
 
-def _choose_alphabet(first: Counter[str], inside: Counter[str], room: int) -> list[str]:
-    """Pieces of one character, as they stand at the start of a word and inside one.
-
-    At most `room` pieces, so that half the vocabulary is left for longer ones: rare characters become [UNK].
-    """
-    total = first + inside
-    chosen: list[str] = []
-    for character in sorted(total, key=lambda character: (-total[character], character)):
-        # The bare form is needed even where the character never begins a word: the library asks for it.
-        pieces = [character] + ([f"##{character}"] if character in inside else [])
-        if len(chosen) + len(pieces) > room:
-            break
-        chosen += pieces
-    return sorted(chosen, key=lambda piece: (piece.startswith("##") and len(piece) > 2, piece))
-
-
-def learn_sentencepiece(corpus: Corpus, vocab_size: int, cased: bool, algorithm: str) -> bytes:
-    """The bytes of a SentencePiece model with <pad> <unk> [CLS] [SEP] [MASK] as its first pieces.
+def train(sample: TextSample, output: Path, kind: Kind, vocab_size: int, cased: bool, *, inputs: str) -> Report:
+    """Writes the vocabulary of `kind` that `sample` gives to `output`, after loading and trying it.
 
     Raises:
-        DataError: the corpus is damaged, or `vocab_size` does not suit it.
+        ConfigError: `vocab_size` cannot work for this kind.
+        DataError: the texts do not give such a vocabulary (`inputs` says where they come from), or the file cannot be
+            written.
     """
-    from pretrain.data.tokenizer import train_sentencepiece
-
-    return train_sentencepiece(
-        _lines(corpus),
+    if sample.num_bytes > _QUICK_BYTES:
+        print(f"learning {vocab_size:,} pieces from {sample.num_bytes / 1e6:,.0f} MB", file=sys.stderr, flush=True)
+    try:
+        data = _learn(sample, kind, vocab_size, cased)
+    except DataError as error:
+        raise DataError(f"{inputs}: {error}") from None
+    with _replacing(output, data) as temporary:
+        tried, unknown, tokens = _try_out(temporary, vocab_size, cased, sample)
+    return Report(
+        output=str(output),
+        kind=kind.value,
         vocab_size=vocab_size,
-        model_type=algorithm,
-        normalization_rule_name="nmt_nfkc" if cased else "nmt_nfkc_cf",
+        cased=cased,
+        documents=len(sample.texts),
+        bytes=sample.num_bytes,
+        read_documents=sample.read_documents,
+        rejects=sample.rejects,
+        is_whole_corpus=sample.is_whole,
+        bytes_per_token=tried / max(tokens, 1),
+        unknown_share=unknown / max(tokens, 1),
     )
 
 
-def _lines(corpus: Corpus) -> Iterator[str]:
-    """Lines short enough for SentencePiece, cut at blanks where there are any."""
-    for text in corpus.texts("reading"):
-        for line in text.split("\n"):
-            start = 0
-            while len(line) - start > _LINE_CHARACTERS:
-                cut = line.rfind(" ", start + 1, start + _LINE_CHARACTERS)
-                end = cut if cut > 0 else start + _LINE_CHARACTERS
-                yield line[start:end]
-                start = end
-            yield line[start:]
+def _learn(sample: TextSample, kind: Kind, vocab_size: int, cased: bool) -> bytes:
+    from data_tools.learn_vocabulary import learn_byte_bpe, learn_sentencepiece, learn_wordpiece
+
+    if kind is Kind.wordpiece:
+        return learn_wordpiece(sample.texts, vocab_size, cased)
+    if kind is Kind.bpe:
+        return learn_byte_bpe(sample.texts, vocab_size, cased)
+    algorithm = "unigram" if kind is Kind.sentencepiece_unigram else "bpe"
+    return learn_sentencepiece(sample.texts, vocab_size, cased, algorithm)
+
+
+def _try_out(path: Path, vocab_size: int, cased: bool, sample: TextSample) -> tuple[int, int, int]:
+    """Loads the vocabulary as other programs will; bytes that it was tried on, unknown tokens, tokens."""
+    from pretrain.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(path, cased=cased)
+    _check_ids(tokenizer, vocab_size)
+    tried = unknown = tokens = characters = 0
+    for text in sample.texts:
+        part = text[: _TRIED_CHARACTERS - characters]
+        ids = tokenizer.encode_batch([part])[0]
+        tried += len(part.encode())
+        tokens += len(ids)
+        unknown += ids.count(tokenizer.special.unk)
+        characters += len(part)
+        if characters >= _TRIED_CHARACTERS:
+            break
+    return tried, unknown, tokens
+
+
+def _check_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
+    special = list(asdict(tokenizer.special).values())
+    if tokenizer.vocab_size != vocab_size or special != list(range(len(special))):
+        raise AssertionError(f"learnt {tokenizer.vocab_size} pieces with special ids {special}, asked for {vocab_size}")
 
 
 def _check_output(output: Path, kind: Kind, overwrite: bool) -> None:
-    suffix = ".txt" if kind is Kind.wordpiece else ".model"
-    if output.suffix != suffix:
-        raise ConfigError(f"--output {output}: {kind.value} writes a {suffix} file, by which other programs know it")
+    if output.suffix != kind.suffix:
+        raise ConfigError(
+            f"--output {output}: {kind.value} writes a {kind.suffix} file, by which other programs know it"
+        )
     if output.exists() and not overwrite:
         raise DataError(f"{output}: exists already; choose another --output, or pass --overwrite")
 
 
-def _write(output: Path, data: bytes) -> None:
-    temporary = output.with_name(output.name + ".tmp")
+@contextmanager
+def _replacing(output: Path, data: bytes) -> Iterator[Path]:
+    """Writes `data` under another name of the same kind, and puts it in place when the block ends well."""
+    temporary = output.with_name(f".{output.stem}.tmp{output.suffix}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        yield temporary
         temporary.replace(output)
     except OSError as error:
+        raise DataError(f"{output}: cannot be written: {error.strerror}; choose another --output") from None
+    finally:
         with suppress(OSError):
             temporary.unlink()
-        raise DataError(f"{output}: cannot be written: {error.strerror}; choose another --output") from None
+
+
+def _summary(report: Report) -> str:
+    whole = "the whole corpus" if report.is_whole_corpus else "a sample of the corpus"
+    return (
+        f"wrote {report.output}: {report.vocab_size:,} pieces in {report.seconds:.1f} s, learnt from "
+        f"{report.documents:,} documents ({report.bytes / 1e6:,.1f} MB, {whole})\n"
+        f"on that text: {report.bytes_per_token:.2f} bytes per token, {report.unknown_share:.4%} unknown"
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class Verb(NamedTuple):
 VERBS = {
     "data preprocess": Verb("data_tools.preprocess", "corpora to memory-mapped token datasets"),
     "data merge": Verb("data_tools.merge", "parts of a corpus, or several datasets, to one dataset"),
-    "data train-tokenizer": Verb("data_tools.train_tokenizer", "a WordPiece or SentencePiece vocabulary from text"),
+    "data train-tokenizer": Verb("data_tools.train_tokenizer", "a WordPiece, BPE or SentencePiece vocabulary"),
     "data inspect": Verb("data_tools.peek", "documents and training rows of a dataset, as training sees them"),
     "data stats": Verb("data_tools.dataset_stats", "lengths, vocabulary use and rows of datasets, with a picture"),
     "data verify": Verb("data_tools.verify", "hold datasets against their hashes, name what is damaged"),

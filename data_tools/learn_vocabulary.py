@@ -1,0 +1,219 @@
+"""Texts to a vocabulary file's bytes: WordPiece, byte-level BPE, SentencePiece. The same texts give the same bytes.
+
+The libraries that learn are those that tokenise (`tokenizers`, `sentencepiece`); what they leave to chance is decided
+here. Special tokens come first in every vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from pretrain.errors import ConfigError, DataError
+
+# Longer lines are cut: SentencePiece's time grows with them, and it leaves out very long ones.
+_LINE_CHARACTERS = 4000
+# Longer words are cut: a merge takes time for every character of every word. Real ones are shorter.
+_WORD_CHARACTERS = 1000
+_LONG_WORD = re.compile(rf"\S{{{_WORD_CHARACTERS + 1},}}")
+_MIN_FREQUENCY = 2
+_NUM_CODES = 0x110000
+_COUNTED_AT_ONCE = 1 << 20  # characters
+_WORD, _BLANK, _ALONE = 1, 2, 3
+NOTHING_LEARNT = "the text has no word; check the corpus, --json-key and --hash-range"
+
+
+def learn_wordpiece(texts: Sequence[str], vocab_size: int, cased: bool) -> bytes:
+    """The bytes of a vocab.txt of exactly `vocab_size` pieces: special ones, characters in order, then merges.
+
+    Characters take at most half of the vocabulary, or as much of it (up to 7/8) as words of one character, such as
+    ideographs, take of the text. What merges leave free goes to further characters.
+
+    The library numbers characters inside words in the order of a hash table, which differs from run to run and decides
+    between equally frequent merges. So the characters are counted first and given to it as fixed pieces.
+
+    Raises:
+        DataError: the texts hold too few different words.
+    """
+    from tokenizers import trainers
+
+    from pretrain.data.tokenizer import WORDPIECE_SPECIAL, wordpiece_pipeline
+
+    pipeline = wordpiece_pipeline({piece: index for index, piece in enumerate(WORDPIECE_SPECIAL)}, cased)
+    counts = _count_characters(pipeline, texts)
+    room = vocab_size - len(WORDPIECE_SPECIAL)
+    ranked = _rank_characters(counts)
+    fixed = [*WORDPIECE_SPECIAL, *_choose_alphabet(ranked, int(room * counts.share_of_vocabulary))]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=fixed, limit_alphabet=0, show_progress=False, min_frequency=_MIN_FREQUENCY
+    )
+    pipeline.train_from_iterator(_without_long_words(texts), trainer)
+    vocab = pipeline.get_vocab()
+    pieces = sorted(vocab, key=lambda piece: vocab[piece])
+    further = (piece for group in ranked for piece in group if piece not in vocab)
+    pieces += islice(further, vocab_size - len(pieces))
+    _check_size(len(pieces), vocab_size)
+    return "".join(f"{piece}\n" for piece in pieces).encode()
+
+
+def learn_byte_bpe(texts: Sequence[str], vocab_size: int, cased: bool) -> bytes:
+    """The bytes of a tokenizer.json: byte-level BPE over NFC, in lower case unless `cased`, that knows every text.
+
+    Raises:
+        ConfigError: `vocab_size` has no room for the special tokens and the 256 bytes.
+        DataError: the texts hold too few different words.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    from pretrain.data.tokenizer import WORDPIECE_SPECIAL
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    smallest = len(WORDPIECE_SPECIAL) + len(alphabet)
+    if vocab_size < smallest:
+        raise ConfigError(f"--vocab-size {vocab_size}: bpe needs {smallest}, for 256 bytes and the special tokens")
+    if not any(text.strip() for text in texts):
+        raise DataError(NOTHING_LEARNT)
+    pipeline = Tokenizer(models.BPE())
+    steps = [normalizers.NFC()] if cased else [normalizers.NFC(), normalizers.Lowercase()]
+    pipeline.normalizer = normalizers.Sequence(steps)
+    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pipeline.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(WORDPIECE_SPECIAL),
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        min_frequency=_MIN_FREQUENCY,
+        show_progress=False,
+    )
+    pipeline.train_from_iterator(_without_long_words(texts), trainer)
+    _check_size(pipeline.get_vocab_size(), vocab_size)
+    frame = [(token, pipeline.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    pipeline.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=frame
+    )
+    return pipeline.to_str(pretty=True).encode()
+
+
+def learn_sentencepiece(texts: Sequence[str], vocab_size: int, cased: bool, algorithm: str) -> bytes:
+    """The bytes of a SentencePiece model with <pad> <unk> [CLS] [SEP] [MASK] as its first pieces.
+
+    `algorithm` is "unigram" or "bpe".
+
+    Raises:
+        DataError: `vocab_size` does not suit the texts.
+    """
+    from pretrain.data.tokenizer import train_sentencepiece
+
+    return train_sentencepiece(
+        _lines(texts),
+        vocab_size=vocab_size,
+        model_type=algorithm,
+        normalization_rule_name="nmt_nfkc" if cased else "nmt_nfkc_cf",
+    )
+
+
+def _check_size(found: int, wanted: int) -> None:
+    if found < wanted:
+        raise DataError(
+            f"this text gives {found} pieces, not {wanted}; ask for --vocab-size {found} or fewer, or give more text"
+        )
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """How often each code point begins a word, and how often it stands inside one (int64 [0x110000] each).
+
+    `alone`: how many words cannot be longer than one character.
+    """
+
+    first: np.ndarray
+    inside: np.ndarray
+    alone: int
+
+    @property
+    def share_of_vocabulary(self) -> float:
+        """What characters may take of the vocabulary."""
+        total = int(self.first.sum() + self.inside.sum())
+        return min(max(0.5, self.alone / total), 0.875)
+
+
+def _count_characters(pipeline: Any, texts: Sequence[str]) -> _Counts:
+    first, inside = np.zeros(_NUM_CODES, np.int64), np.zeros(_NUM_CODES, np.int64)
+    kinds = np.zeros(_NUM_CODES, np.uint8)
+    for codes in _normal_codes(pipeline, texts):
+        for code in np.unique(codes[kinds[codes] == 0]).tolist():
+            kinds[code] = _kind_of(pipeline, chr(code))
+        is_word = kinds[codes] == _WORD
+        goes_on = is_word & np.concatenate([[False], is_word[:-1]])
+        begins = (kinds[codes] != _BLANK) & ~goes_on
+        first += np.bincount(codes[begins], minlength=_NUM_CODES)
+        inside += np.bincount(codes[goes_on], minlength=_NUM_CODES)
+    if not first.any():
+        raise DataError(NOTHING_LEARNT)
+    return _Counts(first, inside, int(first[kinds == _ALONE].sum()))
+
+
+def _normal_codes(pipeline: Any, texts: Sequence[str]) -> Iterator[np.ndarray]:
+    """Code points of the normalised texts, divided by line ends, many texts at once."""
+    batch: list[str] = []
+    num_characters = 0
+    for number, text in enumerate(texts, start=1):
+        batch.append(pipeline.normalizer.normalize_str(text))
+        num_characters += len(text)
+        if num_characters >= _COUNTED_AT_ONCE or number == len(texts):
+            yield np.frombuffer(("\n".join(batch) + "\n").encode("utf-32-le"), np.uint32)
+            batch, num_characters = [], 0
+
+
+def _kind_of(pipeline: Any, character: str) -> int:
+    """Whether the tokenizer sees a part of a word, a blank between words, or a word of one character."""
+    words = [word for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(f"a{character}a")]
+    return {1: _WORD, 2: _BLANK}.get(len(words), _ALONE)
+
+
+def _rank_characters(counts: _Counts) -> list[list[str]]:
+    """Characters, the most frequent first, each as the pieces it needs: alone or first in a word, and inside one."""
+    total = counts.first + counts.inside
+    codes = np.flatnonzero(total)
+    ranked = codes[np.argsort(-total[codes], kind="stable")].tolist()
+    # The bare form is needed even where the character never begins a word: the library asks for it.
+    return [[chr(code)] + ([f"##{chr(code)}"] if counts.inside[code] else []) for code in ranked]
+
+
+def _choose_alphabet(ranked: Sequence[Sequence[str]], room: int) -> list[str]:
+    """The most frequent characters that fit into `room` pieces, sorted; the others become [UNK]."""
+    chosen: list[str] = []
+    for pieces in ranked:
+        if len(chosen) + len(pieces) > room:
+            break
+        chosen += pieces
+    return sorted(chosen, key=lambda piece: (piece.startswith("##") and len(piece) > 2, piece))
+
+
+def _without_long_words(texts: Sequence[str]) -> Iterator[str]:
+    for text in texts:
+        start = 0
+        for match in _LONG_WORD.finditer(text):
+            for cut in range(match.start() + _WORD_CHARACTERS, match.end(), _WORD_CHARACTERS):
+                yield text[start:cut]
+                start = cut
+        yield text[start:]
+
+
+def _lines(texts: Sequence[str]) -> Iterator[str]:
+    """Lines short enough for SentencePiece, cut at blanks where there are any."""
+    for text in texts:
+        for line in text.split("\n"):
+            start = 0
+            while len(line) - start > _LINE_CHARACTERS:
+                cut = line.rfind(" ", start + 1, start + _LINE_CHARACTERS)
+                end = cut if cut > 0 else start + _LINE_CHARACTERS
+                yield line[start:end]
+                start = end
+            yield line[start:]
