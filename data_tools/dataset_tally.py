@@ -94,7 +94,8 @@ class TokenTally:
         """
         limit = self._vocab_size or _LARGEST_VOCABULARY
         for first in range(0, dataset.num_tokens, _PIECE):
-            piece = dataset.tokens[first : first + _PIECE]
+            # Read, not taken from the mapping: pages that were touched there would count as this process's memory.
+            piece = _read_tokens(dataset, first)
             smallest, largest = int(piece.min()), int(piece.max())
             if smallest < 0 or largest >= limit:
                 wrong = smallest if smallest < 0 else largest
@@ -140,6 +141,14 @@ class TokenTally:
             return None
         slope, _ = np.polyfit(np.log(ranks), np.log(frequencies[ranks - 1]), 1)
         return float(-slope)
+
+
+def _read_tokens(dataset: IndexedDataset, first: int) -> np.ndarray:
+    count = min(_PIECE, dataset.num_tokens - first)
+    piece = np.fromfile(dataset.bin_path, dataset.dtype, count, offset=first * dataset.dtype.itemsize)
+    if len(piece) < count:
+        raise DataError(f"{dataset.bin_path}: ends before token {first + count}; it was changed while it was read")
+    return piece
 
 
 def tally_documents(dataset: IndexedDataset) -> LengthTally:
