@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_tools.preprocess import OnError, TextDocuments
 from pretrain.cli import MultiValueCommand, new_program, run_program
 from pretrain.errors import ConfigError, DataError
 
@@ -61,10 +60,12 @@ def main(
     json_key: Annotated[str, typer.Option(help="where the text stands in a JSON line or table; a.b: b in a")] = "text",
     input_format: Annotated[str | None, typer.Option(help="kind of every input, such as jsonl or txt.gz")] = None,
     text_documents: Annotated[
-        TextDocuments, typer.Option(help="what separates documents of plain text")
-    ] = TextDocuments.blank_line,
+        str, typer.Option(help="what separates documents of plain text", metavar="blank-line|line|file")
+    ] = "blank-line",
     delimiter: Annotated[str | None, typer.Option(help="between fields of csv and tsv files")] = None,
-    on_error: Annotated[OnError, typer.Option(help="at a document that cannot be read")] = OnError.stop,
+    on_error: Annotated[
+        str, typer.Option(help="at a document that cannot be read", metavar="stop|skip|replace")
+    ] = "stop",
     cased: Annotated[bool, typer.Option("--cased", help="tell capitals (wordpiece: and accents) apart")] = False,
     hash_range: Annotated[str, typer.Option(help="learn from documents whose hash lies in LO:HI of 0:1")] = "0:1",
     sample_bytes: Annotated[str, typer.Option(help="text to learn from, chosen by hash, or `all`")] = DEFAULT_SAMPLE,
@@ -86,9 +87,9 @@ def main(
     reading = ReadOptions.parse(
         json_key=json_key,
         input_format=input_format,
-        text_documents=text_documents.value,
+        text_documents=text_documents,
         delimiter=delimiter,
-        on_error=on_error.value,
+        on_error=on_error,
     )
     limit = None if sample_bytes == "all" else parse_size("--sample-bytes", sample_bytes)
     bounds = parse_hash_range(hash_range)
