@@ -111,7 +111,10 @@ class ParallelSection(_Section):
 
     tensor: int = Field(1, ge=1)
     pipeline: int = Field(1, ge=1)
-    sequence: bool = False
+    sequence: bool = Field(False, description="split the tokens over the tensor-parallel ranks too")
+    stage_layers: tuple[int, ...] | None = Field(
+        None, description="encoder layers of each pipeline stage; empty: dealt out by modelled cost"
+    )
     data: int | None = Field(None, ge=1, description="data-parallel ranks; empty: whatever was started")
 
 
@@ -336,7 +339,7 @@ def check_config(config: RunConfig) -> list[str]:
     if not all(0.0 <= beta < 1.0 for beta in optim.betas):
         problems.append(f"optim.betas ({list(optim.betas)}) must lie in [0, 1), for example [0.9, 0.999]")
     problems += _check_tensor_parallel(config)
-    problems += _check_not_there_yet(config.parallel)
+    problems += _check_pipeline(config)
     return problems
 
 
@@ -380,17 +383,33 @@ def _check_tensor_parallel(config: RunConfig) -> list[str]:
     return problems
 
 
-def _check_not_there_yet(parallel: ParallelSection) -> list[str]:
-    """Layouts that this version does not train; saying so beats training something else."""
-    asked = {
-        "parallel.pipeline": parallel.pipeline > 1,
-    }
-    return [
-        f"{key} is not supported yet; this version trains with tensor, sequence and data parallelism and ZeRO 0-3; "
-        f"leave {key} at its default"
-        for key, is_asked in asked.items()
-        if is_asked
-    ]
+def _check_pipeline(config: RunConfig) -> list[str]:
+    """What a pipeline cannot be, with the nearest one that can."""
+    pipeline, stage_layers, num_layers = (
+        config.parallel.pipeline,
+        config.parallel.stage_layers,
+        config.model.num_layers,
+    )
+    problems = []
+    if pipeline > num_layers:
+        problems.append(
+            f"parallel.pipeline ({pipeline}) must not exceed model.num_layers ({num_layers}): every stage needs an "
+            f"encoder layer; try parallel.pipeline={num_layers}"
+        )
+    if pipeline > 1 and config.zero.stage > 1:
+        problems.append(
+            f"zero.stage ({config.zero.stage}) with parallel.pipeline ({pipeline}): DeepSpeed's pipelines go with "
+            "ZeRO-1 at most, since later stages would reduce gradients at every micro-batch; use zero.stage=1, or "
+            "parallel.pipeline=1 with parallel.tensor"
+        )
+    if stage_layers is not None and (
+        len(stage_layers) != pipeline or sum(stage_layers) != num_layers or min(stage_layers) < 1
+    ):
+        problems.append(
+            f"parallel.stage_layers ({list(stage_layers)}) must be {pipeline} numbers (parallel.pipeline) of at least "
+            f"1 with the sum {num_layers} (model.num_layers); leave it empty to have them dealt out by cost"
+        )
+    return problems
 
 
 def _batch_arithmetic(train: TrainSection, dp_size: int) -> str:

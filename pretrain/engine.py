@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from pretrain.config import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.durable import FileRecord, hashing_writer
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.model.pretraining import BertForPretraining, PretrainingLosses
+from pretrain.model.pretraining import PretrainingLosses
 from pretrain.optim import build_optimizer, is_tensor_parallel
 from pretrain.parallel import Mesh
 
@@ -43,6 +44,7 @@ OWNED_DEEPSPEED_KEYS = {
     "bfloat16": "precision",
     "zero_optimization": "zero.stage",
     "checkpoint": "checkpoint.*",
+    "pipeline": "parallel.pipeline",
     "steps_per_print": "train.log_every",
 }
 
@@ -76,8 +78,12 @@ class EvalResult:
 
 
 def zero_stage(config: RunConfig) -> int:
-    """The ZeRO stage that will run: 16-bit training needs stage 1 for its fp32 master weights to be handled well."""
-    if config.precision != "fp32" and config.zero.stage == 0:
+    """The ZeRO stage that will run.
+
+    16-bit training needs stage 1 for its fp32 master weights to be handled well, and a pipeline needs it because
+    DeepSpeed clips by a wrong norm there without ZeRO.
+    """
+    if config.zero.stage == 0 and (config.precision != "fp32" or config.parallel.pipeline > 1):
         return 1
     return config.zero.stage
 
@@ -112,14 +118,16 @@ def build_ds_config(config: RunConfig, dp_size: int) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # LAMB is ours and knows about slices
         "steps_per_print": 10**9,  # the trainer reports
+        # Halves of tensors would be sent between stages, and only tuples with one tensor can be cut that way.
+        "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
         **config.deepspeed,
     }
 
 
-class PlainEngine:
-    """DeepSpeedEngine behind four verbs: tensor and data parallelism with ZeRO 0-3, no pipeline."""
+class Engine(ABC):
+    """DeepSpeed behind four verbs; a subclass says how micro-batches go through the model."""
 
-    def __init__(self, config: RunConfig, model: BertForPretraining, device: torch.device, mesh: Mesh) -> None:
+    def __init__(self, config: RunConfig, model: torch.nn.Module, device: torch.device, mesh: Mesh) -> None:
         import deepspeed
 
         self.config = config
@@ -135,24 +143,26 @@ class PlainEngine:
         # DeepSpeed puts scripts into the folder; ours are run from the package, never from a checkpoint.
         self.engine._copy_recovery_script = lambda save_path: None
 
+    @abstractmethod
+    def _run_step(self, micro_batches: Sequence[Batch]) -> tuple[list[PretrainingLosses], float | None]:
+        """Forward, backward and the optimizer's step; the losses that this rank knows, and the gradient norm."""
+
+    @abstractmethod
+    def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
+        """Forward without dropout; the losses that this rank knows, each with its micro-batch."""
+
     def train_step(
         self, micro_batches: Sequence[Batch], *, learning_rate: float, requests: Sequence[bool] = ()
     ) -> StepResult:
         """Forward and backward over this rank's micro-batches, then one optimizer step at `learning_rate`."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.engine.train()
+        known, grad_norm = self._run_step(micro_batches)
         losses = torch.zeros(3, dtype=torch.float64, device=self.device)
-        grad_norm: float | None = None
-        for batch in micro_batches:
-            step = self._forward(batch)
-            self.engine.backward(step.total)
+        for step in known:
             losses += torch.stack([step.total.detach(), step.mlm, step.contrastive])
-            if self.engine.is_gradient_accumulation_boundary():
-                grad_norm = self._plain_grad_norm()
-            self.engine.step()
-        # Ranks that hold one model together have the same losses, so the mean over all ranks is that over the data.
-        losses /= len(micro_batches) * parallel.world_size()
+        # All tensor ranks of the last stage know the same losses.
+        losses /= len(micro_batches) * self.mesh.dp_size * self.mesh.tp_size
         # One small collective per step carries the losses and every rank's requests.
         votes = torch.tensor([float(wanted) for wanted in requests], dtype=torch.float64, device=self.device)
         loss, mlm_loss, contrastive_loss, *counts = parallel.sum_over_ranks(torch.cat([losses, votes])).tolist()
@@ -170,12 +180,10 @@ class PlainEngine:
 
         A micro-batch without labels and valid tokens counts nothing: ranks with less to do fill up with those.
         """
-        self.engine.eval()
         # Summed over micro-batches: mlm loss x labels, contrastive loss, micro-batches, correct labels, labels.
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         label_counts = torch.zeros(self.engine.module.vocab_size, dtype=torch.int64)
-        for batch in micro_batches:
-            losses = self._forward(batch)
+        for losses, batch in self._run_evaluation(micro_batches):
             counts = batch.valid_BL.any() or (batch.masked_label_M >= 0).any()
             sums += torch.stack(
                 [
@@ -188,7 +196,7 @@ class PlainEngine:
             )
             labels = batch.masked_label_M[batch.masked_label_M >= 0]
             label_counts += torch.bincount(torch.from_numpy(labels), minlength=len(label_counts))
-        # Ranks that hold one model together count the same rows.
+        # All tensor ranks of the last stage count the same rows.
         sums = parallel.sum_over_ranks(sums) / self.mesh.tp_size
         mlm, contrastive, num_batches, correct, num_labels = sums.tolist()
         most_frequent = int(parallel.sum_over_ranks(label_counts.to(self.device)).max()) // self.mesh.tp_size
@@ -219,6 +227,28 @@ class PlainEngine:
         path, _ = self.engine.load_checkpoint(str(folder), tag=STATE_TAG)
         if path is None:
             raise CheckpointError(f"{folder}: holds no DeepSpeed state of this rank ({STATE_TAG}/)")
+
+
+class PlainEngine(Engine):
+    """DeepSpeedEngine: tensor and data parallelism with ZeRO 0-3, the whole depth of the model on every rank."""
+
+    def _run_step(self, micro_batches: Sequence[Batch]) -> tuple[list[PretrainingLosses], float | None]:
+        self.engine.train()
+        known: list[PretrainingLosses] = []
+        grad_norm: float | None = None
+        for batch in micro_batches:
+            step = self._forward(batch)
+            self.engine.backward(step.total)
+            known.append(PretrainingLosses(*(value.detach() for value in step)))
+            if self.engine.is_gradient_accumulation_boundary():
+                grad_norm = self._plain_grad_norm()
+            self.engine.step()
+        return known, grad_norm
+
+    def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
+        self.engine.eval()
+        for batch in micro_batches:
+            yield self._forward(batch), batch
 
     def _forward(self, batch: Batch) -> PretrainingLosses:
         arrays = (batch.input_ids_BL, batch.segment_BL, batch.valid_BL, batch.masked_index_M, batch.masked_label_M)

@@ -155,7 +155,7 @@ class Mesh:
     @property
     def mpu(self) -> Any:
         """What DeepSpeed asks about the grid when there is no pipeline; None where every rank holds the whole model."""
-        return _ModelParallelUnit() if self.tp_size > 1 else None
+        return _ModelParallelUnit() if self.tp_size > 1 and self.pp_size == 1 else None
 
 
 class _ModelParallelUnit:

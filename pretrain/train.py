@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pretrain.config import RunConfig
     from pretrain.data.batches import BatchSource, RowSource
     from pretrain.data.indexed_dataset import IndexedDataset
+    from pretrain.engine import Engine
+    from pretrain.model.pipeline import BertPipeline
     from pretrain.model.pretraining import BertForPretraining
     from pretrain.parallel import Launch, Mesh
     from pretrain.resilience import StopRequest
@@ -216,18 +218,19 @@ def _build_trainer(
 ) -> Trainer:
     from pretrain import parallel
     from pretrain.checkpoint import CheckpointStore
-    from pretrain.engine import PlainEngine
     from pretrain.metrics import MetricsLog
-    from pretrain.model.initialise import full_shape
+    from pretrain.model.build import build_model
     from pretrain.trainer import Trainer
+    from pretrain.weights import load_weights_into
 
-    model = _build_model(config, train_rows, mesh)
-    num_parameters = sum(math.prod(full_shape(parameter, model.layers)) for parameter in model.parameters())
-    log.info("model: %s parameters, vocabulary %s", f"{num_parameters:,}", f"{train_rows.tokenizer.vocab_size:,}")
+    model = build_model(config, train_rows.tokenizer.vocab_size, mesh)
+    if config.run.init_from is not None:
+        load_weights_into(model, config.run.init_from)
+    log.info("model: %s parameters, vocabulary %s", f"{_count(model):,}", f"{train_rows.tokenizer.vocab_size:,}")
     for name, rows in (("train", train_rows), ("validation", validation_rows)):
         if rows is not None:
             log.info("%s: %s", name, _describe_rows(rows))
-    engine = PlainEngine(config, model, device, mesh)
+    engine = _build_engine(config, model, device, mesh)
     _describe_run(config, folder, engine.ds_config, device)
     return Trainer(
         config=config,
@@ -252,23 +255,23 @@ def _describe_rows(rows: RowSource) -> str:
     )
 
 
-def _build_model(config: RunConfig, rows: RowSource, mesh: Mesh) -> BertForPretraining:
-    from pretrain.model.layer_spec import choose_layers
-    from pretrain.model.pretraining import BertForPretraining
-    from pretrain.weights import load_weights_into
+def _count(model: BertForPretraining | BertPipeline) -> int:
+    """Parameters of the model, or of this pipeline stage, over all tensor-parallel ranks."""
+    from pretrain.model.initialise import full_shape
 
-    model = BertForPretraining(
-        config.model,
-        rows.tokenizer.vocab_size,
-        choose_layers(mesh.tp_size, sequence_parallel=config.parallel.sequence),
-        config.objective,
-        seed=config.run.seed,
-        recompute_layers=config.recompute_layers,
-        has_padding=config.data.row_mode == "document",
-    )
-    if config.run.init_from is not None:
-        load_weights_into(model, config.run.init_from)
-    return model
+    return sum(math.prod(full_shape(parameter, model.layers)) for parameter in model.parameters())
+
+
+def _build_engine(
+    config: RunConfig, model: BertForPretraining | BertPipeline, device: torch.device, mesh: Mesh
+) -> Engine:
+    if mesh.pp_size == 1:
+        from pretrain.engine import PlainEngine
+
+        return PlainEngine(config, model, device, mesh)
+    from pretrain.pipeline_engine import PipelinedEngine
+
+    return PipelinedEngine(config, model, device, mesh)
 
 
 def _batches(config: RunConfig, rows: RowSource, seed: int, device_type: str) -> BatchSource:

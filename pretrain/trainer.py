@@ -18,7 +18,7 @@ from pretrain import parallel
 from pretrain.checkpoint import CheckpointManifest, CheckpointStore
 from pretrain.config import RunConfig
 from pretrain.data.batches import Batch, BatchSource, prefetch
-from pretrain.engine import EvalResult, PlainEngine, StepResult
+from pretrain.engine import Engine, EvalResult, StepResult
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.metrics import MetricsLog, Throughput
 from pretrain.optim import learning_rate
@@ -42,7 +42,7 @@ class Trainer:
     def __init__(
         self,
         config: RunConfig,
-        engine: PlainEngine,
+        engine: Engine,
         train_source: BatchSource,
         validation_source: BatchSource | None,
         store: CheckpointStore,

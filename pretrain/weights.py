@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -12,8 +13,11 @@ from pretrain import durable
 from pretrain.checkpoint import CheckpointManifest, find_checkpoint, find_problems
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
-from pretrain.model.bert import Bert
 from pretrain.model.initialise import full_shape, local_part
+
+if TYPE_CHECKING:
+    from pretrain.model.bert import Bert
+    from pretrain.model.pipeline import BertPipeline
 
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -55,7 +59,7 @@ def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> FileRecord:
     return durable.record_of(path, folder)
 
 
-def load_weights_into(model: Bert, path: Path) -> None:
+def load_weights_into(model: Bert | BertPipeline, path: Path) -> None:
     """Set every parameter of `model`, or this rank's part of it, from the checkpoint that `path` means.
 
     Raises:
@@ -65,6 +69,8 @@ def load_weights_into(model: Bert, path: Path) -> None:
     weights = read_weights(checkpoint)
     own = {name: full_shape(parameter, model.layers) for name, parameter in model.named_parameters()}
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if hasattr(model, "stage_id"):  # a pipeline stage has some of the parameters
+        theirs = {name: shape for name, shape in theirs.items() if name in own}
     problems = [
         f"{name}: the model has {own.get(name, 'no such parameter')}, the checkpoint {theirs.get(name, 'none')}"
         for name in sorted(own.keys() | theirs.keys())

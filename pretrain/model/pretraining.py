@@ -5,6 +5,7 @@ Shape letters: B rows, L tokens per row, T = B * L, D hidden, M masked positions
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,60 +31,31 @@ class PretrainingLosses(NamedTuple):
     num_labels: Tensor
 
 
-class BertForPretraining(Bert):
-    """`Bert` with the MLM and the token contrastive loss; the same parameters under the same names.
+@dataclass(frozen=True)
+class LossHead:
+    """Both losses from what the last layer gives; no parameters of its own. `seed` draws the pairs."""
 
-    Args:
-        objective: weight, temperature, pairs and anchors of the contrastive loss.
-        seed: of the initial weights, of the pairs and of dropout.
-    """
+    objective: ObjectiveSection
+    vocab_size: int
+    layers: LayerSpec
+    seed: int
 
-    def __init__(
+    def __call__(
         self,
-        config: ModelSection,
-        vocab_size: int,
-        layers: LayerSpec,
-        objective: ObjectiveSection,
+        logits_MV: Tensor,
+        hidden_TD: Tensor,
+        embedding_TD: Tensor | None,
         *,
-        seed: int,
-        recompute_layers: int = 0,
-        has_padding: bool = True,
-        separate_documents: bool = False,
-    ) -> None:
-        super().__init__(
-            config,
-            vocab_size,
-            layers,
-            seed=seed,
-            recompute_layers=recompute_layers,
-            has_padding=has_padding,
-            separate_documents=separate_documents,
-        )
-        self.objective = objective
-        self.seed = seed
-
-    def forward(
-        self,
-        input_ids_BL: Tensor,
         segment_BL: Tensor,
         valid_BL: Tensor,
         masked_index_M: Tensor,
         masked_label_M: Tensor,
         micro_batch_index: int,
     ) -> PretrainingLosses:
-        """Both losses of a micro-batch as `data.batches.Batch` holds it.
-
-        Args:
-            valid_BL: bool, the tokens that may take part in the contrastive loss.
-            masked_index_M: flat positions row * L + column to predict.
-            masked_label_M: the words there, -100 in unused places.
-            micro_batch_index: number of the micro-batch over all data-parallel ranks; keys pairs and dropout.
-        """
-        hidden_TD, embedding_TD = self.encode(input_ids_BL, segment_BL, key=DropoutKey(self.seed, micro_batch_index))
-        mlm, num_correct, num_labels = masked_lm_loss(
-            self.predict(hidden_TD, masked_index_M), masked_label_M, self.layers.vocabulary_shard(self.vocab_size)
-        )
-        if self.objective.contrastive_weight == 0:
+        """The losses of a micro-batch, see `BertForPretraining.forward`; e may be missing where its weight is 0."""
+        shard = self.layers.vocabulary_shard(self.vocab_size)
+        mlm, num_correct, num_labels = masked_lm_loss(logits_MV, masked_label_M, shard)
+        if self.objective.contrastive_weight == 0 or embedding_TD is None:
             return PretrainingLosses(mlm, mlm.detach(), torch.zeros_like(mlm.detach()), num_correct, num_labels)
         anchor_BL = self._anchors(valid_BL, masked_index_M, masked_label_M)
         contrastive = self._contrast(hidden_TD, embedding_TD, valid_BL, segment_BL, anchor_BL, micro_batch_index)
@@ -129,3 +101,65 @@ class BertForPretraining(Bert):
         if own_T is None:
             return loss
         return self.layers.sum_contrast(loss * (own_BL.sum() / anchor_BL.sum().clamp(min=1)))
+
+
+class BertForPretraining(Bert):
+    """`Bert` with the MLM and the token contrastive loss; the same parameters under the same names.
+
+    Args:
+        objective: weight, temperature, pairs and anchors of the contrastive loss.
+        seed: of the initial weights, of the pairs and of dropout.
+    """
+
+    def __init__(
+        self,
+        config: ModelSection,
+        vocab_size: int,
+        layers: LayerSpec,
+        objective: ObjectiveSection,
+        *,
+        seed: int,
+        recompute_layers: int = 0,
+        has_padding: bool = True,
+        separate_documents: bool = False,
+    ) -> None:
+        super().__init__(
+            config,
+            vocab_size,
+            layers,
+            seed=seed,
+            recompute_layers=recompute_layers,
+            has_padding=has_padding,
+            separate_documents=separate_documents,
+        )
+        self.head = LossHead(objective, vocab_size, layers, seed)
+        self.seed = seed
+
+    def forward(
+        self,
+        input_ids_BL: Tensor,
+        segment_BL: Tensor,
+        valid_BL: Tensor,
+        masked_index_M: Tensor,
+        masked_label_M: Tensor,
+        micro_batch_index: int,
+    ) -> PretrainingLosses:
+        """Both losses of a micro-batch as `data.batches.Batch` holds it.
+
+        Args:
+            valid_BL: bool, the tokens that may take part in the contrastive loss.
+            masked_index_M: flat positions row * L + column to predict.
+            masked_label_M: the words there, -100 in unused places.
+            micro_batch_index: number of the micro-batch over all data-parallel ranks; keys pairs and dropout.
+        """
+        hidden_TD, embedding_TD = self.encode(input_ids_BL, segment_BL, key=DropoutKey(self.seed, micro_batch_index))
+        return self.head(
+            self.predict(hidden_TD, masked_index_M),
+            hidden_TD,
+            embedding_TD,
+            segment_BL=segment_BL,
+            valid_BL=valid_BL,
+            masked_index_M=masked_index_M,
+            masked_label_M=masked_label_M,
+            micro_batch_index=micro_batch_index,
+        )

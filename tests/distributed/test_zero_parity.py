@@ -18,8 +18,7 @@ from pretrain import engine as engine_module
 from pretrain import parallel
 from pretrain.config import RunConfig, load_config
 from pretrain.data.batches import Batch, BatchSource, RowSource
-from pretrain.model.layer_spec import LayerSpec, plain_layers
-from pretrain.model.pretraining import BertForPretraining
+from pretrain.model.build import build_model
 from pretrain.optim import Lamb, learning_rate, parameter_groups
 
 STEPS = 5
@@ -33,7 +32,7 @@ def load(folder: Path, *overrides: str) -> RunConfig:
     return load_config(write_small_run(folder), overrides)
 
 
-def build(config: RunConfig, layers: LayerSpec | None = None) -> tuple[BertForPretraining, BatchSource]:
+def build(config: RunConfig, mesh: parallel.Mesh | None = None) -> tuple[Any, BatchSource]:
     rows = RowSource(config.data.train, config.data.row_mode, config.data.seq_length)
     source = BatchSource(
         rows,
@@ -45,16 +44,7 @@ def build(config: RunConfig, layers: LayerSpec | None = None) -> tuple[BertForPr
         exclude_special=config.objective.exclude_special,
         shuffle=True,
     )
-    model = BertForPretraining(
-        config.model,
-        rows.tokenizer.vocab_size,
-        layers or plain_layers(),
-        config.objective,
-        seed=1,
-        recompute_layers=config.recompute_layers,
-        has_padding=False,
-    )
-    return model, source
+    return build_model(config, rows.tokenizer.vocab_size, mesh or parallel.Mesh(0, 1)), source
 
 
 def tensors(batch: Batch) -> tuple[Any, ...]:

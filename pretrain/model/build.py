@@ -1,0 +1,53 @@
+"""The model of a run, or this rank's part of it: whole, tensor-parallel, or a stage of a pipeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pretrain.config import RunConfig
+from pretrain.model.balance import plan_stages
+from pretrain.model.layer_spec import choose_layers
+from pretrain.model.pretraining import BertForPretraining
+from pretrain.parallel import Mesh
+from pretrain.runlog import get_logger
+
+if TYPE_CHECKING:
+    from pretrain.model.pipeline import BertPipeline
+
+log = get_logger(__name__)
+
+
+def build_model(config: RunConfig, vocab_size: int, mesh: Mesh) -> BertForPretraining | BertPipeline:
+    """The model with its initial weights, a function of `run.seed` in every layout; collective where it is split."""
+    layers = choose_layers(mesh.tp_size, sequence_parallel=config.parallel.sequence)
+    has_padding = config.data.row_mode == "document"
+    if mesh.pp_size == 1:
+        return BertForPretraining(
+            config.model,
+            vocab_size,
+            layers,
+            config.objective,
+            seed=config.run.seed,
+            recompute_layers=config.recompute_layers,
+            has_padding=has_padding,
+        )
+    from pretrain.model.pipeline import BertPipeline
+
+    plan = plan_stages(config, vocab_size, config.grad_accum_steps(mesh.dp_size))
+    slowest = max(plan.costs)
+    shares = ", ".join(
+        f"{number} ({100 * cost / slowest:.0f} %)" for number, cost in zip(plan.layers, plan.costs, strict=True)
+    )
+    log.info("pipeline: encoder layers per stage (of the slowest stage's time): %s", shares)
+    log.info("pipeline: stages wait %.0f %% of a step by this model; more micro-batches wait less", 100 * plan.bubble)
+    return BertPipeline(
+        config.model,
+        vocab_size,
+        layers,
+        config.objective,
+        seed=config.run.seed,
+        stage_layers=plan.layers,
+        grid=(mesh.pp_size, mesh.dp_size, mesh.tp_size),
+        recompute_layers=config.recompute_layers,
+        has_padding=has_padding,
+    )

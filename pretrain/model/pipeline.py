@@ -1,0 +1,230 @@
+"""BERT cut into pipeline stages: the layers of `layers.py` as DeepSpeed's PipelineModule runs them.
+
+Between stages travels (h, e, segment, masked_index): e with its gradient, since computing it again on the last stage
+would drop other units; without the contrastive loss it stays at home. Parameters have the names that `bert.py` gives
+them. The first stage has the embeddings, the last one the head and the losses; the encoder's layers are dealt out so
+that the slowest stage is as fast as possible.
+
+Shape letters: B rows, L tokens per row, T = B * L, D hidden, M masked positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from deepspeed.pipe import LayerSpec as StageLayer
+from deepspeed.pipe import PipelineModule, TiedLayerSpec
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.config import ModelSection, ObjectiveSection
+from pretrain.model.attention import attention_mask
+from pretrain.model.dropout import DropoutKey
+from pretrain.model.initialise import initialise
+from pretrain.model.layer_spec import LayerSpec
+from pretrain.model.layers import EmbeddingLayer, EncoderLayer, MlmTransform, VocabularyBias
+from pretrain.model.pretraining import LossHead, PretrainingLosses
+
+Tensors = tuple[Tensor, ...]
+
+
+class BertPipeline(PipelineModule):
+    """One stage of BERT with both objectives.
+
+    Args:
+        stage_layers: encoder layers per stage.
+        grid: pipeline, data and tensor sizes.
+    """
+
+    def __init__(
+        self,
+        config: ModelSection,
+        vocab_size: int,
+        layers: LayerSpec,
+        objective: ObjectiveSection,
+        *,
+        seed: int,
+        stage_layers: Sequence[int],
+        grid: tuple[int, int, int],
+        recompute_layers: int = 0,
+        has_padding: bool = True,
+        separate_documents: bool = False,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.config = config
+        self._bounds = _layer_bounds(stage_layers)
+        self.losses: list[PretrainingLosses] = []
+        self._micro_batches: Iterator[int] = iter(())
+        self._key = DropoutKey(seed, 0)
+        options = StageOptions(lambda: self._key, recompute_layers, has_padding, separate_documents)
+        head = LossHead(objective, vocab_size, layers, seed)
+        pipe, data, tensor = grid
+        topology = PipeModelDataParallelTopology(num_pp=pipe, num_dp=data, num_mp=tensor)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its seeds
+            super().__init__(
+                _stage_layers(config, vocab_size, layers, options, has_embedding=objective.contrastive_weight > 0),
+                topology=topology,
+                loss_fn=lambda outputs, labels: self._loss(head, outputs, labels),
+            )
+        self.layers = layers
+        initialise(self, layers, initializer_range=config.initializer_range, seed=seed)
+
+    def expect(self, micro_batch_indices: Iterable[int]) -> None:
+        """Say which micro-batches come next; their numbers key dropout and pairs, and forget the losses so far."""
+        self._micro_batches = iter(micro_batch_indices)
+        self.losses = []
+
+    def forward(self, forward_input: Any) -> Any:
+        """This stage's part of the next micro-batch."""
+        # Stages see their micro-batches in order, so the number need not travel, and nobody waits for a GPU to read it.
+        self._key = DropoutKey(self._key.seed, next(self._micro_batches))
+        return super().forward(forward_input)
+
+    def _loss(self, head: LossHead, outputs: Tensors, labels: Tensors) -> Tensor:
+        logits_MV, hidden_TD, *embedding = outputs
+        masked_label_M, valid_BL, segment_BL, masked_index_M = labels
+        losses = head(
+            logits_MV,
+            hidden_TD,
+            embedding[0] if embedding else None,
+            segment_BL=segment_BL,
+            valid_BL=valid_BL.bool(),
+            masked_index_M=masked_index_M,
+            masked_label_M=masked_label_M,
+            micro_batch_index=self._key.micro_batch_index,
+        )
+        self.losses.append(PretrainingLosses(*(value.detach() for value in losses)))
+        return losses.total
+
+    def _partition_layers(self, method: str = "") -> None:
+        self.parts = self._bounds
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+
+class StageOptions:
+    """What every layer of a stage must know beside its own parameters; `key` gives that of the current micro-batch."""
+
+    def __init__(
+        self, key: Callable[[], DropoutKey], recompute_layers: int, has_padding: bool, separate_documents: bool
+    ) -> None:
+        self.key = key
+        self.recompute_layers = recompute_layers
+        self.has_padding = has_padding
+        self.separate_documents = separate_documents
+
+
+class EmbeddingStage(EmbeddingLayer):
+    """Layer 1 in a pipeline."""
+
+    def __init__(self, config: ModelSection, layers: LayerSpec, options: StageOptions, has_embedding: bool) -> None:
+        super().__init__(config, layers)
+        self.options = options
+        self.has_embedding = has_embedding
+
+    def forward(self, inputs: Tensors) -> Tensors:  # type: ignore[override]
+        """(words, segment, masked_index) -> (h, e, segment, masked_index), or without e."""
+        word_TD, segment_BL, masked_index_M = inputs
+        embedding_TD = super().forward(word_TD, torch.zeros_like(segment_BL), self.options.key())
+        # A copy, because what is sent on twice would be one buffer with two gradients.
+        hidden = (embedding_TD, embedding_TD.clone()) if self.has_embedding else (embedding_TD,)
+        return (*hidden, segment_BL, masked_index_M)
+
+
+class EncoderStage(EncoderLayer):
+    """Layers 2 .. N + 1 in a pipeline."""
+
+    def __init__(self, config: ModelSection, layers: LayerSpec, index: int, options: StageOptions) -> None:
+        super().__init__(config, layers, index)
+        self.options = options
+        self.is_recomputed = index - 2 < options.recompute_layers
+
+    def forward(self, inputs: Tensors) -> Tensors:  # type: ignore[override]
+        """(h, e, segment, masked_index) -> the same with the next h."""
+        hidden_TD, *rest = inputs
+        segment_BL = rest[-2]
+        options = self.options
+        mask = attention_mask(
+            segment_BL, has_padding=options.has_padding, separate_documents=options.separate_documents
+        )
+        arguments = (hidden_TD, len(segment_BL), mask, options.key())
+        if self.is_recomputed and torch.is_grad_enabled():
+            # No random state to keep: the layer seeds its own dropout.
+            hidden_TD = checkpoint(super().forward, *arguments, use_reentrant=False, preserve_rng_state=False)
+        else:
+            hidden_TD = super().forward(*arguments)
+        return (hidden_TD, *rest)
+
+
+class TransformStage(MlmTransform):
+    """Layer N + 2 in a pipeline: leaves sequence parallelism, and takes the masked positions."""
+
+    def __init__(self, config: ModelSection, layers: LayerSpec) -> None:
+        super().__init__(config, layers)
+        self.layers = layers
+
+    def forward(self, inputs: Tensors) -> Tensors:  # type: ignore[override]
+        """(h, e, segment, masked_index) -> (transformed, h, e), e only where it came."""
+        *hidden, _, masked_index_M = inputs
+        hidden = [self.layers.gather_tokens(part) for part in hidden]
+        return (super().forward(hidden[0].index_select(0, masked_index_M)), *hidden)
+
+
+class BiasStage(VocabularyBias):
+    """Layer N + 4 in a pipeline."""
+
+    def forward(self, inputs: Tensors) -> Tensors:  # type: ignore[override]
+        """(logits, h, e) -> the same with the bias added."""
+        return (super().forward(inputs[0]), *inputs[1:])
+
+
+def _embed(word: nn.Module, inputs: Tensors) -> Tensors:
+    input_ids_BL, segment_BL, masked_index_M = inputs
+    return word(input_ids_BL.flatten()), segment_BL, masked_index_M
+
+
+def _decode(word: nn.Module, inputs: Tensors) -> Tensors:
+    return (word(inputs[0], decode=True), *inputs[1:])
+
+
+class _Word(TiedLayerSpec):
+    """The tied word matrix; the class that holds it comes from the layer spec."""
+
+    def __init__(self, build: Callable[[], nn.Module], forward: Callable[[nn.Module, Tensors], Tensors]) -> None:
+        super().__init__("word", nn.Module, forward_fn=forward, tied_weight_attr="weight")
+        self._make = build
+
+    def build(self, log: bool = False) -> nn.Module:
+        """The module."""
+        return self._make()
+
+
+def _stage_layers(
+    config: ModelSection, vocab_size: int, layers: LayerSpec, options: StageOptions, *, has_embedding: bool
+) -> list[StageLayer]:
+    def word() -> nn.Module:
+        return layers.word_embedding(vocab_size, config.hidden_size)
+
+    encoder = [StageLayer(EncoderStage, config, layers, 2 + index, options) for index in range(config.num_layers)]
+    return [
+        _Word(word, _embed),
+        StageLayer(EmbeddingStage, config, layers, options, has_embedding),
+        *encoder,
+        StageLayer(TransformStage, config, layers),
+        _Word(word, _decode),
+        StageLayer(BiasStage, vocab_size, layers),
+    ]
+
+
+def _layer_bounds(stage_layers: Sequence[int]) -> list[int]:
+    """First layer of each stage, and the end: two layers before the encoder and three after it."""
+    bounds = [0]
+    for number in stage_layers:
+        bounds.append(bounds[-1] + number)
+    inner = [bound + 2 for bound in bounds[1:-1]]
+    return [0, *inner, bounds[-1] + 5]

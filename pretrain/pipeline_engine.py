@@ -1,0 +1,41 @@
+"""DeepSpeed's PipelineEngine behind the four verbs of `engine.py`: a model cut into stages, with ZeRO-1.
+
+Apart from `engine.py`, because a run without a pipeline should not import it. Losses are known on the last stage only;
+the collective that ends a step tells them to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from pretrain.data.batches import Batch
+from pretrain.engine import Engine
+from pretrain.model.pretraining import PretrainingLosses
+
+
+class PipelinedEngine(Engine):
+    """PipelineEngine around a `model.pipeline.BertPipeline`."""
+
+    def _run_step(self, micro_batches: Sequence[Batch]) -> tuple[list[PretrainingLosses], float | None]:
+        self.engine.module.expect(batch.micro_batch_index for batch in micro_batches)
+        self.engine.train_batch(data_iter=map(_inputs_and_labels, micro_batches))
+        return self.engine.module.losses, None
+
+    def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
+        batches = list(micro_batches)  # DeepSpeed's schedule must know how many there are
+        self.engine.module.expect(batch.micro_batch_index for batch in batches)
+        self.engine.eval_batch(
+            data_iter=map(_inputs_and_labels, batches), bcast_loss=False, num_micro_batches=len(batches)
+        )
+        if self.engine.is_last_stage():
+            yield from zip(self.engine.module.losses, batches, strict=True)
+
+
+def _inputs_and_labels(batch: Batch) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """What the first stage takes and what the last one compares with."""
+    segment_BL, masked_index_M = torch.from_numpy(batch.segment_BL), torch.from_numpy(batch.masked_index_M)
+    inputs = (torch.from_numpy(batch.input_ids_BL), segment_BL, masked_index_M)
+    labels = (torch.from_numpy(batch.masked_label_M), torch.from_numpy(batch.valid_BL), segment_BL, masked_index_M)
+    return inputs, labels
