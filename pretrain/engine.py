@@ -103,7 +103,7 @@ def build_ds_config(config: RunConfig, dp_size: int) -> dict[str, Any]:
         "stage": zero_stage(config),
         "reduce_bucket_size": config.zero.reduce_bucket_size,
         "allgather_bucket_size": config.zero.allgather_bucket_size,
-        "overlap_comm": config.zero.overlap_comm,
+        "overlap_comm": config.zero.overlap_comm and config.parallel.pipeline == 1,  # pipelines cannot
     }
     if zero["stage"] == 3:
         # BERT's layers are small: keep what fits the bucket gathered, and never leave an unsharded small parameter out.

@@ -6,17 +6,35 @@ the collective that ends a step tells them to the others.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 
+from pretrain.config import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.engine import Engine
+from pretrain.model.pipeline import BertPipeline
 from pretrain.model.pretraining import PretrainingLosses
+from pretrain.parallel import Mesh
 
 
 class PipelinedEngine(Engine):
     """PipelineEngine around a `model.pipeline.BertPipeline`."""
+
+    def __init__(self, config: RunConfig, model: BertPipeline, device: torch.device, mesh: Mesh) -> None:
+        # DeepSpeed sends tensors between stages by collectives inside autograd's backward, and torch warns of that.
+        warnings.filterwarnings(
+            "ignore", category=UserWarning, message="c10d::.* an autograd kernel was not registered"
+        )
+        super().__init__(config, model, device, mesh)
+
+    def load_state(self, folder: Path) -> None:
+        """As `Engine.load_state`."""
+        super().load_state(folder)
+        # DeepSpeed saves a tied module in no layer's file; what the optimizer holds of it is all there is.
+        self.engine.optimizer.update_lp_params()
 
     def _run_step(self, micro_batches: Sequence[Batch]) -> tuple[list[PretrainingLosses], float | None]:
         self.engine.module.expect(batch.micro_batch_index for batch in micro_batches)

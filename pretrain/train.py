@@ -269,8 +269,10 @@ def _build_engine(
         from pretrain.engine import PlainEngine
 
         return PlainEngine(config, model, device, mesh)
+    from pretrain.model.pipeline import BertPipeline
     from pretrain.pipeline_engine import PipelinedEngine
 
+    assert isinstance(model, BertPipeline)  # build_model looks at the same mesh
     return PipelinedEngine(config, model, device, mesh)
 
 

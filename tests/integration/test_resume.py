@@ -215,8 +215,10 @@ def test_another_number_of_processes_is_refused_with_words(uninterrupted: Path) 
 
 
 @pytest.mark.slow
-def test_tensor_parallel_ranks_continue_bit_for_bit_and_say_what_cannot_be_exported_yet(tmp_path: Path) -> None:
-    layout = ("parallel.tensor=2", "parallel.sequence=true")
+@pytest.mark.parametrize("layout", [("parallel.tensor=2", "parallel.sequence=true"), ("parallel.pipeline=2",)])
+def test_model_parallel_ranks_continue_bit_for_bit_and_say_what_cannot_be_exported_yet(
+    layout: tuple[str, ...], tmp_path: Path
+) -> None:
     runs = []
     for name, stops in (("once", [8]), ("twice", [4, 8])):
         folder = tmp_path / name
@@ -230,5 +232,5 @@ def test_tensor_parallel_ranks_continue_bit_for_bit_and_say_what_cannot_be_expor
     export = [sys.executable, "-m", "pretrain.export", str(runs[0]), str(tmp_path / "export")]
     result = subprocess.run(export, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "export needs a run with parallel.tensor=1" in result.stderr
+    assert "putting the weights of model-parallel ranks together is not supported yet" in result.stderr
     assert not (tmp_path / "export").exists()

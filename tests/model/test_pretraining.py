@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,16 +86,16 @@ def test_anchors_follow_the_masked_positions() -> None:
     masked_BL[0, 2] = masked_BL[0, 7] = masked_BL[1, 2] = True
     expected = {"all": valid_BL, "masked": masked_BL, "unmasked": valid_BL & ~masked_BL}
     for anchors, anchor_BL in expected.items():
-        assert torch.equal(_model(anchors=anchors)._anchors(valid_BL, index_M, label_M), anchor_BL)
+        assert torch.equal(_model(anchors=anchors).head._anchors(valid_BL, index_M, label_M), anchor_BL)
     # Token 0, where the unused places point, is an anchor again as soon as one place really means it.
     index_M, label_M = torch.tensor([0, 0, 0]), torch.tensor([-100, 9, -100])
-    assert _model(anchors="masked")._anchors(valid_BL, index_M, label_M).nonzero().tolist() == [[0, 0]]
+    assert _model(anchors="masked").head._anchors(valid_BL, index_M, label_M).nonzero().tolist() == [[0, 0]]
 
 
 def test_pairs_change_with_the_micro_batch_and_the_seed_only() -> None:
     *batch, index = _micro_batch()
     model, other = _model(), _model()
-    other.seed = 2
+    other.head = replace(other.head, seed=2)
     same, later = model(*batch, index).contrastive, model(*batch, index + 1).contrastive
     assert model(*batch, index).contrastive == same
     assert later != same
