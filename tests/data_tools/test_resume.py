@@ -23,7 +23,7 @@ from pretrain.data.indexed_dataset import verify
 from pretrain.data.manifest import Dropped
 from pretrain.errors import DataError
 
-# Starts the program with chunks of 2 KiB and a journal that is written after every chunk.
+# Starts the program with chunks of 2 KiB.
 PROGRAM = """
 import dataclasses, sys
 import data_tools.readers.options as options
@@ -54,7 +54,7 @@ def write_corpus(folder: Path, count: int = 400) -> list[str]:
 
 def command(inputs: list[str], folder: Path, name: str, *options: object) -> list[str]:
     words = ["--input", *inputs, "--tokenizer", folder / "vocab.txt", "--output-prefix", folder / name]
-    words += ["--on-error", "skip", "--journal-seconds", 0, *options]
+    words += ["--on-error", "skip", "--journal-seconds", 0.03, *options]
     return [sys.executable, "-c", PROGRAM, *map(str, words)]
 
 
@@ -131,7 +131,7 @@ def test_killed_at_any_moment_and_continued_with_other_workers(tmp_path: Path) -
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_signal_keeps_what_is_done(tmp_path: Path, number: int, code: int, workers: int) -> None:
-    inputs = write_corpus(tmp_path, 3000)
+    inputs = write_corpus(tmp_path, 10000)
     write_vocab(tmp_path)
     words = command(inputs, tmp_path, "out", "--workers", workers)
     program = start(words)
@@ -213,7 +213,7 @@ def test_damage_goes_back_to_what_can_be_believed(unfinished: tuple[Path, list[s
     names = ["journal", "bin.tmp", "lengths.tmp", "documents.tmp", "rejects.jsonl.tmp"]
     kept = {name: (folder / f"out.{name}").read_bytes() for name in names}
     maker = random.Random(3)
-    for number in range(36):
+    for number in range(24):
         for name, data in kept.items():
             (folder / f"out.{name}").write_bytes(data)
         victim = names[number % len(names)]
@@ -391,7 +391,7 @@ def test_journals_keep_every_state(tmp_path: Path) -> None:
     assert again is not None
     assert list(again.states) == states[12::-1]
     data = path.read_bytes()
-    for cut in range(len(data)):
+    for cut in range(0, len(data), 41):
         path.write_bytes(data[:cut])
         short = Journal.load(path)
         count = max(data[:cut].count(b"\n") - 1, 0)
