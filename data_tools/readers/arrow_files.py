@@ -115,7 +115,7 @@ class _Batches:
         try:
             while self._step():
                 yield self.current
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             self._failure = error
 
     def advance(self) -> None:
@@ -130,14 +130,16 @@ class _Batches:
         return size * (self.index + 1) // self._reader.num_record_batches if self.is_file else self._mapped.tell()
 
     def require_end(self) -> None:
-        """Raises what ended the batches before; DamagedError: a stream was cut short between two of them."""
+        """Raises what ended the batches before; DamagedError: a stream does not end where its file does."""
         if self._failure is not None:
             raise self._failure
         if self.is_file:
             return
-        self._mapped.seek(max(self._mapped.size() - len(_END_MARK), 0))
-        if self._mapped.read(len(_END_MARK)) != _END_MARK:
-            raise DamagedError(f"{self._path}: truncated arrow stream (no end mark); fetch it again", None)
+        end, size = self._mapped.tell(), self._mapped.size()
+        self._mapped.seek(max(size - len(_END_MARK), 0))
+        if end != size or self._mapped.read(len(_END_MARK)) != _END_MARK:
+            words = f"it ends at byte {end} of {size}, or without an end mark"
+            raise DamagedError(f"{self._path}: damaged or truncated arrow stream ({words}); fetch it again", None)
 
     def _step(self) -> bool:
         if self.is_file:

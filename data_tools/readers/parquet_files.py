@@ -2,6 +2,8 @@
 
 A row group can only be decoded from its start, so it is cut into few parts, and a worker goes on where it stopped when
 the next part is of the same row group.
+
+The metadata of single columns is not looked at: where a footer is damaged, pyarrow ends the process at it.
 """
 
 from __future__ import annotations
@@ -45,13 +47,19 @@ def cut_parquet(source: Source, options: ReadOptions, faults: Faults) -> Iterato
     """
     with arrow_errors_named(source.path), _open(source.path) as file:
         metadata = file.metadata
-        column = _leaf(source.path, file, options.json_key)
+        find_column(source.path, file.schema_arrow, options.json_key)
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-        total = sum(_bytes_on_disk(group) for group in groups) or 1
+        rows_in_groups = sum(group.num_rows for group in groups)
+        if rows_in_groups != metadata.num_rows:
+            words = f"{metadata.num_rows} rows, of which its row groups hold {rows_in_groups}"
+            raise DamagedError(
+                f"{source.path}: damaged parquet file (its footer tells of {words}); fetch it again", None
+            )
+        total = sum(group.total_byte_size for group in groups) or 1
         before = rows_before = 0
         for index, group in enumerate(groups):
-            size, rows = _bytes_on_disk(group), group.num_rows
-            step = _rows_per_part(rows, group.column(column).total_uncompressed_size, options.chunk_bytes)
+            size, rows = group.total_byte_size, group.num_rows
+            step = _rows_per_part(rows, size, options.chunk_bytes)
             for first in range(0, rows, step):
                 count = min(step, rows - first)
                 start, end = (
@@ -64,7 +72,7 @@ def cut_parquet(source: Source, options: ReadOptions, faults: Faults) -> Iterato
 def check_parquet(path: str, key: str) -> None:
     """Raises as `cut_parquet`, from a look at the footer alone."""
     with arrow_errors_named(path), _open(path) as file:
-        _leaf(path, file, key)
+        find_column(path, file.schema_arrow, key)
 
 
 def parse_parquet(path: str, place: RowRange, options: ReadOptions, faults: Faults) -> tuple[list[str], int]:
@@ -78,7 +86,7 @@ def parse_parquet(path: str, place: RowRange, options: ReadOptions, faults: Faul
                 num_bytes += value_bytes(column)
                 if options.max_ratio and num_bytes > max(_RATIO_FREE_BYTES, options.max_ratio * reader.bytes_on_disk):
                     raise DamagedError(
-                        f"{path}: row group {place.group} unfolds to more than {options.max_ratio} times its size; "
+                        f"{path}: row group {place.group} unfolds to more than {options.max_ratio} times the file; "
                         "raise --max-ratio if it is sound",
                         None,
                     )
@@ -99,9 +107,8 @@ class _GroupReader:
         self._file = file = _open(path)
         self.names = find_column(path, file.schema_arrow, key)
         meta = file.metadata.row_group(group)
-        column = meta.column(_leaf(path, file, key))
-        self.bytes_on_disk = column.total_compressed_size
-        per_row = max(column.total_uncompressed_size // max(meta.num_rows, 1), 1)
+        self.bytes_on_disk = os.stat(path).st_size
+        per_row = max(meta.total_byte_size // max(meta.num_rows, 1), 1)
         rows = min(max(_BATCH_BYTES // per_row, 1), _MAX_BATCH_ROWS)
         self._batches = file.iter_batches(rows, row_groups=[group], columns=[key], use_threads=False)
         self._rest: pa.Array | None = None
@@ -157,22 +164,9 @@ def _forget_reader() -> None:
     _last = None
 
 
-def _rows_per_part(rows: int, text_bytes: int, chunk_bytes: int) -> int:
-    parts = max(-(-text_bytes // _MAX_PART_BYTES), min(_MAX_PARTS, -(-text_bytes // chunk_bytes)), 1)
+def _rows_per_part(rows: int, num_bytes: int, chunk_bytes: int) -> int:
+    parts = max(-(-num_bytes // _MAX_PART_BYTES), min(_MAX_PARTS, -(-num_bytes // chunk_bytes)), 1)
     return min(max(-(-rows // parts), 1), _MAX_ROWS)
-
-
-def _bytes_on_disk(group: Any) -> int:
-    return sum(group.column(index).total_compressed_size for index in range(group.num_columns))
-
-
-def _leaf(path: str, file: Any, key: str) -> int:
-    """The number of the column among those that hold values."""
-    names = find_column(path, file.schema_arrow, key)
-    for index in range(file.metadata.num_columns):
-        if file.metadata.schema.column(index).path in (key, ".".join(names)):
-            return index
-    raise DataError(f"{path}: column {key!r} has no values of its own; choose another with --json-key")
 
 
 def _open(path: str) -> Any:

@@ -144,7 +144,7 @@ def arrow_errors_named(path: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (pa.ArrowException, EOFError, OSError) as error:
+    except (pa.ArrowException, EOFError, OSError, ValueError, LookupError, OverflowError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
         words = " ".join(str(error).split())
