@@ -57,12 +57,17 @@ def main(
     output: Annotated[Path, typer.Option(help="the file: NAME.txt (wordpiece), NAME.json (bpe), NAME.model (others)")],
     vocab_size: Annotated[int, typer.Option(help="number of pieces, special ones included", min=8)],
     kind: Annotated[Kind, typer.Option(help="what to learn")] = Kind.wordpiece,
-    json_key: Annotated[str, typer.Option(help="where the text stands in a JSON line or table; a.b: b in a")] = "text",
+    json_key: Annotated[
+        str,
+        typer.Option("--json-key", "--text-column", help="where the text stands; a.b: key b in a"),
+    ] = "text",
     input_format: Annotated[str | None, typer.Option(help="kind of every input, such as jsonl or txt.gz")] = None,
     text_documents: Annotated[
         str, typer.Option(help="what separates documents of plain text", metavar="blank-line|line|file")
     ] = "blank-line",
     delimiter: Annotated[str | None, typer.Option(help="between fields of csv and tsv files")] = None,
+    quoting: Annotated[str, typer.Option(help="of csv and tsv files", metavar="auto|rfc4180|none")] = "auto",
+    no_header: Annotated[bool, typer.Option("--no-header", help="tables begin with data; --json-key 3")] = False,
     on_error: Annotated[
         str, typer.Option(help="at a document that cannot be read", metavar="stop|skip|replace")
     ] = "stop",
@@ -89,6 +94,8 @@ def main(
         input_format=input_format,
         text_documents=text_documents,
         delimiter=delimiter,
+        quoting=quoting,
+        has_header=not no_header,
         on_error=on_error,
     )
     limit = None if sample_bytes == "all" else parse_size("--sample-bytes", sample_bytes)
