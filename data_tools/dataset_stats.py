@@ -190,7 +190,7 @@ def _rows(dataset: IndexedDataset, seq_length: int) -> dict[str, Any]:
     """Per row mode: how many rows, and which share of their places holds text; none where a mode has no row."""
     from pretrain.config import RowMode
     from pretrain.data.batches import RowSource
-    from pretrain.errors import DataError
+    from pretrain.errors import TacoError
 
     found: dict[str, Any] = {"seq_length": seq_length, "modes": {}}
     if dataset.manifest is None:
@@ -198,7 +198,7 @@ def _rows(dataset: IndexedDataset, seq_length: int) -> dict[str, Any]:
     for mode in get_args(RowMode):
         try:
             rows = RowSource([dataset.prefix], mode, seq_length)
-        except DataError:
+        except TacoError:
             found["modes"][mode] = {"rows": 0, "text_share": 0.0, "left_out": dataset.num_tokens}
             continue
         text = (dataset.num_tokens - rows.num_left_out) / (rows.num_rows * seq_length)

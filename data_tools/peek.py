@@ -162,10 +162,10 @@ def _view(
 ) -> RowView:
     from data_tools.progress import ProgressMeter
     from data_tools.row_view import find_place, view_row
-    from pretrain.data.batches import RowSource
+    from pretrain.data.batches import open_source
     from pretrain.data.tokenizer import load_tokenizer
 
-    rows = RowSource(config.data.train, config.data.row_mode, config.data.seq_length)
+    rows = open_source(config, "train")
     tokenizer = load_tokenizer(f"{config.data.train[0]}.tokenizer")
     if micro_batch is None:
         with ProgressMeter("looking for the row", rows.num_rows) as meter:

@@ -78,13 +78,15 @@ def find_place(
     """In which micro-batch of the run, and at which of its places, `row` comes in `epoch`.
 
     Raises:
-        ConfigError: there is no such row.
+        ConfigError: there is no such row, or the datasets are blended.
     """
     if not 0 <= row < rows.num_rows:
         raise ConfigError(
             f"--row {row}: in row mode {config.data.row_mode} with data.seq_length={rows.seq_length} there are "
             f"{rows.num_rows} rows, 0 to {rows.num_rows - 1}"
         )
+    if config.data.weights is not None:
+        raise ConfigError("--row: with data.weights rows have no fixed place in an epoch; name one by --micro-batch")
     begin = epoch * rows.num_rows
     for first in range(begin, begin + rows.num_rows, _PIECE):
         positions = np.arange(first, min(first + _PIECE, begin + rows.num_rows), dtype=np.int64)
@@ -116,9 +118,9 @@ def view_row(
     wrong = [column for column in anchors or () if not 0 <= column < rows.seq_length]
     if wrong:
         raise ConfigError(f"--anchor {wrong[0]}: a row has columns 0 to {rows.seq_length - 1}")
-    batch = open_batches(config, rows, seed=config.run.seed).micro_batch(micro_batch)
-    position = np.array([micro_batch * size + place], np.int64)
-    epochs, samples = walk(config.run.seed, position, rows.num_rows, shuffle=True)
+    source = open_batches(config, rows, seed=config.run.seed, weights=config.data.weights)
+    batch = source.micro_batch(micro_batch)
+    epochs, samples = source.walk(np.array([micro_batch * size + place], np.int64))
     tokens = _tokens(rows, tokenizer, batch, place)
     pairs = _anchors(config, tokenizer, batch, place, tokens, anchors) if config.is_contrastive else ()
     return RowView(int(samples[0]), int(epochs[0]), micro_batch, place, tokens, pairs)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pretrain.errors import ConfigError
 
-RowMode = Literal["stream", "document"]
+RowMode = Literal["stream", "document", "pack", "sentence"]
 
 
 class _Section(BaseModel):
@@ -33,14 +33,25 @@ class RunSection(_Section):
     init_from: Path | None = Field(None, description="start from the weights of this checkpoint (taco import-hf)")
 
 
+class SplitsSection(_Section):
+    """Shares of the documents of data.train, told apart by a hash of their tokens; together 1."""
+
+    train: float = Field(gt=0.0, le=1.0)
+    validation: float = Field(0.0, ge=0.0, lt=1.0)
+    test: float = Field(0.0, ge=0.0, lt=1.0, description="kept out of training and validation")
+
+
 class DataSection(_Section):
     """Which datasets, and how their documents become rows of seq_length tokens."""
 
     train: tuple[str, ...] = Field(min_length=1, description="dataset prefixes (PREFIX.bin/.idx/.json)")
     validation: tuple[str, ...] = Field((), description="dataset prefixes of the validation split")
-    row_mode: RowMode = Field("stream", description="stream: documents concatenated and cut; document: one per row")
+    weights: tuple[float, ...] | None = Field(None, description="share of each dataset of data.train; empty: every row")
+    splits: SplitsSection | None = Field(None, description="cut data.train into train, validation and test")
+    row_mode: RowMode = Field("stream", description="how documents become rows: see docs/data-index.md")
     seq_length: int = Field(512, ge=8, description="tokens per row, [CLS] and [SEP] included")
     prefetch: int = Field(2, ge=0, description="micro-batches prepared ahead in a thread")
+    index_cache: Path | None = Field(None, description="folder for index tables where PREFIX.index cannot be written")
 
 
 class ModelSection(_Section):
@@ -338,6 +349,7 @@ def check_config(config: RunConfig) -> list[str]:
         )
     if not all(0.0 <= beta < 1.0 for beta in optim.betas):
         problems.append(f"optim.betas ({list(optim.betas)}) must lie in [0, 1), for example [0.9, 0.999]")
+    problems += _check_data(data)
     problems += _check_tensor_parallel(config)
     problems += _check_pipeline(config)
     return problems
@@ -361,6 +373,34 @@ def check_world_size(config: RunConfig, world_size: int) -> list[str]:
     if train.global_batch_size % (train.micro_batch_size * dp_size):
         return [_batch_arithmetic(train, dp_size)]
     return []
+
+
+def _check_data(data: DataSection) -> list[str]:
+    """Weights and splits that do not say what to do."""
+    problems = []
+    if data.weights is not None and len(data.weights) != len(data.train):
+        problems.append(
+            f"data.weights has {len(data.weights)} entries for {len(data.train)} datasets of data.train; give one each"
+        )
+    weights, smallest = data.weights or (), 2.0**-20
+    for weight in weights:
+        if weight <= 0 or weight / sum(weights) < smallest:
+            problems.append(
+                f"data.weights: {weight} must be positive and at least 2^-20 of their sum; leave out what is not wanted"
+            )
+    if data.splits is not None:
+        total = data.splits.train + data.splits.validation + data.splits.test
+        if abs(total - 1) > 1e-9:
+            problems.append(
+                f"data.splits: train ({data.splits.train}) + validation ({data.splits.validation}) + test "
+                f"({data.splits.test}) must be 1, found {total:.12g}; try train={data.splits.train + 1 - total:.12g}"
+            )
+        if data.validation:
+            problems.append(
+                "data.splits makes the validation rows out of data.train, so data.validation must be empty; set "
+                "data.validation=[] or leave data.splits out"
+            )
+    return problems
 
 
 def _check_tensor_parallel(config: RunConfig) -> list[str]:

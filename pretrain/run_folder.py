@@ -32,6 +32,7 @@ _FREE_KEYS = (
     "run.tensorboard",
     "run.init_from",
     "data.prefetch",
+    "data.index_cache",
     "train.log_every",
     "train.eval_every",
     "train.eval_batches",

@@ -143,15 +143,15 @@ def _train(trainer: Trainer, steps: int, checkpoints: Path) -> None:
 
 def _open_rows(config: RunConfig) -> tuple[RowSource, RowSource | None]:
     """Training and validation rows, checked against each other and the configuration."""
-    from pretrain.data.batches import RowSource
+    from pretrain.data.batches import open_source
     from pretrain.errors import DataError
 
     data = config.data
-    train_rows = RowSource(data.train, data.row_mode, data.seq_length)
+    train_rows = open_source(config, "train")
     _check_tokenizer(config, train_rows)
-    if not data.validation:
+    if not (data.splits.validation if data.splits else data.validation):
         return train_rows, None
-    validation_rows = RowSource(data.validation, data.row_mode, data.seq_length)
+    validation_rows = open_source(config, "validation")
     ours, theirs = train_rows.tokenizer, validation_rows.tokenizer
     if ours.sha256 != theirs.sha256:
         raise DataError(
@@ -230,12 +230,15 @@ def _build_trainer(
     for name, rows in (("train", train_rows), ("validation", validation_rows)):
         if rows is not None:
             log.info("%s: %s", name, _describe_rows(rows))
+    train_source = _batches(config, train_rows, config.run.seed, device.type, config.data.weights)
+    for line in _describe_epochs(config, train_source):
+        log.info("%s", line)
     engine = _build_engine(config, model, device, mesh)
     _describe_run(config, folder, engine.ds_config, device)
     return Trainer(
         config=config,
         engine=engine,
-        train_source=_batches(config, train_rows, config.run.seed, device.type),
+        train_source=train_source,
         validation_source=(
             _batches(config, validation_rows, VALIDATION_SEED, device.type) if validation_rows else None
         ),
@@ -251,7 +254,7 @@ def _describe_rows(rows: RowSource) -> str:
     return (
         f"{rows.num_rows:,} rows of {rows.seq_length} tokens out of {rows.num_tokens:,} tokens in "
         f"{sum(dataset.num_documents for dataset in rows.datasets):,} documents"
-        f" ({rows.num_left_out:,} left out after the last complete row)"
+        f" ({rows.num_left_out:,} left out after the last complete row, {rows.fill_rate:.2%} of all places filled)"
     )
 
 
@@ -276,11 +279,29 @@ def _build_engine(
     return PipelinedEngine(config, model, device, mesh)
 
 
-def _batches(config: RunConfig, rows: RowSource, seed: int, device_type: str) -> BatchSource:
+def _describe_epochs(config: RunConfig, source: BatchSource) -> list[str]:
+    """How often the run goes through each dataset."""
+    num_samples, rows = config.train.steps * config.train.global_batch_size, source.rows
+    if source.blend is None:
+        return [f"train.steps={config.train.steps:,} are {num_samples / rows.num_rows:.2f} epochs of the training rows"]
+    lines = []
+    for dataset, index, weight in zip(rows.datasets, rows.indexes, source.blend.weights, strict=True):
+        share = weight / source.blend.PERIOD
+        epochs = num_samples * share / index.num_rows
+        lines.append(
+            f"{dataset.prefix}: {share:.4%} of the samples; train.steps={config.train.steps:,} are {epochs:.2f} epochs "
+            f"of its {index.num_rows:,} rows"
+        )
+    return lines
+
+
+def _batches(
+    config: RunConfig, rows: RowSource, seed: int, device_type: str, weights: tuple[float, ...] | None = None
+) -> BatchSource:
     from pretrain.data.batches import open_batches
     from pretrain.data.pinned import memory_for
 
-    return open_batches(config, rows, seed=seed, allocate=memory_for(device_type))
+    return open_batches(config, rows, seed=seed, weights=weights, allocate=memory_for(device_type))
 
 
 def _tokenizer_folder(config: RunConfig) -> Path:

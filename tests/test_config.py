@@ -143,3 +143,30 @@ def test_one_process_where_the_configuration_says_two() -> None:
     assert "= 2 processes, but 1 was started" in problem
     assert "torchrun --nproc-per-node 2" in problem
     assert "parallel.data=1" in problem
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.weights=[0.5,0.5]"], "data.weights has 2 entries for 1 datasets of data.train"),
+        (["data.weights=[0]"], "data.weights: 0.0 must be positive"),
+        (["data.train=[a,b]", "data.weights=[1,1e-7]"], "at least 2^-20 of their sum"),
+        (["data.splits={train: 0.9, validation: 0.05}"], "must be 1, found 0.95; try train=0.95"),
+        (["data.splits={train: 0.9, validatio: 0.1}"], "did you mean data.splits.validation?"),
+        (["data.splits={train: 0.9, validation: 0.1}", "data.validation=[x]"], "data.validation must be empty"),
+        (["data.splits={validation: 1.5}"], "data.splits.train: is required"),
+        (["data.row_mode=packed"], "data.row_mode: "),
+    ],
+)
+def test_weights_and_splits_that_say_nothing_are_refused(tmp_path: Path, overrides: list[str], words: str) -> None:
+    assert words in refusal(write(tmp_path, MINIMAL), *overrides)
+
+
+def test_weights_and_splits_survive_a_round_trip(tmp_path: Path) -> None:
+    given = ["data.train=[a,b]", "data.weights=[3,1]", "data.splits={train: 0.98, validation: 0.01, test: 0.01}"]
+    config = load_config(write(tmp_path, MINIMAL), given)
+    again = tmp_path / "resolved.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(again) == config
+    assert config.data.splits is not None
+    assert config.data.splits.validation == 0.01

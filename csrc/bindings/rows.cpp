@@ -111,8 +111,8 @@ py::class_<Holder>& bind_index(py::class_<Holder>& bound) {
 
 void add_documents(taco::SentenceTableBuilder& builder, const Array<int32_t>& lengths, const Array<int64_t>& firsts,
                    const Array<bool>& is_kept, int num_threads) {
-  check_vector(lengths, "lengths");
-  check_vector(firsts, "firsts");
+  // At any address, as the arrays of a mapped .idx file lie: the library loads them accordingly.
+  if (lengths.ndim() != 1 || firsts.ndim() != 1) throw std::invalid_argument("lengths, firsts: expected one dimension");
   if (firsts.size() < 1) throw std::invalid_argument("firsts must have at least one entry");
   if (is_kept.size() > 0) check_shape(is_kept, "is_kept", {firsts.size() - 1});
   // data() of bool is bool*, whose bytes are 0 and 1.

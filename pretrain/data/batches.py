@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,9 +22,11 @@ from pretrain.config import RowMode, RunConfig
 from pretrain.data.indexed_dataset import IndexedDataset
 from pretrain.data.manifest import TokenizerInfo
 from pretrain.data.masking import Masker, Masking, predictions_per_row
-from pretrain.data.order import walk
-from pretrain.data.sample_index import RowIds, RowIndex
+from pretrain.data.order import Blend, walk
+from pretrain.data.row_modes import open_rows
+from pretrain.data.sample_index import RowIds, Rows
 from pretrain.data.special_ids import special_ids
+from pretrain.data.splits import Split, split_named
 from pretrain.errors import DataError
 
 # So many bytes, uint8, not initialised, aligned for int64.
@@ -40,7 +43,7 @@ class Batch:
     """One micro-batch, NumPy; `micro_batch_index` is global and keys TACO pairs and dropout."""
 
     input_ids_BL: np.ndarray  # int64, after masking
-    segment_BL: np.ndarray  # int64, 0 in padding, 1 elsewhere
+    segment_BL: np.ndarray  # int64, 0 in padding, else the number of the document in its row: 1, 2, ...
     valid_BL: np.ndarray  # bool, may take part in the contrastive loss
     masked_index_M: np.ndarray  # int64, row * L + column; 0 where unused
     masked_label_M: np.ndarray  # int64, the id before masking; -100 where unused
@@ -52,13 +55,23 @@ class RowSource:
 
     Attributes:
         datasets, indexes: per prefix, in the order given.
+        starts: first row of each dataset, and the end; int64 [datasets + 1].
         tokenizer: of all of them.
         seq_length, capacity: tokens of a row, and those between [CLS] and the last [SEP].
         num_rows, num_tokens, num_left_out: over all; left out are the tokens after the last complete row of a dataset.
+        fill_rate: share of the places of all rows that hold a token.
     """
 
-    def __init__(self, prefixes: Sequence[str | Path], row_mode: RowMode, seq_length: int) -> None:
-        """Opens and indexes every dataset.
+    def __init__(
+        self,
+        prefixes: Sequence[str | Path],
+        row_mode: RowMode,
+        seq_length: int,
+        *,
+        split: Split | None = None,
+        cache_folder: Path | None = None,
+    ) -> None:
+        """Opens and indexes every dataset, or its documents in `split`; `cache_folder` as in `open_rows`.
 
         Raises:
             DataError: a damaged dataset, one without a manifest, with another tokenizer or without a complete row.
@@ -66,14 +79,18 @@ class RowSource:
         self.seq_length, self.capacity = seq_length, seq_length - 2
         self.datasets = [IndexedDataset(prefix) for prefix in prefixes]
         self.tokenizer = _common_tokenizer(self.datasets)
-        self.indexes = [RowIndex(row_mode, dataset.document_offsets, seq_length) for dataset in self.datasets]
+        self.indexes = [
+            open_rows(dataset, row_mode, seq_length, split=split, cache_folder=cache_folder)
+            for dataset in self.datasets
+        ]
         for dataset, index in zip(self.datasets, self.indexes, strict=True):
             if index.num_rows == 0:
-                raise DataError(_explain_no_row(dataset, row_mode, seq_length))
-        self._starts = np.cumsum([0, *(index.num_rows for index in self.indexes)], dtype=np.int64)
-        self.num_rows = int(self._starts[-1])
-        self.num_tokens = sum(dataset.num_tokens for dataset in self.datasets)
+                raise DataError(_explain_no_row(dataset, index, row_mode, split))
+        self.starts = np.cumsum([0, *(index.num_rows for index in self.indexes)], dtype=np.int64)
+        self.num_rows = int(self.starts[-1])
+        self.num_tokens = sum(index.num_tokens for index in self.indexes)
         self.num_left_out = sum(index.num_left_out for index in self.indexes)
+        self.fill_rate = sum(index.num_filled for index in self.indexes) / (self.num_rows * seq_length)
         special = self.tokenizer.special
         self._ids = RowIds(self.tokenizer.vocab_size, special.cls, special.sep, special.pad)
 
@@ -98,11 +115,11 @@ class RowSource:
         if len(self.datasets) == 1:
             self._fill_from(0, rows_B, out_ids, out_segment)
             return
-        owners_B = np.searchsorted(self._starts, rows_B, side="right") - 1
+        owners_B = np.searchsorted(self.starts, rows_B, side="right") - 1
         for owner in np.unique(owners_B):
             places = np.flatnonzero(owners_B == owner)
             ids, segment = (np.empty((len(places), self.seq_length), np.int64) for _ in range(2))
-            self._fill_from(int(owner), rows_B[places] - self._starts[owner], ids, segment)
+            self._fill_from(int(owner), rows_B[places] - self.starts[owner], ids, segment)
             out_ids[places], out_segment[places] = ids, segment
 
     def _fill_from(self, owner: int, rows: np.ndarray, out_ids: np.ndarray, out_segment: np.ndarray) -> None:
@@ -130,12 +147,14 @@ class BatchSource:
         exclude_special: bool,
         shuffle: bool,
         continues_word: np.ndarray | None = None,
+        weights: Sequence[float] | None = None,
         allocate: Allocate = ordinary_memory,
     ) -> None:
         """Prepares to serve micro-batches of `micro_batch_size` rows.
 
         `exclude_special` keeps special tokens out of `valid_BL`; `continues_word` (bool [V]) is needed by whole_word;
-        `allocate` gives the memory of every batch, for example such that a GPU reads by itself.
+        `weights`, one per dataset, blends the datasets (without: every row once per epoch); `allocate` gives the memory
+        of every batch, for example such that a GPU reads by itself.
 
         Raises:
             ConfigError: whole_word masking without word boundaries that fit the datasets' vocabulary.
@@ -144,6 +163,8 @@ class BatchSource:
         self.rows, self.micro_batch_size, self._allocate = rows, micro_batch_size, allocate
         self.num_predictions = predictions_per_row(mask_rate, rows.capacity)
         self._seed, self._shuffle, self._exclude_special = seed, shuffle, exclude_special
+        num_rows = np.diff(rows.starts).tolist()
+        self.blend = None if weights is None else Blend(seed, weights, num_rows, shuffle=shuffle)
         special = rows.tokenizer.special
         self._is_special_V = np.zeros(rows.tokenizer.vocab_size, np.bool_)
         self._is_special_V[special_ids([dataset.prefix for dataset in rows.datasets], rows.tokenizer)] = True
@@ -170,7 +191,7 @@ class BatchSource:
         """
         first = index * self.micro_batch_size
         positions_B = np.arange(first, first + self.micro_batch_size, dtype=np.int64)
-        epochs_B, samples_B = walk(self._seed, positions_B, self.rows.num_rows, shuffle=self._shuffle)
+        epochs_B, samples_B = self.walk(positions_B)
         ids_BL, segment_BL, valid_BL, index_M, label_M = self._new_arrays()
         self.rows.fill_into(samples_B, out_ids=ids_BL, out_segment=segment_BL)
         self._masker.mask_batch(
@@ -184,6 +205,13 @@ class BatchSource:
             out_label_M=label_M,
         )
         return Batch(ids_BL, segment_BL, valid_BL, index_M, label_M, index)
+
+    def walk(self, positions_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Epoch and row at positions of the endless stream (int64, 0 or more); of a blend, the epoch of the dataset."""
+        if self.blend is None:
+            return walk(self._seed, positions_B, self.rows.num_rows, shuffle=self._shuffle)
+        datasets_B, epochs_B, rows_B = self.blend.look_up(positions_B)
+        return epochs_B, self.rows.starts[datasets_B] + rows_B
 
     def _new_arrays(self) -> tuple[np.ndarray, ...]:
         """The five arrays of a batch, in one block: allocated once, given back at once."""
@@ -200,8 +228,29 @@ class BatchSource:
         )
 
 
-def open_batches(config: RunConfig, rows: RowSource, *, seed: int, allocate: Allocate = ordinary_memory) -> BatchSource:
+def open_source(config: RunConfig, name: Literal["train", "validation"]) -> RowSource:
+    """The training or validation rows of a run: of data.train or data.validation, or of a split of data.train.
+
+    Raises:
+        DataError: as `RowSource`.
+    """
+    data = config.data
+    split = split_named(data.splits, name) if data.splits else None
+    prefixes = data.train if name == "train" or split else data.validation
+    return RowSource(prefixes, data.row_mode, data.seq_length, split=split, cache_folder=data.index_cache)
+
+
+def open_batches(
+    config: RunConfig,
+    rows: RowSource,
+    *,
+    seed: int,
+    weights: Sequence[float] | None = None,
+    allocate: Allocate = ordinary_memory,
+) -> BatchSource:
     """The micro-batches of `rows` that a run with this configuration trains on; whoever looks at them sees the same.
+
+    `weights` are data.weights for training rows, none for validation rows.
 
     Raises:
         ConfigError: whole_word masking with a tokenizer whose word boundaries do not fit.
@@ -218,6 +267,7 @@ def open_batches(config: RunConfig, rows: RowSource, *, seed: int, allocate: All
         exclude_special=objective.exclude_special,
         shuffle=True,
         continues_word=_continues_word(config) if objective.masking == "whole_word" else None,
+        weights=weights,
         allocate=allocate,
     )
 
@@ -276,11 +326,12 @@ def _differences(one: TokenizerInfo, other: TokenizerInfo) -> str:
     return ", ".join(f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key])
 
 
-def _explain_no_row(dataset: IndexedDataset, row_mode: RowMode, seq_length: int) -> str:
-    remedies = ["data.row_mode=document"] if row_mode == "stream" and dataset.num_tokens else []
-    if dataset.num_tokens > 1:
+def _explain_no_row(dataset: IndexedDataset, index: Rows, row_mode: RowMode, split: Split | None) -> str:
+    remedies = ["data.row_mode=document"] if row_mode == "stream" and index.num_tokens else []
+    if index.num_tokens > 1:
         remedies.insert(0, "a smaller data.seq_length")
+    where = "" if split is None else f" (data.splits.{split.name}: {split.first:g} to {split.end:g} of them)"
     return (
-        f"{dataset.prefix}: {dataset.num_tokens} tokens in {dataset.num_documents} documents give no complete row of "
-        f"data.seq_length ({seq_length}) in row mode {row_mode}; use {', '.join([*remedies, 'more data'])}"
+        f"{dataset.prefix}: {index.num_tokens} tokens in {dataset.num_documents} documents{where} give no complete row "
+        f"of data.seq_length ({index.seq_length}) in row mode {row_mode}; use {', '.join([*remedies, 'more data'])}"
     )

@@ -6,6 +6,8 @@ stream. The permutation itself is in csrc/include/taco/permutation.hpp.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pretrain.data.sample_index import native
@@ -40,3 +42,26 @@ def walk(seed: int, positions: np.ndarray, num_samples: int, *, shuffle: bool) -
         is_inside = epochs == epoch
         samples[is_inside] = permute(seed, int(epoch), samples[is_inside], num_samples)
     return epochs, samples
+
+
+class Blend:
+    """Several datasets in fixed proportions, by csrc/include/taco/blend.hpp; a function of (seed, position)."""
+
+    PERIOD = 2**20  # positions, in each of which the proportions are exact
+
+    def __init__(self, seed: int, weights: Sequence[float], num_rows: Sequence[int], *, shuffle: bool) -> None:
+        """Blends datasets of `num_rows` rows each by positive `weights` of any sum.
+
+        Raises:
+            ValueError: a weight that is not positive or below 2^-20 of the sum, another number of datasets, or no row.
+        """
+        self.weights = native().whole_weights(np.array(weights, np.float64))
+        self._native = native().Blend(seed, self.weights, np.array(num_rows, np.int64), shuffle)
+
+    def look_up(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Dataset, its epoch and its row at positions of the endless stream; int64 [n] each.
+
+        Raises:
+            IndexError: a position below 0 or beyond 2^52.
+        """
+        return self._native.look_up(positions)

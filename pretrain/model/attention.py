@@ -5,6 +5,7 @@ Shape letters: B rows, L tokens per row, T = B * L tokens, H attention heads hel
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,6 +25,15 @@ def attention_mask(segment_BL: Tensor, *, has_padding: bool, separate_documents:
         return None
     is_token_BL = segment_BL > 0
     return (is_token_BL | ~is_token_BL.any(dim=1, keepdim=True))[:, None, None, :]
+
+
+def document_positions(segment_BL: Tensor) -> Tensor:
+    """Places of tokens in their own document, counted from 0, int64 [B, L]; padding is counted as one more document."""
+    column_L = torch.arange(segment_BL.shape[1], device=segment_BL.device)
+    is_first_BL = torch.ones_like(segment_BL, dtype=torch.bool)
+    is_first_BL[:, 1:] = segment_BL[:, 1:] != segment_BL[:, :-1]
+    first_BL = torch.where(is_first_BL, column_L, 0).cummax(dim=1).values
+    return column_L - first_BL
 
 
 def self_attention(qkv_TX: Tensor, num_rows: int, head_size: int, mask: Tensor | None, dropout: float) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import ModelSection
 from pretrain.errors import ConfigError
-from pretrain.model.attention import attention_mask
+from pretrain.model.attention import attention_mask, document_positions
 from pretrain.model.dropout import DropoutKey
 from pretrain.model.initialise import initialise
 from pretrain.model.layer_spec import LayerSpec
@@ -33,7 +33,7 @@ class Bert(nn.Module):
         seed: of the initial weights, see `initialise`.
         recompute_layers: so many encoder layers, the first ones, keep no activations and run again in backward.
         has_padding: False promises rows without padding, which makes attention faster.
-        separate_documents: a token sees its own document only, where a row holds several.
+        separate_documents: rows may hold several documents: a token sees its own only, and its positions begin at 0.
 
     Raises:
         ConfigError: the hidden size is no multiple of the number of heads, or a size that the layout cannot split.
@@ -94,7 +94,9 @@ class Bert(nn.Module):
         if token_type_BL is None:
             token_type_BL = torch.zeros_like(input_ids_BL)
         mask = attention_mask(segment_BL, has_padding=self.has_padding, separate_documents=self.separate_documents)
-        embedding_TD = self._layer(1)(self.tied_modules["word"](input_ids_BL.flatten()), token_type_BL, key)
+        position_BL = document_positions(segment_BL) if self.separate_documents else None
+        word_TD = self.tied_modules["word"](input_ids_BL.flatten())
+        embedding_TD = self._layer(1)(word_TD, token_type_BL, key, position_BL)
         hidden_TD = embedding_TD
         for number, layer in enumerate(self._encoder_layers()):
             if number < self.recompute_layers and torch.is_grad_enabled():

@@ -20,7 +20,8 @@ log = get_logger(__name__)
 def build_model(config: RunConfig, vocab_size: int, mesh: Mesh) -> BertForPretraining | BertPipeline:
     """The model with its initial weights, a function of `run.seed` in every layout; collective where it is split."""
     layers = choose_layers(mesh.tp_size, sequence_parallel=config.parallel.sequence)
-    has_padding = config.data.row_mode == "document"
+    has_padding = config.data.row_mode != "stream"
+    separate_documents = config.data.row_mode == "pack"
     if mesh.pp_size == 1:
         return BertForPretraining(
             config.model,
@@ -30,6 +31,7 @@ def build_model(config: RunConfig, vocab_size: int, mesh: Mesh) -> BertForPretra
             seed=config.run.seed,
             recompute_layers=config.recompute_layers,
             has_padding=has_padding,
+            separate_documents=separate_documents,
         )
     from pretrain.model.pipeline import BertPipeline
 
@@ -50,4 +52,5 @@ def build_model(config: RunConfig, vocab_size: int, mesh: Mesh) -> BertForPretra
         grid=(mesh.pp_size, mesh.dp_size, mesh.tp_size),
         recompute_layers=config.recompute_layers,
         has_padding=has_padding,
+        separate_documents=separate_documents,
     )

@@ -30,10 +30,17 @@ class EmbeddingLayer(nn.Module):
         self.layers = layers
         self.hidden_dropout = config.hidden_dropout
 
-    def forward(self, word_TD: Tensor, token_type_BL: Tensor, key: DropoutKey | None = None) -> Tensor:
-        """Embeddings e [T, D] of words [T, D]; positions count the columns of a row from 0."""
-        position_LD = self.position(torch.arange(token_type_BL.shape[1], device=word_TD.device))
-        place_TD = (self.token_type(token_type_BL) + position_LD).flatten(0, 1)
+    def forward(
+        self,
+        word_TD: Tensor,
+        token_type_BL: Tensor,
+        key: DropoutKey | None = None,
+        position_BL: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings e [T, D] of words [T, D]; without `position_BL` positions count the columns of a row from 0."""
+        if position_BL is None:
+            position_BL = torch.arange(token_type_BL.shape[1], device=word_TD.device)
+        place_TD = (self.token_type(token_type_BL) + self.position(position_BL)).flatten(0, 1)
         sum_TD = word_TD + self.layers.scatter_tokens(place_TD)
         seed_dropout(key, _hidden_place(1, self.layers), word_TD.device)
         return dropout(self.norm(sum_TD), self.hidden_dropout, self.training)

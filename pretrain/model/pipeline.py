@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import ModelSection, ObjectiveSection
-from pretrain.model.attention import attention_mask
+from pretrain.model.attention import attention_mask, document_positions
 from pretrain.model.dropout import DropoutKey
 from pretrain.model.initialise import initialise
 from pretrain.model.layer_spec import LayerSpec
@@ -130,7 +130,8 @@ class EmbeddingStage(EmbeddingLayer):
     def forward(self, inputs: Tensors) -> Tensors:  # type: ignore[override]
         """(words, segment, masked_index) -> (h, e, segment, masked_index), or without e."""
         word_TD, segment_BL, masked_index_M = inputs
-        embedding_TD = super().forward(word_TD, torch.zeros_like(segment_BL), self.options.key())
+        position_BL = document_positions(segment_BL) if self.options.separate_documents else None
+        embedding_TD = super().forward(word_TD, torch.zeros_like(segment_BL), self.options.key(), position_BL)
         # A copy, because what is sent on twice would be one buffer with two gradients.
         hidden = (embedding_TD, embedding_TD.clone()) if self.has_embedding else (embedding_TD,)
         return (*hidden, segment_BL, masked_index_M)

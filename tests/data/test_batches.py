@@ -274,3 +274,30 @@ def test_no_more_than_depth_batches_are_ahead_and_the_thread_ends() -> None:
     iterator.close()  # type: ignore[attr-defined]
     assert len(source.prepared) <= 2 + 3
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("taco-data")]
+
+
+# -- blending ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_blend_serves_rows_of_the_right_dataset_and_keeps_masks_by_epoch_and_sample(prefixes: list[Path]) -> None:
+    source, plain = make_source(prefixes, weights=[0.25, 0.75]), make_source(prefixes)
+    assert source.blend is not None
+    for index in (0, 7, 10**6):
+        positions = np.arange(index * source.micro_batch_size, (index + 1) * source.micro_batch_size)
+        datasets, epochs, rows = source.blend.look_up(positions)
+        samples = source.rows.starts[datasets] + rows
+        assert (samples < source.rows.starts[datasets + 1]).all()
+        batch = source.micro_batch(index)
+        ids, _ = plain.rows.fill(samples)
+        labels = batch.masked_label_M.reshape(len(samples), -1)
+        columns = batch.masked_index_M.reshape(len(samples), -1) % source.rows.seq_length
+        for row, (label, column) in enumerate(zip(labels, columns, strict=True)):
+            used = label >= 0
+            assert np.array_equal(ids[row, column[used]], label[used])
+        assert epochs.min() >= 0
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0]])
+def test_bad_weights_are_refused(prefixes: list[Path], weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="blend: "):
+        make_source(prefixes, weights=weights)

@@ -108,3 +108,21 @@ def test_the_plain_model_imports_neither_megatron_nor_deepspeed() -> None:
         "sys.exit(bool(tops & {'megatron', 'deepspeed', 'transformers'}))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_packed_row_gives_each_document_what_it_gives_alone() -> None:
+    """Hidden states and embeddings, whatever stands beside the document in its row."""
+    model = Bert(CONFIG, 13, plain_layers(), separate_documents=True, seed=3).eval()
+    lengths = (3, 4, 2)
+    segment_BL = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 3, 3, 0], [1] * 10])
+    ids_BL = torch.randint(0, 13, (2, 10), generator=torch.Generator().manual_seed(0))
+    packed = [tensor.view(2, 10, -1)[0] for tensor in model.encode(ids_BL, segment_BL)]
+    alone = Bert(CONFIG, 13, plain_layers(), seed=3).eval()
+    first = 0
+    for length in lengths:
+        own_BL = ids_BL[:1, first : first + length]
+        for found_LD, expected_LD in zip(packed, alone.encode(own_BL, torch.ones_like(own_BL)), strict=True):
+            torch.testing.assert_close(found_LD[first : first + length], expected_LD, rtol=0, atol=1e-5)
+        first += length
+    whole = alone.encode(ids_BL[1:], segment_BL[1:])[0]
+    torch.testing.assert_close(model.encode(ids_BL, segment_BL)[0].view(2, 10, -1)[1], whole, rtol=0, atol=1e-5)

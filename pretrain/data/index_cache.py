@@ -1,0 +1,178 @@
+"""Index tables on disk, found by what they were made of: built once, mapped ever after, damage noticed.
+
+A table is a file NAME-KEY.index, KEY a hash of everything that decides its content. Little-endian:
+
+    offset 0    8 bytes     magic b"TACOINDX"
+           8    uint64      bytes of the header
+          16    uint64      xxh64 of all that follows
+          24    JSON        header: version, facts (what the table was made of), arrays [name, dtype, shape, offset]
+                arrays      each at a multiple of 64
+
+Processes that want the same table at once take a lock: one builds, the others wait and map. A builder that dies frees
+the lock. Where a file system cannot lock, each builds, and the same file is put in place by each.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from pretrain import durable
+from pretrain.runlog import get_logger
+
+log = get_logger(__name__)
+
+VERSION = 1
+Tables = dict[str, np.ndarray]
+
+_MAGIC = b"TACOINDX"
+_FIXED_BYTES = 24
+_ALIGNMENT = 64
+_HASHED_AT_ONCE = 1 << 24
+_PATIENCE_SECONDS = 1800.0  # then a builder that is stopped or on a dead node is not waited for any longer
+
+
+def cached(name: str, facts: Mapping[str, Any], make: Callable[[], Tables], folders: Sequence[Path]) -> Tables:
+    """The tables that `make` makes out of what `facts` (plain JSON types) name; from the first folder that has them.
+
+    They are stored in the first of `folders` that can be written; if none can, they stay in memory and a warning says
+    so. A damaged file is built again.
+    """
+    known = {"version": VERSION, "name": name, **facts}
+    file_name = f"{name}-{_key(known)}.index"
+    for folder in folders:
+        if (found := read_tables(folder / file_name, known)) is not None:
+            return found
+    made: Tables | None = None
+    for folder in folders:
+        path = folder / file_name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _lock(path):
+                found = read_tables(path, known)
+                if found is None:
+                    made = make() if made is None else made
+                    write_tables(path, known, made)
+                    found = read_tables(path, known)
+                if found is not None:
+                    return found
+        except OSError as error:
+            log.warning("%s: cannot be written (%s)", path, error.strerror or error)
+    log.warning("the %s index is kept in memory; data.index_cache=FOLDER names a place where it can be stored", name)
+    return make() if made is None else made
+
+
+def write_tables(path: Path, facts: Mapping[str, Any], tables: Mapping[str, np.ndarray]) -> None:
+    """Writes the file `path` at once: readers see nothing, the old one or the new one, also after a power loss.
+
+    Raises:
+        OSError: the disk is full or refuses; nothing is left behind.
+    """
+    arrays: list[tuple[str, str, list[int], int]] = []
+    place = 0
+    for name, array in tables.items():
+        place = -(-place // _ALIGNMENT) * _ALIGNMENT
+        arrays.append((name, array.dtype.newbyteorder("<").str, list(array.shape), place))
+        place += array.nbytes
+    header = json.dumps({"facts": facts, "arrays": arrays}).encode()
+    header += b" " * (-(_FIXED_BYTES + len(header)) % _ALIGNMENT)
+    blocks: list[bytes | memoryview] = [header]
+    place = 0
+    for array, (_, _, _, first) in zip(tables.values(), arrays, strict=True):
+        blocks += [bytes(first - place), np.ascontiguousarray(array).reshape(-1).view(np.uint8).data]
+        place = first + array.nbytes
+    digest = xxhash.xxh64()
+    for block in blocks:
+        digest.update(block)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(_MAGIC + struct.pack("<QQ", len(header), digest.intdigest()))
+            for block in blocks:
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    durable.sync_folder(path.parent)
+
+
+def read_tables(path: Path, facts: Mapping[str, Any]) -> Tables | None:
+    """The tables in `path`, mapped, if the file is whole and made of `facts`; None if it is missing, or not so."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < _FIXED_BYTES:
+                raise ValueError("it is too short")
+            mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return _parse(mapped, facts)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        log.warning("%s: is damaged (%s); it is built again", path, error)
+        return None
+
+
+def _parse(mapped: memoryview, facts: Mapping[str, Any]) -> Tables:
+    header_bytes, expected = struct.unpack_from("<QQ", mapped, len(_MAGIC))
+    if mapped[: len(_MAGIC)] != _MAGIC:
+        raise ValueError("it does not begin with its magic")
+    digest = xxhash.xxh64()
+    for first in range(_FIXED_BYTES, len(mapped), _HASHED_AT_ONCE):
+        digest.update(mapped[first : first + _HASHED_AT_ONCE])
+    if digest.intdigest() != expected:
+        raise ValueError(f"expected xxh64 {expected:016x}, found {digest.hexdigest()}")
+    header = json.loads(bytes(mapped[_FIXED_BYTES : _FIXED_BYTES + header_bytes]))
+    if header["facts"] != facts:
+        raise ValueError("it was made of something else")
+    tables = {}
+    for name, dtype, shape, first in header["arrays"]:
+        count, offset = int(np.prod(shape, dtype=np.int64)), _FIXED_BYTES + header_bytes + first
+        array = np.frombuffer(mapped, dtype, count, offset) if count else np.empty(0, dtype)
+        tables[name] = array.reshape(shape)
+    return tables
+
+
+def _key(facts: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode())
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Holds PATH.lock against other processes, as far as the file system can lock."""
+    with path.with_name(f".{path.name}.lock").open("a") as file:
+        _wait_for(file.fileno(), path)
+        yield
+
+
+def _wait_for(descriptor: int, path: Path) -> None:
+    start = last = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            now = time.monotonic()
+            if now - start > _PATIENCE_SECONDS:
+                log.warning("%s: another process has been building it for %.0f s; building it too", path, now - start)
+                return
+            if now - last > 30:
+                last = now
+                log.info("%s: another process is building it; waiting since %.0f s", path, now - start)
+            time.sleep(0.02)
+        except OSError:
+            return  # no locks here: everyone builds the same

@@ -1,0 +1,90 @@
+"""From a dataset to its rows: which index a row mode needs, over which documents, and whether it is there already.
+
+The indexes of stream and document cost less than finding a file; the tables of sentence and pack, and the hashes of
+documents for splits, are kept beside the data in PREFIX.index (see `index_cache`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from pretrain.config import RowMode
+from pretrain.data.index_cache import Tables, cached
+from pretrain.data.indexed_dataset import IndexedDataset
+from pretrain.data.sample_index import PackIndex, RowIndex, Rows, SentenceIndex
+from pretrain.data.splits import Selection, Split, hash_documents, select
+from pretrain.errors import ConfigError
+
+_MOST_THREADS = 32
+_LONGEST: dict[RowMode, int] = {"pack": 2**16, "sentence": 2**24}
+
+
+def open_rows(
+    dataset: IndexedDataset,
+    mode: RowMode,
+    seq_length: int,
+    *,
+    split: Split | None = None,
+    cache_folder: Path | None = None,
+    num_threads: int | None = None,
+) -> Rows:
+    """The rows of `dataset`, or of its documents in `split`.
+
+    Tables are looked for and stored in PREFIX.index, then in `cache_folder`. A dataset without a manifest has nothing
+    to recognise them by, so its tables stay in memory. `num_threads` is by default one per CPU at hand.
+
+    Raises:
+        ConfigError: `seq_length` is beyond what the row mode can do.
+    """
+    if seq_length > _LONGEST.get(mode, seq_length):
+        raise ConfigError(f"data.seq_length ({seq_length}) must be at most {_LONGEST[mode]} with data.row_mode={mode}")
+    threads = num_threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+    store = _Store(dataset, cache_folder)
+    chosen = None if split is None else _select(dataset, split, store, threads)
+    offsets = dataset.document_offsets if chosen is None else chosen.offsets
+    runs = None if chosen is None else chosen.runs
+    facts = {"seq_length": seq_length, "split": None if split is None else [split.first, split.end]}
+    if mode == "sentence":
+        table = store.get(mode, facts, lambda: _sentence_table(dataset, seq_length, chosen, threads))
+        return SentenceIndex(table, seq_length, runs)
+    if mode == "pack":
+        table = store.get(mode, facts, lambda: PackIndex.build(offsets, seq_length, num_threads=threads))
+        return PackIndex(table, seq_length, runs)
+    return RowIndex(mode, offsets, seq_length, runs)
+
+
+class _Store:
+    """Where the tables of one dataset are kept."""
+
+    def __init__(self, dataset: IndexedDataset, cache_folder: Path | None) -> None:
+        manifest = dataset.manifest
+        self._folders = [Path(f"{dataset.prefix}.index"), *([cache_folder] if cache_folder else [])]
+        self._content = None
+        if manifest is not None:
+            hashes = "".join((manifest.idx_xxh64, *manifest.bin_xxh64, str(manifest.chunk_bytes), manifest.dtype))
+            self._content = xxhash.xxh3_128_hexdigest(hashes.encode())
+
+    def get(self, name: str, facts: Mapping[str, object], make: Callable[[], Tables]) -> Tables:
+        if self._content is None:
+            return make()
+        return cached(name, {**facts, "content": self._content}, make, self._folders)
+
+
+def _select(dataset: IndexedDataset, split: Split, store: _Store, threads: int) -> Selection:
+    def make() -> Tables:
+        return {"hashes": hash_documents(dataset.tokens, dataset.document_offsets, threads)}
+
+    hashes = store.get("hashes", {}, make)["hashes"]
+    return select(dataset.document_offsets, split.contains(hashes))
+
+
+def _sentence_table(dataset: IndexedDataset, seq_length: int, chosen: Selection | None, threads: int) -> Tables:
+    kept: np.ndarray | None = None if chosen is None else chosen.is_kept
+    return SentenceIndex.build(
+        dataset.sequence_lengths, dataset.document_indices, seq_length, is_kept=kept, num_threads=threads
+    )
