@@ -34,6 +34,7 @@ VERBS = {
     "data merge": Verb("data_tools.merge", "parts of a corpus, or several datasets, to one dataset"),
     "data train-tokenizer": Verb("data_tools.train_tokenizer", "a WordPiece, BPE or SentencePiece vocabulary"),
     "data inspect": Verb("data_tools.peek", "documents and training rows of a dataset, as training sees them"),
+    "data index": Verb("data_tools.build_index", "build the index of datasets ahead of training; fill rates"),
     "data stats": Verb("data_tools.dataset_stats", "lengths, vocabulary use and rows of datasets, with a picture"),
     "data verify": Verb("data_tools.verify", "hold datasets against their hashes, name what is damaged"),
     "train": Verb("pretrain.train", "pretrain BERT with the TACO objective (one rank; start with torchrun or alone)"),

@@ -375,6 +375,17 @@ def check_world_size(config: RunConfig, world_size: int) -> list[str]:
     return []
 
 
+def check_splits(splits: SplitsSection) -> list[str]:
+    """Shares that do not add up to 1."""
+    total = splits.train + splits.validation + splits.test
+    if abs(total - 1) <= 1e-9:
+        return []
+    return [
+        f"data.splits: train ({splits.train}) + validation ({splits.validation}) + test ({splits.test}) must be 1, "
+        f"found {total:.12g}; try train={splits.train + 1 - total:.12g}"
+    ]
+
+
 def _check_data(data: DataSection) -> list[str]:
     """Weights and splits that do not say what to do."""
     problems = []
@@ -389,12 +400,7 @@ def _check_data(data: DataSection) -> list[str]:
                 f"data.weights: {weight} must be positive and at least 2^-20 of their sum; leave out what is not wanted"
             )
     if data.splits is not None:
-        total = data.splits.train + data.splits.validation + data.splits.test
-        if abs(total - 1) > 1e-9:
-            problems.append(
-                f"data.splits: train ({data.splits.train}) + validation ({data.splits.validation}) + test "
-                f"({data.splits.test}) must be 1, found {total:.12g}; try train={data.splits.train + 1 - total:.12g}"
-            )
+        problems += check_splits(data.splits)
         if data.validation:
             problems.append(
                 "data.splits makes the validation rows out of data.train, so data.validation must be empty; set "

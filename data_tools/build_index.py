@@ -1,0 +1,126 @@
+"""Builds the index tables of datasets ahead of training, and says what a row mode makes of them.
+
+    taco data index data/train --row-mode pack --seq-length 512
+
+Training builds what is missing by itself, before any process group exists; a large dataset is indexed here once, so
+that no job waits for it. See docs/data-index.md.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pretrain.cli import new_program, run_program
+
+if TYPE_CHECKING:
+    from pretrain.config import RowMode
+    from pretrain.data.splits import Split
+
+app = new_program()
+
+
+@app.command(epilog="Example: taco data index data/books data/web --row-mode pack --seq-length 512")
+def main(
+    prefixes: Annotated[list[str], typer.Argument(help="dataset prefixes")],
+    row_mode: Annotated[str, typer.Option(help="stream, document, pack or sentence")] = "pack",
+    seq_length: Annotated[int, typer.Option(min=8, help="tokens per row, [CLS] and [SEP] included")] = 512,
+    splits: Annotated[str, typer.Option(help="as data.splits: train=0.98,validation=0.01,test=0.01")] = "",
+    index_cache: Annotated[Path | None, typer.Option(help="folder where PREFIX.index cannot be written")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="default: one per CPU")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="report as JSON on standard output")] = False,
+) -> None:
+    """Build or open the index of datasets; print rows, fill rate, bytes per row and seconds."""
+    mode = _row_mode(row_mode)
+    chosen = _splits(splits)
+    reports = [
+        index_dataset(prefix, mode, seq_length, split, index_cache, threads) for prefix in prefixes for split in chosen
+    ]
+    print(json.dumps(reports) if as_json else "\n".join(_describe(report) for report in reports))
+
+
+def index_dataset(
+    prefix: str,
+    mode: RowMode,
+    seq_length: int,
+    split: Split | None = None,
+    index_cache: Path | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Prefix, split, row mode, rows, tokens, fill rate, bytes per row and seconds of one index.
+
+    Raises:
+        ConfigError: a row length beyond what the row mode can do.
+        DataError: a damaged dataset.
+    """
+    from pretrain.data.indexed_dataset import IndexedDataset
+    from pretrain.data.row_modes import open_rows
+
+    dataset = IndexedDataset(prefix)
+    start = time.monotonic()
+    rows = open_rows(dataset, mode, seq_length, split=split, cache_folder=index_cache, num_threads=threads)
+    return {
+        "prefix": prefix,
+        "split": None if split is None else split.name,
+        "row_mode": mode,
+        "seq_length": seq_length,
+        "documents": dataset.num_documents,
+        "tokens": rows.num_tokens,
+        "rows": rows.num_rows,
+        "left_out": rows.num_left_out,
+        "fill_rate": rows.num_filled / max(rows.num_rows * seq_length, 1),
+        "bytes_per_row": rows.memory_bytes / max(rows.num_rows, 1),
+        "seconds": time.monotonic() - start,
+    }
+
+
+def _row_mode(name: str) -> RowMode:
+    from typing import get_args
+
+    from pretrain.config import RowMode
+    from pretrain.errors import ConfigError
+
+    for mode in get_args(RowMode):
+        if mode == name:
+            found: RowMode = mode
+            return found
+    raise ConfigError(f"--row-mode {name}: expected one of {', '.join(get_args(RowMode))}")
+
+
+def _splits(text: str) -> list[Split | None]:
+    """The splits that `name=share,...` names; [None], the whole dataset, for an empty text."""
+    from pydantic import ValidationError
+
+    from pretrain.config import SplitsSection, check_splits
+    from pretrain.data.splits import split_named
+    from pretrain.errors import ConfigError
+
+    if not text:
+        return [None]
+    try:
+        section = SplitsSection.model_validate(dict(part.split("=", 1) for part in text.split(",")))
+    except (ValueError, ValidationError) as error:
+        raise ConfigError(
+            f"--splits {text}: expected shares such as train=0.98,validation=0.01,test=0.01 ({error})"
+        ) from None
+    problems = check_splits(section)
+    if problems:
+        raise ConfigError(f"--splits: {problems[0]}")
+    return [split_named(section, name) for name in ("train", "validation", "test") if getattr(section, name)]
+
+
+def _describe(report: dict[str, Any]) -> str:
+    split = f" ({report['split']})" if report["split"] else ""
+    return (
+        f"{report['prefix']}{split}: {report['rows']:,} rows of {report['seq_length']} in mode {report['row_mode']} "
+        f"out of {report['tokens']:,} tokens; {report['fill_rate']:.2%} of all places filled, {report['left_out']:,} "
+        f"tokens left out; {report['bytes_per_row']:.2f} bytes per row; {report['seconds']:.2f} s"
+    )
+
+
+if __name__ == "__main__":
+    run_program(app)
