@@ -40,6 +40,7 @@ Tables = dict[str, np.ndarray]
 _MAGIC = b"TACOINDX"
 _FIXED_BYTES = 24
 _ALIGNMENT = 64
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, struct.error)
 _HASHED_AT_ONCE = 1 << 24
 _PATIENCE_SECONDS = 1800.0  # then a builder that is stopped or on a dead node is not waited for any longer
 
@@ -115,19 +116,31 @@ def write_tables(path: Path, facts: Mapping[str, Any], tables: Mapping[str, np.n
 def read_tables(path: Path, facts: Mapping[str, Any]) -> Tables | None:
     """The tables in `path`, mapped, if the file is whole and made of `facts`; None if it is missing, or not so."""
     try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size < _FIXED_BYTES:
-                raise ValueError("it is too short")
-            mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return _parse(mapped, facts)
+        return _parse(_map(path), facts)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except _DAMAGE as error:
         log.warning("%s: is damaged (%s); it is built again", path, error)
         return None
 
 
-def _parse(mapped: memoryview, facts: Mapping[str, Any]) -> Tables:
+def find_damage(path: Path) -> str | None:
+    """What is wrong with the file `path`, whatever it was made of; None for a sound one."""
+    try:
+        _parse(_map(path), None)
+    except _DAMAGE as error:
+        return str(error)
+    return None
+
+
+def _map(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size < _FIXED_BYTES:
+            raise ValueError("it is too short")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _parse(mapped: memoryview, facts: Mapping[str, Any] | None) -> Tables:
     header_bytes, expected = struct.unpack_from("<QQ", mapped, len(_MAGIC))
     if mapped[: len(_MAGIC)] != _MAGIC:
         raise ValueError("it does not begin with its magic")
@@ -137,13 +150,17 @@ def _parse(mapped: memoryview, facts: Mapping[str, Any]) -> Tables:
     if digest.intdigest() != expected:
         raise ValueError(f"expected xxh64 {expected:016x}, found {digest.hexdigest()}")
     header = json.loads(bytes(mapped[_FIXED_BYTES : _FIXED_BYTES + header_bytes]))
-    if header["facts"] != facts:
+    if facts is not None and header["facts"] != facts:
         raise ValueError("it was made of something else")
-    tables = {}
+    tables, end = {}, _FIXED_BYTES + header_bytes
     for name, dtype, shape, first in header["arrays"]:
         count, offset = int(np.prod(shape, dtype=np.int64)), _FIXED_BYTES + header_bytes + first
         array = np.frombuffer(mapped, dtype, count, offset) if count else np.empty(0, dtype)
         tables[name] = array.reshape(shape)
+        end = offset + array.nbytes
+    # The size of the header is not under the hash: a wrong one would move every array.
+    if end != len(mapped):
+        raise ValueError(f"expected {end} bytes, found {len(mapped)}")
     return tables
 
 

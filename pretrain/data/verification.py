@@ -1,4 +1,4 @@
-"""Holds a dataset against its manifest: every byte of PREFIX.bin, .idx, .json and the tokenizer's folder.
+"""Holds a dataset against its manifest: every byte of PREFIX.bin, .idx, .json, the tokenizer's folder, index tables.
 
 Whatever differs is named with its place. Chunks of PREFIX.bin are hashed by several threads, a few MiB in memory each.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from pretrain.data import index_cache
 from pretrain.data.dataset_format import dataset_path
 from pretrain.data.index_damage import locate
 from pretrain.data.indexed_dataset import IndexedDataset
@@ -111,7 +112,7 @@ def check(
         return result
     result.problems = _check_index(prefix, manifest, on_progress)
     result.problems += _check_tokens(prefix, manifest, threads, result if deep else None, on_progress)
-    result.problems += _check_tokenizer(prefix, manifest)
+    result.problems += _check_tokenizer(prefix, manifest) + _check_tables(prefix)
     if not result.problems:
         _describe(prefix, result, deep)
     return result
@@ -205,6 +206,15 @@ def _check_tokenizer(prefix: str | Path, manifest: Manifest) -> list[Problem]:
             f"expected the tokenizer with sha256 {manifest.tokenizer.sha256}, found {found}; restore it from a copy",
         )
     ]
+
+
+def _check_tables(prefix: str | Path) -> list[Problem]:
+    """Whether the index tables in PREFIX.index, each with a hash of its own, are as they were."""
+    problems = []
+    for path in sorted(dataset_path(prefix, ".index").glob("*.index")):
+        if (complaint := index_cache.find_damage(path)) is not None:
+            problems.append(Problem(str(path), f"is damaged: {complaint}; remove it, and it is built again"))
+    return problems
 
 
 def _read_chunks(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from dataset_builders import write_dataset, write_lengths
 
-from pretrain.data import index_damage, verification
+from pretrain.data import index_cache, index_damage, verification
 from pretrain.data.manifest import Manifest
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.data.verification import check
@@ -198,3 +198,23 @@ def test_two_hundred_random_bits_over_all_files_of_a_dataset(tmp_path: Path, mon
         if path.suffix in (".bin", ".idx") and path.parent == tmp_path:
             first, end = problems[0].bytes or (0, 0)
             assert first <= bit // 8 < end <= first + (1 << 12), problems
+
+
+def test_every_flipped_bit_of_an_index_table_is_found(tmp_path: Path) -> None:
+    write_lengths(tmp_path / "a", [3, 9, 4])
+    facts = {"version": 1, "name": "pack"}
+    tables = {"starts": np.arange(5), "none": np.empty(0, np.int32), "blanks": np.full(200, 0x20, np.uint8)}
+    folder = tmp_path / "a.index"
+    folder.mkdir()
+    path = folder / "pack-1.index"
+    index_cache.write_tables(path, facts, tables)
+    assert check(tmp_path / "a").problems == []
+    for bit in range(8 * path.stat().st_size):
+        with flipped(path, bit):
+            assert index_cache.find_damage(path) is not None, bit
+            assert index_cache.read_tables(path, facts) is None
+    assert index_cache.find_damage(path) is None
+    with flipped(path, 70 * 8):
+        (problem,) = check(tmp_path / "a").problems
+    assert problem.file == str(path)
+    assert "is damaged: expected xxh64" in problem.message
