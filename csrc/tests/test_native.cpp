@@ -8,11 +8,15 @@
 #include <stdexcept>
 #include <vector>
 
+#include "taco/blend.hpp"
+#include "taco/document_hashes.hpp"
 #include "taco/masking.hpp"
+#include "taco/pack_index.hpp"
 #include "taco/permutation.hpp"
 #include "taco/philox.hpp"
 #include "taco/rows.hpp"
 #include "taco/sample_index.hpp"
+#include "taco/sentence_index.hpp"
 
 namespace {
 
@@ -158,9 +162,58 @@ void test_masking_errors() {
   CHECK(throws<std::invalid_argument>([&] { taco::Masker{policy}; }));
 }
 
+void test_sentence_rows() {
+  const std::vector<int32_t> lengths{3, 4, 20, 2, 0, 5, 5};
+  const std::vector<int64_t> firsts{0, 4, 4, 7};
+  for (const int threads : {1, 3}) {
+    taco::SentenceTableBuilder builder(10);
+    builder.add(lengths.data(), 7, firsts.data(), 3, nullptr, threads);
+    std::vector<int64_t> bases(static_cast<size_t>(builder.num_blocks()));
+    std::vector<uint32_t> starts(static_cast<size_t>(builder.num_rows()));
+    const int64_t num_tokens = builder.num_tokens();
+    builder.finish(bases.data(), starts.data());
+    // 3 + 4 | 20 = 8 + 8 + 4 | 2 || 0 + 5 | 5
+    CHECK((starts == std::vector<uint32_t>{0, 7, 15, 23, 27, 29, 34}));
+    CHECK(num_tokens == 39);
+    const taco::SentenceIndex index(bases.data(), 1, starts.data(), 7, num_tokens, 10);
+    CHECK(index.first_token(7) == 39);
+    CHECK(throws<std::out_of_range>([&] { index.check(7); }));
+  }
+  const std::vector<int32_t> negative{3, -1};
+  const std::vector<int64_t> one{0, 2};
+  taco::SentenceTableBuilder builder(10);
+  CHECK(throws<std::invalid_argument>([&] { builder.add(negative.data(), 2, one.data(), 1, nullptr, 1); }));
+  CHECK(builder.num_rows() == 0);
+}
+
+void test_packed_rows() {
+  const std::vector<int64_t> offsets{0, 3, 3, 23, 25};  // pieces 3 | 8 8 4 | 2 in rows of 10
+  for (const int threads : {1, 3}) {
+    const taco::PackTable table(offsets.data(), 4, 10, threads);
+    CHECK((table.piece_lengths == std::vector<uint16_t>{8, 8, 4, 2, 3}));
+    CHECK((table.row_pieces == std::vector<uint32_t>{0, 1, 2, 4}));
+    CHECK(table.windows.back().row == 4 && table.windows.back().token == 25);
+  }
+}
+
+void test_blend_and_hashes() {
+  const std::vector<int64_t> weights = taco::whole_weights({1.0, 3.0});
+  const taco::Blend blend(5, weights, {7, 1000}, true);
+  std::vector<int64_t> positions(static_cast<size_t>(taco::Blend::kPeriod)), datasets(positions), epochs(positions),
+      rows(positions);
+  std::iota(positions.begin(), positions.end(), int64_t{0});
+  blend.look_up(positions.data(), taco::Blend::kPeriod, datasets.data(), epochs.data(), rows.data());
+  CHECK(std::count(datasets.begin(), datasets.end(), 0) == weights[0]);
+  CHECK(throws<std::invalid_argument>([] { taco::whole_weights({0.0}); }));
+  CHECK(taco::xxh64("", 0) == 0xEF46DB3751D8E999);  // the known answer of its specification
+}
+
 }  // namespace
 
 int main() {
+  test_sentence_rows();
+  test_packed_rows();
+  test_blend_and_hashes();
   test_philox();
   test_permutation();
   test_rows();

@@ -141,6 +141,23 @@ def test_sentence_places_beyond_32_bits_are_right() -> None:
     assert index.first_tokens(rows).tolist() == expected
 
 
+@pytest.mark.slow
+def test_a_hundred_million_sentence_rows_take_four_bytes_each() -> None:
+    """Built in ten parts; every row is one full sentence, so all starts are known."""
+    builder = native().SentenceTableBuilder(512)
+    lengths, firsts = np.full(10**7, 510, np.int32), np.arange(0, 10**7 + 1, 100, dtype=np.int64)
+    for _ in range(10):
+        builder.add(lengths, firsts, np.empty(0, np.bool_), 2)
+    num_tokens = np.array([builder.num_tokens])
+    bases, starts = builder.finish()
+    index = SentenceIndex({"bases": bases, "starts": starts, "num_tokens": num_tokens}, 512)
+    assert index.num_rows == 10**8
+    assert index.memory_bytes < 4.04 * 10**8
+    rows = np.random.default_rng(0).integers(0, 10**8, 10**6)
+    assert np.array_equal(index.first_tokens(rows), rows * 510)
+    assert (rows * 510).max() > 2**35
+
+
 @pytest.mark.parametrize(
     ("lengths", "firsts", "named"),
     [
