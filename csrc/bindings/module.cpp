@@ -7,6 +7,7 @@
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "The C++ code of pretrain.data; see csrc/include/taco for the contracts.";
+  module.attr("sources") = TACO_SOURCES;  // see pretrain/data/native_build.py
   taco::python::bind_order(module);
   taco::python::bind_rows(module);
   taco::python::bind_masks(module);

@@ -165,6 +165,17 @@ def test_a_missing_extension_names_interpreter_and_remedy(monkeypatch: pytest.Mo
     assert "python -m pip install -e . --no-build-isolation" in str(error.value)
 
 
+def test_an_extension_of_other_sources_is_named_and_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = module.native()
+    module.native.cache_clear()
+    monkeypatch.setattr(built, "sources", "0badc0de")
+    try:
+        with pytest.raises(MissingExtensionError, match=r"built from other sources \(0badc0de\) than those in .*csrc"):
+            RowIndex("stream", np.array([0, 20]), 6)
+    finally:
+        module.native.cache_clear()
+
+
 def test_the_library_passes_its_own_tests(tmp_path: Path) -> None:
     compiler = shutil.which("g++")
     if compiler is None:

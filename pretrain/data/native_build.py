@@ -1,0 +1,19 @@
+"""Which sources the C++ extension was built from: compiled into it by setup.py, held against csrc/ when it is loaded.
+
+So an extension that is older than the sources beside it, as after an update without a build, is named and not called.
+Only the standard library is used here, because setup.py imports it before anything is installed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+
+def sources_digest(csrc: Path) -> str:
+    """Eight hexadecimal digits over names and contents of the extension's sources; empty where there are none."""
+    paths = sorted(p for p in csrc.rglob("*.[ch]pp") if "tests" not in p.relative_to(csrc).parts)
+    digest = 0
+    for path in paths:
+        digest = zlib.crc32(path.relative_to(csrc).as_posix().encode() + b"\0" + path.read_bytes(), digest)
+    return f"{digest:08x}" if paths else ""
