@@ -31,7 +31,7 @@ def content(prefix: Path) -> list[bytes]:
 
 
 @IN_TMP
-@given(batches=batches, chunk=st.sampled_from([2, 6, 7, 1 << 20]))
+@given(batches=batches, chunk=st.sampled_from([8, 16, 24, 1 << 20]))
 def test_many_documents_at_once_and_resumed_equal_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: list, chunk: int
 ) -> None:

@@ -68,8 +68,8 @@ def test_a_stopped_worker_is_replaced(
 def test_an_item_that_takes_far_too_long_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "_LOOK_SECONDS", 0.02)
     monkeypatch.setattr(worker_pool, "_SLOW_SECONDS", 0.05)
-    with pytest.raises(TacoError, match="work: 3 workers died over it; the last one was too slow"):
-        run(tmp_path, ["work"])
+    with pytest.raises(TacoError, match="endless: 3 workers died over it; the last one was too slow"):
+        run(tmp_path, ["endless"])
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -39,6 +39,8 @@ def obey(folder: Path, word: str) -> str:
         raise MemoryError
     if name == "work":
         time.sleep(0.2)
+    if name == "endless":
+        time.sleep(1000)
     return word
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -40,20 +41,24 @@ class Ended:
 
 def run_data(folder: Path, verb: str, *words: object, timeout: float = 200, prefix: tuple[str, ...] = ()) -> Ended:
     """`taco data VERB WORDS` in `folder`, behind the command `prefix`."""
-    command = [*prefix, sys.executable, "-m", "pretrain.cli", "data", verb, *map(str, words)]
+    peak = folder / "peak.log"
+    command = [sys.executable, str(ROOT / "tests/helpers/with_peak_memory.py"), str(peak)]
+    command += [*prefix, sys.executable, "-m", "pretrain.cli", "data", verb, *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
     with (folder / "stdout.log").open("w+") as stdout, (folder / "stderr.log").open("w+") as stderr:
-        process = subprocess.Popen(command, cwd=folder, stdout=stdout, stderr=stderr, env=environment)
-        timer = subprocess.Popen(["sh", "-c", f"sleep {timeout} && kill -9 {process.pid}"])
-        _, status, usage = os.wait4(process.pid, 0)
-        timer.kill()
-        timer.wait()
-        process.returncode = os.waitstatus_to_exitcode(status)
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=stdout, stderr=stderr, env=environment, start_new_session=True
+        )
+        try:
+            code = process.wait(timeout)
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
         texts = []
         for file in (stdout, stderr):
             file.seek(0)
             texts.append(file.read())
-    return Ended(process.returncode, texts[0], texts[1], usage.ru_maxrss * 1024)
+    return Ended(code, texts[0], texts[1], int(peak.read_text()))
 
 
 def preprocess(folder: Path, *words: object, output: str = "out", **options: object) -> Ended:

@@ -264,8 +264,8 @@ def begin(run, manifest):
     Path.rename, Path.replace, Path.unlink = map(counting, (Path.rename, Path.replace, Path.unlink))
     os.replace, os.unlink, os.rmdir = map(counting, (os.replace, os.unlink, os.rmdir))
 resumable.ResumableRun.announce = begin
-import test_resume
-test_resume.run(Path({str(tmp_path)!r}), {inputs!r}, "out", overwrite={overwrite})
+import test_continued_runs
+test_continued_runs.run(Path({str(tmp_path)!r}), {inputs!r}, "out", overwrite={overwrite})
 """
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'helpers'}"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
