@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,19 +53,30 @@ def after_chunks(patch: pytest.MonkeyPatch, numbers: set[int], action: Callable[
     patch.setattr(resumable.ResumableRun, "append", append)
 
 
-def signal_worker(number: int) -> None:
-    """Sends it to a worker that lives: one that was killed stays a zombie until the pool has noticed."""
-    living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    os.kill(living[0].pid, number)
+def worker_signaller(number: int) -> Callable[[], None]:
+    """Sends `number` to another worker at every call: one that was killed takes a moment to end."""
+    signalled: set[int] = set()
+
+    def send() -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            living = [c for c in psutil.Process().children() if c.status() != psutil.STATUS_ZOMBIE]
+            fresh = [child.pid for child in living if child.pid not in signalled]
+            if fresh:
+                signalled.add(fresh[0])
+                return os.kill(fresh[0], number)
+        raise AssertionError("no worker lives")
+
+    return send
 
 
-@pytest.mark.parametrize(("number", "moments"), [(signal.SIGKILL, {1, 5, 20}), (signal.SIGSTOP, {3})])
+@pytest.mark.parametrize(("number", "moments"), [(signal.SIGKILL, {1, 5, 10}), (signal.SIGSTOP, {3})])
 def test_killed_and_stopped_workers_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int, moments: set[int]
 ) -> None:
     whole = run(tmp_path, "whole")
     monkeypatch.setattr(worker_pool, "_IDLE_SECONDS", 1.5)
-    after_chunks(monkeypatch, moments, lambda: signal_worker(number))
+    after_chunks(monkeypatch, moments, worker_signaller(number))
     assert run(tmp_path, "out", workers=2) == whole
     warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: worker process")]
     assert len(warnings) >= len(moments)

@@ -1,4 +1,4 @@
-"""Runs a command and writes the largest memory in bytes of one of its processes: python with_peak_memory.py FILE COMMAND.
+"""Runs a command and writes the largest memory of one of its processes, in bytes: with_peak_memory.py FILE COMMAND.
 
 Asked directly, the system answers with the caller's own largest memory where that is more: a child inherits the figure
 until it has replaced the caller's program. This process is small.
