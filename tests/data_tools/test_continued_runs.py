@@ -23,14 +23,16 @@ from pretrain.data.indexed_dataset import verify
 from pretrain.data.manifest import Dropped
 from pretrain.errors import DataError
 
-# Starts the program with chunks of 2 KiB.
+# Starts the program with chunks of 2 KiB, each as slow as a test asks for.
 PROGRAM = """
-import dataclasses, sys
+import dataclasses, os, sys, time
 import data_tools.readers.options as options
 from data_tools import resumable
 options.ReadOptions.__init__.__defaults__ = tuple(
     2048 if field.name == "chunk_bytes" else field.default for field in dataclasses.fields(options.ReadOptions)
 )
+take_in, pause = resumable.ResumableRun.append, float(os.environ.get("PAUSE_PER_CHUNK", 0))
+resumable.ResumableRun.append = lambda *arguments: (time.sleep(pause), take_in(*arguments))[1]
 from data_tools.preprocess import app
 from pretrain.cli import run_program
 run_program(app, sys.argv[1:])
@@ -101,7 +103,8 @@ def complete(folder: Path, inputs: list[str]) -> float:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_continued_with_other_workers(tmp_path: Path) -> None:
+def test_killed_at_any_moment_and_continued_with_other_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAUSE_PER_CHUNK", "0.02")  # or a fast machine is done before it is killed
     inputs = write_corpus(tmp_path)
     seconds = complete(tmp_path, inputs)
     moments, kills, continued = random.Random(11), 0, 0

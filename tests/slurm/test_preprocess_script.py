@@ -81,10 +81,10 @@ def run_taco(*words: object) -> None:
     subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True, timeout=120)
 
 
-def write_corpus(folder: Path, count: int) -> list[object]:
+def write_corpus(folder: Path, count: int, *, copies: int = 1) -> list[object]:
     maker = random.Random(3)
-    texts = (" ".join(maker.choices(WORDS[5:], k=400)) for _ in range(count))
-    (folder / "a b.txt").write_text("\n\n".join(texts))
+    texts = [" ".join(maker.choices(WORDS[5:], k=400)) for _ in range(count)]
+    (folder / "a b.txt").write_text("\n\n".join(texts * copies))
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     return ["--input", folder / "a b.txt", "--tokenizer", folder / "vocab.txt"]
 
@@ -121,7 +121,7 @@ def test_mistakes_are_said_before_any_work(
 
 @pytest.mark.slow
 def test_parts_are_made_interrupted_requeued_and_merged(cluster: Environment, tmp_path: Path) -> None:
-    source = write_corpus(tmp_path, 8000)
+    source = write_corpus(tmp_path, 8000, copies=16)  # enough for a signal to come in time
     prefix = tmp_path / "out $(touch canary); x" / "train"
     prefix.parent.mkdir()
     job = submit(cluster, tmp_path, "0-2", *source, "--output-prefix", prefix, "--journal-seconds", 0)
