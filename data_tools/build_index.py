@@ -95,7 +95,8 @@ def _splits(text: str) -> list[Split | None]:
     """The splits that `name=share,...` names; [None], the whole dataset, for an empty text."""
     from pydantic import ValidationError
 
-    from pretrain.config import SplitsSection, check_splits
+    from pretrain.config import SplitsSection
+    from pretrain.config_checks import check_splits
     from pretrain.data.splits import split_named
     from pretrain.errors import ConfigError
 

@@ -57,27 +57,17 @@ def train(
     from pretrain.config import load_config
     from pretrain.parallel import read_launch
 
-    resolved = load_config(config, overrides or ())
     launch = read_launch()
     if dry_run:
-        _print_plan(resolved, launch)
+        _print_plan(load_config(config, overrides or ()), launch)
         return
-    _check_launch(resolved, launch)
-    _run(resolved, launch, allow_change or [])
-
-
-def _check_launch(config: RunConfig, launch: Launch) -> None:
-    from pretrain.config import check_world_size
-    from pretrain.errors import ConfigError
-
-    problems = check_world_size(config, launch.world_size)
-    if problems:
-        raise ConfigError("\n".join(problems))
+    _run(load_config(config, overrides or (), world_size=launch.world_size), launch, allow_change or [])
 
 
 def _print_plan(config: RunConfig, launch: Launch) -> None:
     """The resolved configuration and what it means for the number of processes at hand."""
-    from pretrain.config import check_world_size, dump_config
+    from pretrain.config import dump_config
+    from pretrain.config_checks import check_world_size
 
     model_parallel = config.parallel.tensor * config.parallel.pipeline
     processes = model_parallel * config.parallel.data if config.parallel.data else launch.world_size

@@ -8,7 +8,7 @@
 # meeting point. Submitted again, it continues the run. Settings from the environment:
 #   TACO_CONFIG               configuration (configs/taco_large.yaml)
 #   TACO_PYTHON               Python of the environment with the package installed (.venv/bin/python)
-#   TACO_PROCESSES_PER_NODE   processes per node (the node's GPUs)
+#   TACO_PROCESSES_PER_NODE   processes per node (--gpus-per-node)
 #SBATCH --job-name=taco_large
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -24,7 +24,10 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 config=${TACO_CONFIG:-configs/taco_large.yaml}
 python=${TACO_PYTHON:-.venv/bin/python}
-processes=${TACO_PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
+# What was asked for ("2", "a100:2"): a node that is had alone counts all its GPUs in SLURM_GPUS_ON_NODE.
+gpus=${SLURM_GPUS_PER_NODE:-}
+gpus=${gpus##*:}
+processes=${TACO_PROCESSES_PER_NODE:-${gpus:-${SLURM_GPUS_ON_NODE:-8}}}
 
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # Two jobs that share a node must not share a port.

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain.config import RunConfig, check_world_size, dump_config, load_config
+from pretrain.config import RunConfig, dump_config, load_config
+from pretrain.config_checks import check_world_size, legal_layouts
 from pretrain.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -143,6 +144,54 @@ def test_one_process_where_the_configuration_says_two() -> None:
     assert "= 2 processes, but 1 was started" in problem
     assert "torchrun --nproc-per-node 2" in problem
     assert "parallel.data=1" in problem
+
+
+def test_every_problem_of_a_layout_is_told_at_once_with_the_layouts_that_fit(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    overrides = ["parallel.tensor=5", "parallel.pipeline=13", "parallel.sequence=true", "zero.stage=2"]
+    overrides += ["train.micro_batch_size=1", "train.global_batch_size=255"]
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides, world_size=6)
+    message = str(caught.value)
+    for words in (
+        "7 problems",
+        "train.micro_batch_size (1) must be at least 2",
+        "model.num_attention_heads (12) must be a multiple of parallel.tensor (5); try parallel.tensor=4 or 15",
+        "model.ffn_hidden_size (3072) must be a multiple of parallel.tensor (5)",
+        "train.micro_batch_size x data.seq_length (512) must be a multiple of parallel.tensor (5)",
+        "parallel.pipeline (13) must not exceed model.num_layers (12)",
+        "zero.stage (2) with parallel.pipeline (13)",
+        "parallel.tensor (5) x parallel.pipeline (13) = 65 does not divide the 6 started processes",
+    ):
+        assert words in message, message
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides", "words"),
+    [
+        (8, ["parallel.tensor=3"], "that fit 8 processes: (2, 1, 4), (4, 1, 2), (1, 1, 8), (2, 2, 2)"),
+        (8, ["parallel.tensor=3", "zero.stage=3"], "that fit 8 processes: (2, 1, 4), (4, 1, 2), (1, 1, 8)"),
+        (8, ["parallel.data=3"], "= 3 processes, but 8 were started"),
+        (13, [], "no layout fits 13 processes; the nearest number that one fits is 12: "),
+        (4, ["parallel.sequence=true"], "that fit 4 processes: (2, 1, 2), (2, 2, 1), (4, 1, 1)"),
+        (4, ["train.global_batch_size=24"], "that fit 4 processes: (2, 2, 1), (1, 4, 1), (4, 1, 1)"),
+    ],
+)
+def test_the_last_problem_ends_with_what_fits(
+    tmp_path: Path, world_size: int, overrides: list[str], words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, MINIMAL), overrides, world_size=world_size)
+    assert words in str(caught.value)
+
+
+def test_whatever_is_called_legal_is_accepted(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    for world_size in range(1, 33):
+        for tensor, pipeline, data in legal_layouts(load_config(path), world_size):
+            assert tensor * pipeline * data == world_size
+            sizes = f"parallel={{tensor: {tensor}, pipeline: {pipeline}, data: {data}}}"
+            load_config(path, [sizes], world_size=world_size)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_runs import write_small_run
+from small_runs import write_cyclic_dataset, write_small_run
 
 from pretrain.checkpoint import CheckpointManifest, find_checkpoint
 from pretrain.metrics import read_metrics
@@ -48,10 +48,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
         subprocess.run([CLUSTER, "down"], env=environment, capture_output=True, timeout=120, check=False)
 
 
-def submit(environment: Environment, folder: Path, config: Path, *overrides: str) -> str:
-    """Submit the script on two nodes of two processes each; the job's last state."""
-    settings = {"TACO_CONFIG": str(config), "TACO_PYTHON": sys.executable, "TACO_PROCESSES_PER_NODE": "2"}
-    command = ["sbatch", "--parsable", "--nodes=2", f"--output={folder}/%x-%j.log", str(SCRIPT), *overrides]
+def submit(environment: Environment, folder: Path, config: Path, *overrides: str, gpus: int | None = None) -> str:
+    """Submit the script on two nodes of two processes each; the job's last state.
+
+    With `gpus` per node the script counts the processes by itself, otherwise they are set in the environment.
+    """
+    settings = {"TACO_CONFIG": str(config), "TACO_PYTHON": sys.executable}
+    command = ["sbatch", "--parsable", "--nodes=2", f"--output={folder}/%x-%j.log"]
+    if gpus is None:
+        settings["TACO_PROCESSES_PER_NODE"] = "2"
+    else:
+        command.append(f"--gpus-per-node={gpus}")
+    command += [str(SCRIPT), *overrides]
     job = subprocess.run(
         command, env={**environment, **settings}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     ).stdout.strip()
@@ -101,3 +109,24 @@ def test_overrides_with_shell_characters_reach_the_program_untouched(cluster: En
     assert submit(cluster, tmp_path, config, f'run.output_dir="{folder}"') == "COMPLETED", logs(tmp_path)
     assert (Path(folder) / "checkpoints" / "step-0000002").is_dir()
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.slow
+def test_tensor_and_pipeline_parallel_over_two_nodes_one_process_per_gpu(cluster: Environment, tmp_path: Path) -> None:
+    data = tmp_path / "two words"
+    data.mkdir()
+    write_cyclic_dataset(data / "train", num_documents=100)
+    write_cyclic_dataset(data / "validation", num_documents=40, seed=1)
+    run = tmp_path / "run; $(touch canary)"
+    overrides = [f'data.{name}=["{data}/{name}"]' for name in ("train", "validation")]
+    overrides += [f'run.output_dir="{run}"', "run.device=cpu", "train.steps=4", "optim.warmup_steps=1"]
+    overrides += ["train.log_every=1", "parallel={tensor: 2, pipeline: 2, data: 1}"]
+    config = ROOT / "configs" / "taco_tiny.yaml"
+    assert submit(cluster, tmp_path, config, *overrides, gpus=2) == "COMPLETED", logs(tmp_path)
+    layout = CheckpointManifest.load(find_checkpoint(run)).layout
+    assert (layout.data, layout.tensor, layout.pipeline) == (1, 2, 2)
+    records = [record for record in read_metrics(run) if "loss" in record]
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert all(record["contrastive_loss"] > 0 for record in records)
+    assert len(list((run / "logs").iterdir())) == 4
+    assert not list(ROOT.glob("canary")) + list(tmp_path.rglob("canary"))

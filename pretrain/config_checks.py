@@ -1,0 +1,216 @@
+"""What cannot go together in a run: every contradiction, each with its arithmetic and the nearest value that works.
+
+`check_config` knows the configuration alone, `check_world_size` also how many processes were started. Both are free of
+torch, so that a mistake is told in the first second and before any process waits for another.
+"""
+
+from __future__ import annotations
+
+from pretrain.config import DataSection, RunConfig, SplitsSection, TrainSection
+
+
+def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
+    """Every contradiction of a run; with `world_size`, also those with the number of started processes."""
+    model, train, data, optim = config.model, config.train, config.data, config.optim
+    problems = []
+    if model.hidden_size % model.num_attention_heads:
+        nearest = _nearest_divisor(model.hidden_size, model.num_attention_heads)
+        problems.append(
+            f"model.hidden_size ({model.hidden_size}) must be a multiple of model.num_attention_heads "
+            f"({model.num_attention_heads}); try {nearest} heads"
+        )
+    if data.seq_length > model.max_position_embeddings:
+        problems.append(
+            f"data.seq_length ({data.seq_length}) is longer than model.max_position_embeddings "
+            f"({model.max_position_embeddings}); raise the latter to {data.seq_length}"
+        )
+    if config.is_contrastive and train.micro_batch_size < 2:
+        problems.append(
+            f"train.micro_batch_size ({train.micro_batch_size}) must be at least 2: the contrastive loss draws its "
+            "negatives from the other rows of the micro-batch; raise it, or set objective.contrastive_weight=0"
+        )
+    if world_size is None and train.global_batch_size % train.micro_batch_size:
+        problems.append(_batch_arithmetic(train, dp_size=1))
+    if optim.warmup_steps >= train.steps:
+        problems.append(
+            f"optim.warmup_steps ({optim.warmup_steps}) must be smaller than train.steps ({train.steps}); "
+            f"try optim.warmup_steps={train.steps // 10}"
+        )
+    if optim.decay_steps is not None and optim.schedule != "wsd":
+        problems.append(f"optim.decay_steps ({optim.decay_steps}) belongs to optim.schedule=wsd, not {optim.schedule}")
+    if optim.schedule == "wsd" and optim.warmup_steps + (optim.decay_steps or 0) > train.steps:
+        problems.append(
+            f"optim.warmup_steps ({optim.warmup_steps}) + optim.decay_steps ({optim.decay_steps}) exceed "
+            f"train.steps ({train.steps}); shorten one of them"
+        )
+    if not all(0.0 <= beta < 1.0 for beta in optim.betas):
+        problems.append(f"optim.betas ({list(optim.betas)}) must lie in [0, 1), for example [0.9, 0.999]")
+    problems += _check_data(data)
+    return problems + _check_layout(config, world_size)
+
+
+def check_world_size(config: RunConfig, world_size: int) -> list[str]:
+    """Every contradiction between the configuration and the number of started processes."""
+    parallel, train = config.parallel, config.train
+    model_parallel = parallel.tensor * parallel.pipeline
+    grid = f"parallel.tensor ({parallel.tensor}) x parallel.pipeline ({parallel.pipeline})"
+    problems = []
+    dp_size = parallel.data or max(1, world_size // model_parallel)
+    if parallel.data is not None and parallel.data * model_parallel != world_size:
+        wanted = parallel.data * model_parallel
+        problems.append(
+            f"{grid} x parallel.data ({parallel.data}) = {wanted} processes, but {world_size} "
+            f"{'was' if world_size == 1 else 'were'} started; start `torchrun --nproc-per-node {wanted} "
+            f"-m pretrain.train ...` or set parallel.data={max(1, world_size // model_parallel)}"
+        )
+    elif world_size % model_parallel:
+        problems.append(f"{grid} = {model_parallel} does not divide the {world_size} started processes")
+    if train.global_batch_size % (train.micro_batch_size * dp_size):
+        problems.append(_batch_arithmetic(train, dp_size))
+    return problems
+
+
+def legal_layouts(config: RunConfig, world_size: int) -> list[tuple[int, int, int]]:
+    """Every (tensor, pipeline, data) that `world_size` processes can form with the rest of `config` as it is.
+
+    Those nearest to the configured sizes come first.
+    """
+    wanted = config.parallel
+    found = []
+    for tensor in _divisors(world_size):
+        for pipeline in _divisors(world_size // tensor):
+            data = world_size // tensor // pipeline
+            sizes = {"tensor": tensor, "pipeline": pipeline, "data": data}
+            changed = config.model_copy(update={"parallel": wanted.model_copy(update=sizes)})
+            if not _check_grid(changed) + check_world_size(changed, world_size):
+                found.append((tensor, pipeline, data))
+    return sorted(found, key=lambda sizes: (abs(sizes[0] - wanted.tensor) + abs(sizes[1] - wanted.pipeline), sizes))
+
+
+def _check_layout(config: RunConfig, world_size: int | None) -> list[str]:
+    problems = _check_grid(config)
+    if world_size is None:
+        return problems
+    problems += check_world_size(config, world_size)
+    if problems:
+        problems[-1] += f"; {_what_fits(config, world_size)}"
+    return problems
+
+
+def _check_grid(config: RunConfig) -> list[str]:
+    return _check_tensor_parallel(config) + _check_pipeline(config)
+
+
+def _what_fits(config: RunConfig, world_size: int) -> str:
+    """Layouts to choose from, or the nearest number of processes for which there is one."""
+    started = f"{world_size} process{'es' if world_size > 1 else ''}"
+    layouts = legal_layouts(config, world_size)
+    if layouts:
+        shown = ", ".join(str(layout) for layout in layouts[:6])
+        return f"(parallel.tensor, parallel.pipeline, parallel.data) that fit {started}: {shown}"
+    others = sorted(range(1, 2 * world_size + 1), key=lambda number: abs(number - world_size))[:64]
+    nearest = next((number for number in others if legal_layouts(config, number)), None)
+    if nearest is None:
+        return f"no layout fits {started} until that is changed"
+    layout = legal_layouts(config, nearest)[0]
+    return f"no layout fits {started}; the nearest number that one fits is {nearest}: {layout}"
+
+
+def check_splits(splits: SplitsSection) -> list[str]:
+    """Shares that do not add up to 1."""
+    total = splits.train + splits.validation + splits.test
+    if abs(total - 1) <= 1e-9:
+        return []
+    return [
+        f"data.splits: train ({splits.train}) + validation ({splits.validation}) + test ({splits.test}) must be 1, "
+        f"found {total:.12g}; try train={splits.train + 1 - total:.12g}"
+    ]
+
+
+def _check_data(data: DataSection) -> list[str]:
+    """Weights and splits that do not say what to do."""
+    problems = []
+    if data.weights is not None and len(data.weights) != len(data.train):
+        problems.append(
+            f"data.weights has {len(data.weights)} entries for {len(data.train)} datasets of data.train; give one each"
+        )
+    weights, smallest = data.weights or (), 2.0**-20
+    for weight in weights:
+        if weight <= 0 or weight / sum(weights) < smallest:
+            problems.append(
+                f"data.weights: {weight} must be positive and at least 2^-20 of their sum; leave out what is not wanted"
+            )
+    if data.splits is not None:
+        problems += check_splits(data.splits)
+        if data.validation:
+            problems.append(
+                "data.splits makes the validation rows out of data.train, so data.validation must be empty; set "
+                "data.validation=[] or leave data.splits out"
+            )
+    return problems
+
+
+def _check_tensor_parallel(config: RunConfig) -> list[str]:
+    """What cannot be split over the tensor-parallel ranks, each with the nearest size that can."""
+    tensor, model = config.parallel.tensor, config.model
+    parts = {"model.num_attention_heads": model.num_attention_heads, "model.ffn_hidden_size": model.ffn_hidden_size}
+    if config.parallel.sequence:
+        parts["train.micro_batch_size x data.seq_length"] = config.train.micro_batch_size * config.data.seq_length
+    problems = [
+        f"{name} ({size}) must be a multiple of parallel.tensor ({tensor}); "
+        f"try parallel.tensor={_nearest_divisor(size, tensor)} or {-(-size // tensor) * tensor}"
+        for name, size in parts.items()
+        if size % tensor
+    ]
+    if config.parallel.sequence and tensor == 1:
+        problems.append(
+            "parallel.sequence splits the tokens over the tensor-parallel ranks, and parallel.tensor is 1; "
+            "set parallel.tensor=2 or more, or parallel.sequence=false"
+        )
+    return problems
+
+
+def _check_pipeline(config: RunConfig) -> list[str]:
+    """What a pipeline cannot be, with the nearest one that can."""
+    pipeline, stage_layers, num_layers = (
+        config.parallel.pipeline,
+        config.parallel.stage_layers,
+        config.model.num_layers,
+    )
+    problems = []
+    if pipeline > num_layers:
+        problems.append(
+            f"parallel.pipeline ({pipeline}) must not exceed model.num_layers ({num_layers}): every stage needs an "
+            f"encoder layer; try parallel.pipeline={num_layers}"
+        )
+    if pipeline > 1 and config.zero.stage > 1:
+        problems.append(
+            f"zero.stage ({config.zero.stage}) with parallel.pipeline ({pipeline}): DeepSpeed's pipelines go with "
+            "ZeRO-1 at most, since later stages would reduce gradients at every micro-batch; use zero.stage=1, or "
+            "parallel.pipeline=1 with parallel.tensor"
+        )
+    if stage_layers is not None and (
+        len(stage_layers) != pipeline or sum(stage_layers) != num_layers or min(stage_layers) < 1
+    ):
+        problems.append(
+            f"parallel.stage_layers ({list(stage_layers)}) must be {pipeline} numbers (parallel.pipeline) of at least "
+            f"1 with the sum {num_layers} (model.num_layers); leave it empty to have them dealt out by cost"
+        )
+    return problems
+
+
+def _batch_arithmetic(train: TrainSection, dp_size: int) -> str:
+    unit = train.micro_batch_size * dp_size
+    nearest = max(unit, round(train.global_batch_size / unit) * unit)
+    return (
+        f"train.global_batch_size ({train.global_batch_size}) must be a multiple of train.micro_batch_size "
+        f"({train.micro_batch_size}) x data-parallel size ({dp_size}) = {unit}; try {nearest}"
+    )
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min(_divisors(number), key=lambda d: (abs(d - wanted), d))
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
