@@ -20,13 +20,13 @@ def prepare_output(prefix: str) -> None:
     """
     path, tokenizer = Path(prefix), Path(f"{prefix}.tokenizer")
     if tokenizer.exists() and not (tokenizer / MARKER).exists():
-        raise DataError(f"{tokenizer}: is in the way and not of our making; choose another --output-prefix")
+        raise DataError(f"{tokenizer}: is in the way and not of our making; choose another output prefix")
     if prefix.endswith("/") or path.is_dir() or not path.name:
-        raise ConfigError(f"--output-prefix {prefix}: is a folder; give a name inside it, like {path / 'train'}")
+        raise ConfigError(f"output prefix {prefix}: is a folder; give a name inside it, like {path / 'train'}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{path.parent}: cannot be created: {error.strerror}; choose another --output-prefix") from None
+        raise DataError(f"{path.parent}: cannot be created: {error.strerror}; choose another output prefix") from None
 
 
 class TokenizerFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ def _show_summary(console: Console, item: dict[str, Any]) -> None:
             f"sha256 {tokenizer['sha256'][:12]}",
             f"  special    {special}",
             f"  dropped    {dropped}",
-            f"  written by {manifest['created_by']}: {' '.join(manifest['command'])}",
+            f"  written by {manifest['created_by']}: {shlex.join(manifest['command'])}",
         ]
     for line in lines:
         console.print(Text(line), soft_wrap=True)

@@ -320,10 +320,16 @@ def _words(run: ResumableRun, text_bytes: int, tokens: int, seconds: float) -> s
 
 def _summary(report: Report) -> str:
     lines = [f"{report.documents:,} documents, {report.tokens:,} tokens from {report.input_files} files"]
-    lines += [f"dropped: {item.documents:,} {reason} ({item.bytes:,} bytes)" for reason, item in report.dropped.items()]
+    lines += [f"dropped: {item.documents:,} {reason}{_size(item)}" for reason, item in report.dropped.items()]
     speed = f"{report.mb_per_second:.1f} MB/s, {report.tokens_per_second:,.0f} tokens/s"
     lines.append(f"{report.input_bytes / 1e6:.1f} MB of input in {report.seconds:.1f} s: {speed}")
     return "\n".join([*lines, f"wrote {' '.join(report.files)}"])
+
+
+def _size(item: Dropped) -> str:
+    """What is known of the size of dropped documents: those without ids have bytes, duplicates have tokens."""
+    known = [f"{number:,} {unit}" for number, unit in ((item.bytes, "bytes"), (item.tokens, "tokens")) if number]
+    return f" ({', '.join(known)})" if known else ""
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ class ResumableRun:
         changes = differences(_comparable(found.header, self._header), self._header)
         if changes:
             raise DataError(
-                f"{path}: an unfinished run was started with other settings ({'; '.join(changes)}); give the same ones "
+                f"{path}: an unfinished run was started with other settings ({_shorten(changes)}); give the same ones "
                 "to continue it, or --restart to start over"
             )
         for state in found.states:
@@ -247,7 +247,10 @@ class ResumableRun:
             for prefix in (self._prefix, f"{self._prefix}.raw"):
                 remove_temporaries(prefix)
         with explain_os_errors(self._rejects_path):
-            self._rejects: BinaryIO = stack.enter_context(self._rejects_path.open("r+b" if is_resumed else "w+b"))
+            # A spool that nothing was written to may have been removed meanwhile.
+            is_there = is_resumed and self._rejects_path.exists()
+            spool = self._rejects_path.open("r+b") if is_there else self._rejects_path.open("w+b")
+            self._rejects: BinaryIO = stack.enter_context(spool)
             self._rejects.truncate(self.state.reject_bytes)
             self._rejects.seek(self.state.reject_bytes)
         state: WriterState | None = self.state.writer if is_resumed else None
@@ -288,6 +291,13 @@ def _comparable(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     if reading.get("on_error") != "stop" or "reading" not in new:
         return old
     return {**old, "reading": {**reading, "on_error": new["reading"]["on_error"]}}
+
+
+def _shorten(changes: list[str]) -> str:
+    """The first differences in words of bearable length, and how many more there are."""
+    shown = [change if len(change) <= 200 else f"{change[:197]}..." for change in changes[:4]]
+    more = [f"and {len(changes) - len(shown)} more"] if len(changes) > len(shown) else []
+    return "; ".join(shown + more)
 
 
 def _fingerprint(manifest: Manifest) -> str:

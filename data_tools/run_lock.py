@@ -43,7 +43,7 @@ class RunLock:
             file.close()
             raise DataError(
                 f"{self._path}: another run writes this dataset ({holder or 'it has not said who it is'}); "
-                "wait for it, end it, or choose another --output-prefix"
+                "wait for it, end it, or choose another output prefix"
             ) from None
         if not _is_same_file(file, self._path):
             file.close()

@@ -67,7 +67,9 @@ class IndexedDatasetWriter:
             raise DataError(f"{prefix}: dtype {self.dtype.name} cannot hold token ids; use {', '.join(CODE_OF_DTYPE)}")
         existing = [path for suffix in (".json", ".idx", ".bin") if (path := dataset_path(prefix, suffix)).exists()]
         if existing and not overwrite:
-            raise DataError(f"{existing[0]}: exists already; choose another output prefix, or ask to overwrite it")
+            raise DataError(
+                f"{existing[0]}: exists already; choose another output prefix, or replace it with --overwrite"
+            )
         self._temporary = _temporary_paths(prefix)
         self._range = np.iinfo(self.dtype)
         self._resumed = state

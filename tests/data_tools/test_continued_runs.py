@@ -404,3 +404,24 @@ def test_journals_keep_every_state(tmp_path: Path) -> None:
     hole = Journal.load(path)
     assert hole is not None
     assert list(hole.states) == states[2::-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["rejects.jsonl", "bin", "lengths", "documents"])
+def test_a_temporary_file_that_is_gone_does_not_stop_a_run(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_vocab(tmp_path)
+    inputs = [str(write_jsonl(tmp_path / "a.jsonl", ["the cat sat on a mat"] * 4000))]  # nothing to reject
+    finish(command(inputs, tmp_path, "whole"))
+    monkeypatch.setenv("PAUSE_PER_CHUNK", "0.02")
+    program = start(command(inputs, tmp_path, "out"))
+    wait_for(tmp_path / "out.journal", program)
+    program.kill()
+    program.communicate()
+    (tmp_path / f"out.{suffix}.tmp").unlink()
+    monkeypatch.setenv("PAUSE_PER_CHUNK", "0")
+    finish(command(inputs, tmp_path, "out"))
+    assert (tmp_path / "out.bin").read_bytes() == (tmp_path / "whole.bin").read_bytes()
+    assert (tmp_path / "out.idx").read_bytes() == (tmp_path / "whole.idx").read_bytes()
+    assert verify(tmp_path / "out") == []
