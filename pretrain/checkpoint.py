@@ -6,7 +6,7 @@
         manifest.json        what this is, name, size and hash of every other file, and its own hash; written last
         config.yaml          resolved configuration of the run
         tokenizer/           what an export needs
-        state/               DeepSpeed's files, one per rank      (kind "deepspeed")
+        state/               see state_files.py: one file per rank that wrote (kind "training")
         weights.safetensors  full fp32 weights                    (kind "weights", from taco import-hf)
       step-0002000.tmp/      a save that did not finish: ignored, removed at the next start
       step-0003000.bad/      failed its verification: kept aside, never loaded
@@ -32,7 +32,7 @@ from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 from pretrain.runlog import get_logger
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 SELF_HASH = "self_xxh3_128"
 _STEP_FOLDER = re.compile(r"step-(\d{7,})")
@@ -46,13 +46,19 @@ class CheckpointVersionError(CheckpointError):
 
 @dataclass(frozen=True)
 class Layout:
-    """The process grid and ZeRO stage that a checkpoint's state files were written with."""
+    """The process grid, ZeRO stage and precision of a run; for people, since the state can be read by any other."""
 
     data: int
     tensor: int
     pipeline: int
     zero_stage: int
     precision: str
+
+    def __str__(self) -> str:
+        return (
+            f"tensor {self.tensor} x pipeline {self.pipeline} x data {self.data}, ZeRO-{self.zero_stage}, "
+            f"{self.precision}"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""`taco checkpoint`: what checkpoints a run has, and whether they still are what was written.
+"""`taco checkpoint`: what checkpoints a run has, whether they still are what was written, and other files of the same.
 
 taco checkpoint ls RUN
 taco checkpoint verify RUN
+taco checkpoint reshape RUN OUT
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable outpu
 
 @app.callback(epilog="Example: taco checkpoint ls runs/taco_base")
 def checkpoint() -> None:
-    """List and verify the checkpoints of a run."""
+    """List, verify and rewrite the checkpoints of a run."""
 
 
 @app.command("ls", epilog="Example: taco checkpoint ls runs/taco_base")
@@ -56,6 +57,27 @@ def verify(run: RunArgument, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps(report, indent=1))
     if any(report.values()):
         raise typer.Exit(1)
+
+
+@app.command("reshape", epilog="Example: taco checkpoint reshape runs/taco_base archive/taco_base --weights-only")
+def reshape(
+    checkpoint: Annotated[Path, typer.Argument(help="run folder (its newest checkpoint) or a step-NNNNNNN folder")],
+    out: Annotated[Path, typer.Argument(help="new folder for the rewritten checkpoint")],
+    files: Annotated[int, typer.Option(min=1, max=100_000, help="state files to cut weights and moments into")] = 1,
+    weights_only: Annotated[
+        bool, typer.Option("--weights-only", help="leave the optimizer out: what run.init_from starts from")
+    ] = False,
+) -> None:
+    """Rewrite a checkpoint of any layout as so many files, or as its weights alone.
+
+    To continue a run in another layout nothing needs rewriting: `taco train` reads a checkpoint of any tensor, pipeline
+    and data-parallel size and ZeRO stage.
+    """
+    from pretrain.checkpoint import find_checkpoint
+    from pretrain.reshape import reshape_checkpoint
+
+    written = reshape_checkpoint(find_checkpoint(checkpoint), out, num_files=files, weights_only=weights_only)
+    typer.echo(f"written: {written}")
 
 
 def _folders(run: Path) -> list[Path]:

@@ -6,13 +6,7 @@ or parameters is decided here and nowhere else.
 
 from __future__ import annotations
 
-import contextlib
-import enum
-import io
 import math
-import os
-import pickle
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,11 +19,13 @@ import torch.distributed as distributed
 from pretrain import parallel
 from pretrain.config import RunConfig
 from pretrain.data.batches import Batch
-from pretrain.durable import FileRecord, hashing_writer
+from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.model.pretraining import PretrainingLosses
 from pretrain.optim import build_optimizer, is_tensor_parallel
 from pretrain.parallel import Mesh
+from pretrain.state_files import StateReader, read_counters, write_counters, write_state
+from pretrain.zero_state import describe_parameters, read_loss_scale, set_loss_scale, zero_state
 
 # Set from the typed configuration; the same key in the `deepspeed:` table would be a second, contradicting source.
 OWNED_DEEPSPEED_KEYS = {
@@ -47,8 +43,6 @@ OWNED_DEEPSPEED_KEYS = {
     "pipeline": "parallel.pipeline",
     "steps_per_print": "train.log_every",
 }
-
-STATE_TAG = "state"
 
 
 @dataclass(frozen=True)
@@ -133,15 +127,13 @@ class Engine(ABC):
         self.config = config
         self.device = device
         self.mesh = mesh
+        shapes = describe_parameters(model)
         is_sharded = zero_stage(config) > 0 and mesh.dp_size > 1
         shard_group = (mesh.data_group or distributed.group.WORLD) if is_sharded else None
         optimizer = build_optimizer(model, config.optim, shard_group=shard_group, tensor_group=mesh.tensor_group)
         self.ds_config = build_ds_config(config, mesh.dp_size)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.ds_config, mpu=mesh.mpu)
-        self._checkpoint_files = _SafeCheckpointFiles()
-        self.engine.checkpoint_engine = self._checkpoint_files
-        # DeepSpeed puts scripts into the folder; ours are run from the package, never from a checkpoint.
-        self.engine._copy_recovery_script = lambda save_path: None
+        self.state = zero_state(self.engine, zero_stage(config), mesh, shapes)
 
     @abstractmethod
     def _run_step(self, micro_batches: Sequence[Batch]) -> tuple[list[PretrainingLosses], float | None]:
@@ -209,24 +201,44 @@ class Engine(ABC):
         )
 
     def save_state(self, folder: Path) -> list[FileRecord]:
-        """Write this rank's share of weights and optimizer state into `folder`; returns what it wrote, already durable.
+        """Write this rank's share of weights and optimizer state into `folder`; what it wrote, already durable.
 
         Raises:
-            OSError: after all ranks have passed DeepSpeed's barriers, so that none is left waiting.
+            OSError: the disk refuses; no other rank waits for this one here.
         """
-        self._checkpoint_files.start(folder)
-        self.engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
-        return self._checkpoint_files.finish()
+        records = [write_state(folder, parallel.rank(), self.state.ranges(), self.state.values, self.state.shapes)]
+        if parallel.rank() == 0:
+            records.append(write_counters(folder, self._counters()))
+        return records
 
     def load_state(self, folder: Path) -> None:
-        """Take weights and optimizer state from `folder`, which must have been written with the same layout.
+        """Take weights and optimizer state from `folder`, whatever layout wrote it; collective.
 
         Raises:
-            CheckpointError: DeepSpeed finds no state there.
+            CheckpointError: it is damaged, or of another model.
         """
-        path, _ = self.engine.load_checkpoint(str(folder), tag=STATE_TAG)
-        if path is None:
-            raise CheckpointError(f"{folder}: holds no DeepSpeed state of this rank ({STATE_TAG}/)")
+        counters: dict[str, Any] = {}
+        problem = None
+        try:
+            counters = read_counters(folder)
+            with StateReader(folder) as reader:
+                self.state.read(reader, int(counters["optimizer_steps"]))
+        except (CheckpointError, KeyError) as error:
+            problem = str(error)
+        failure = parallel.first_failure(problem)
+        if failure is not None:
+            raise CheckpointError(f"{folder}: cannot be continued: {failure}")
+        self.state.refresh()
+        set_loss_scale(self.engine, counters["loss_scale"])
+        self.engine.global_steps, self.engine.skipped_steps = counters["global_steps"], counters["skipped_steps"]
+
+    def _counters(self) -> dict[str, Any]:
+        return {
+            "optimizer_steps": self.state.num_steps(),
+            "global_steps": self.engine.global_steps,
+            "skipped_steps": self.engine.skipped_steps,
+            "loss_scale": read_loss_scale(self.engine),
+        }
 
 
 class PlainEngine(Engine):
@@ -269,170 +281,3 @@ class PlainEngine(Engine):
         if self.mesh.tensor_group is not None:
             distributed.all_reduce(squares[1:], group=self.mesh.tensor_group)
         return float(squares.sum().sqrt())
-
-
-class _SafeCheckpointFiles:
-    """What DeepSpeed calls a checkpoint engine: writes hashed and fsynced files, reads without executing pickles.
-
-    An error while writing is kept until `finish`: DeepSpeed meets at barriers after each file, and a rank that left
-    early would let the others wait there for ever.
-    """
-
-    name = "SafeCheckpointFiles"
-
-    def __init__(self) -> None:
-        self._folder = Path()
-        self._records: list[FileRecord] = []
-        self._error: OSError | None = None
-
-    def start(self, folder: Path) -> None:
-        """Begin a save into `folder`."""
-        self._folder, self._records, self._error = folder, [], None
-
-    def finish(self) -> list[FileRecord]:
-        """The files of this save; raises what went wrong."""
-        if self._error is not None:
-            raise self._error
-        return self._records
-
-    def save(self, state_dict: object, path: str) -> None:
-        """Write one file of the checkpoint."""
-        if self._error is not None:
-            return
-        try:
-            with hashing_writer(Path(path)) as file:
-                torch.save(_without_enums(state_dict), file)  # type: ignore[arg-type]  # it only calls write and flush
-            name = Path(path).relative_to(self._folder).as_posix()
-            self._records.append(FileRecord(name, file.num_bytes, file.hexdigest()))
-        except OSError as error:
-            self._error = error
-        except RuntimeError as error:  # torch.save, closing its archive after a failed write, hides what failed
-            self._error = _disk_error(error)
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        """Read one file; only tensors, plain containers and three classes of DeepSpeed are accepted."""
-        return load_safely(Path(path), map_location)
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make a folder, or keep the error for `finish`."""
-        try:
-            os.makedirs(path, exist_ok=exist_ok)
-        except OSError as error:
-            self._error = error
-
-    def create(self, info: object) -> None:
-        """Nothing to prepare."""
-
-    def commit(self, info: object) -> bool:
-        """Files are final when `save` returns."""
-        return True
-
-    def is_data_parallel_writer(self, dp_rank: int) -> bool:
-        """The first data-parallel rank writes what all of them hold."""
-        return dp_rank == 0
-
-    def is_decoupled(self) -> bool:
-        """Saving blocks until the files are written."""
-        return False
-
-    def preserves_storage_sharing(self) -> bool:
-        """torch.save writes the whole storage of a view, so DeepSpeed must clone views first."""
-        return True
-
-    def cleanup(self) -> None:
-        """Nothing is held open."""
-
-
-def _disk_error(error: RuntimeError) -> OSError:
-    """The OSError behind an error of torch.save; any other error is a bug and is raised again."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__context__
-    if cause is None:
-        raise error
-    return cause
-
-
-def _without_enums(state: Any) -> Any:
-    """The same state with plain numbers for enum members.
-
-    Python 3.11.0 to 3.11.3 (Debian 12 among them) pickle a member as a call of `getattr`, which no safe reader allows.
-    """
-    if isinstance(state, enum.Enum):
-        return state.value
-    if type(state) is dict:
-        return {key: _without_enums(value) for key, value in state.items()}
-    if type(state) in (list, tuple):
-        return type(state)(_without_enums(value) for value in state)
-    return state
-
-
-def load_safely(path: Path, map_location: Any = "cpu") -> Any:
-    """A `.pt` file written by DeepSpeed, read without executing any code in it.
-
-    Raises:
-        CheckpointError: the file asks for anything but tensors, plain containers and DeepSpeed's three state classes.
-    """
-    with torch.serialization.safe_globals(_deepspeed_state_classes()):
-        try:
-            return torch.load(path, map_location=map_location, weights_only=True)
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # RuntimeError: a broken archive
-            raise CheckpointError(f"{path}: refused, {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    """Why a file was refused, without torch's advice to load it all the same."""
-    found = re.search(r"[Uu]nsupported (global|GLOBAL|class|operand)[^\n]*", str(error))
-    detail = (
-        found[0].split(" was not an allowed")[0] if found else (str(error).splitlines() or [type(error).__name__])[0]
-    )
-    return f"it is damaged or holds objects that are not state ({detail})"
-
-
-def read_fp32_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Full fp32 weights (parameter name -> tensor on CPU) of a checkpoint's DeepSpeed state, whatever its ZeRO stage.
-
-    Raises:
-        CheckpointError: there is no such state in `folder`.
-    """
-    _deepspeed_state_classes()  # first: it tells DeepSpeed to look for no GPU where there is none
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    state = folder / STATE_TAG
-    plain = state / "mp_rank_00_model_states.pt"
-    if plain.is_file() and not list(state.glob("*_optim_states.pt")):
-        return {name: tensor.float() for name, tensor in load_safely(plain)["module"].items()}
-    if not list(state.glob("*_optim_states.pt")):
-        raise CheckpointError(f"{folder}: holds no DeepSpeed state ({STATE_TAG}/*_model_states.pt)")
-    silence = io.StringIO()  # it prints, and draws a progress bar for files that are read in a moment
-    with _only_safe_loads(), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
-        try:
-            weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE_TAG)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(f"{state}: a file is refused, {_reason(error)}") from None
-    return {name: tensor.clone() for name, tensor in weights.items()}
-
-
-@contextlib.contextmanager
-def _only_safe_loads() -> Iterator[None]:
-    """Make every torch.load inside DeepSpeed's own functions a weights-only load."""
-    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(variable)
-    os.environ[variable] = "1"
-    try:
-        with torch.serialization.safe_globals(_deepspeed_state_classes()):
-            yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
-
-
-def _deepspeed_state_classes() -> list[Any]:
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or importing DeepSpeed warns that it finds no GPU
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [LossScaler, DynamicLossScaler, fragment_address]

@@ -165,3 +165,17 @@ class Lamb(torch.optim.Optimizer):
             distributed.all_reduce(total, group=self.tensor_group)
             squares = torch.where(is_split_N1, total, squares)
         return squares.sqrt()
+
+
+def initial_state(optimizer: torch.optim.Optimizer, tensor: torch.Tensor, num_steps: int) -> dict[str, Any]:
+    """State of an updated tensor after `num_steps` steps with moments that are still to be filled in (zeros)."""
+    moments = {kind: torch.zeros_like(tensor, requires_grad=False) for kind in ("exp_avg", "exp_avg_sq")}
+    if isinstance(optimizer, torch.optim.AdamW):
+        step: Any = torch.tensor(
+            float(num_steps), dtype=torch.float32, device=tensor.device
+        )  # fused kernels want it there
+    elif isinstance(optimizer, Lamb):
+        step = torch.tensor(float(num_steps), dtype=torch.float32)
+    else:  # DeepSpeed's Adams count in Python
+        step = num_steps
+    return {"step": step, **moments}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -29,12 +28,6 @@ class PipelinedEngine(Engine):
             "ignore", category=UserWarning, message="c10d::.* an autograd kernel was not registered"
         )
         super().__init__(config, model, device, mesh)
-
-    def load_state(self, folder: Path) -> None:
-        """As `Engine.load_state`."""
-        super().load_state(folder)
-        # DeepSpeed saves a tied module in no layer's file; what the optimizer holds of it is all there is.
-        self.engine.optimizer.update_lp_params()
 
     def _run_step(self, micro_batches: Sequence[Batch]) -> tuple[list[PretrainingLosses], float | None]:
         self.engine.module.expect(batch.micro_batch_index for batch in micro_batches)

@@ -250,9 +250,9 @@ def _describe_rows(rows: RowSource) -> str:
 
 def _count(model: BertForPretraining | BertPipeline) -> int:
     """Parameters of the model, or of this pipeline stage, over all tensor-parallel ranks."""
-    from pretrain.model.initialise import full_shape
+    from pretrain.model.parameter_shape import parameter_shape
 
-    return sum(math.prod(full_shape(parameter, model.layers)) for parameter in model.parameters())
+    return sum(math.prod(parameter_shape(parameter, model.layers).full) for parameter in model.parameters())
 
 
 def _build_engine(
@@ -332,7 +332,7 @@ def _describe_checkpoint(config: RunConfig, rows: RowSource) -> Any:
         precision=config.precision,
     )
     return CheckpointManifest(
-        kind="deepspeed",
+        kind="training",
         step=0,
         consumed_samples=0,
         layout=layout,

@@ -87,11 +87,7 @@ class Trainer:
                 "use the run's own data"
             )
         if manifest.layout != own.layout:
-            raise ConfigError(
-                f"{folder}: was saved with {manifest.layout}, this run has {own.layout}; resuming in another layout is "
-                f"not supported yet: start {manifest.layout.data} processes with zero.stage="
-                f"{manifest.layout.zero_stage} and precision={manifest.layout.precision}"
-            )
+            log.info("saved with %s, continued with %s", manifest.layout, own.layout)
         if manifest.consumed_samples % self.config.train.micro_batch_size:
             raise ConfigError(
                 f"{folder}: has consumed {manifest.consumed_samples} rows, no multiple of train.micro_batch_size "

@@ -13,7 +13,8 @@ from pretrain import durable
 from pretrain.checkpoint import CheckpointManifest, find_checkpoint, find_problems
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
-from pretrain.model.initialise import full_shape, local_part
+from pretrain.model.parameter_shape import parameter_shape
+from pretrain.state_files import StateReader
 
 if TYPE_CHECKING:
     from pretrain.model.bert import Bert
@@ -34,14 +35,8 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     manifest = CheckpointManifest.load(checkpoint)
     if manifest.kind == "weights":
         return load_file(checkpoint / WEIGHTS_FILE)
-    if manifest.layout.tensor * manifest.layout.pipeline > 1:
-        raise CheckpointError(
-            f"{checkpoint}: was saved with {manifest.layout}; putting the weights of model-parallel ranks together is "
-            "not supported yet: export needs a run with parallel.tensor=1"
-        )
-    from pretrain.engine import read_fp32_weights
-
-    return read_fp32_weights(checkpoint)
+    with StateReader(checkpoint) as reader:
+        return {name: reader.read_full(name) for name in sorted(reader.shapes)}
 
 
 def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> FileRecord:
@@ -67,7 +62,8 @@ def load_weights_into(model: Bert | BertPipeline, path: Path) -> None:
     """
     checkpoint = find_checkpoint(path)
     weights = read_weights(checkpoint)
-    own = {name: full_shape(parameter, model.layers) for name, parameter in model.named_parameters()}
+    shapes = {name: parameter_shape(parameter, model.layers) for name, parameter in model.named_parameters()}
+    own = {name: shape.full for name, shape in shapes.items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if hasattr(model, "stage_id"):  # a pipeline stage has some of the parameters
         theirs = {name: shape for name, shape in theirs.items() if name in own}
@@ -82,5 +78,6 @@ def load_weights_into(model: Bert | BertPipeline, path: Path) -> None:
             f"{checkpoint}: does not fit the model ({len(problems)} parameters differ); "
             f"compare the model section of its manifest.json with yours\n  {listing}"
         )
-    parts = {name: local_part(weights[name], p, model.layers) for name, p in model.named_parameters()}
+    layers = model.layers
+    parts = {name: shape.part_of(weights[name], layers.tp_rank, layers.tp_size) for name, shape in shapes.items()}
     model.load_state_dict(parts, strict=False)

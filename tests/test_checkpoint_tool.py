@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from state_ranges import write
 from test_checkpoint import every_file, manifest, write_state
 
-from pretrain.checkpoint import CheckpointStore, list_checkpoints
+from pretrain.checkpoint import CheckpointManifest, CheckpointStore, find_checkpoint, find_problems, list_checkpoints
 from pretrain.checkpoint_tool import app
 from pretrain.cli import run_program
+from pretrain.durable import FileRecord
+from pretrain.model.parameter_shape import ParameterShape
+from pretrain.state_files import MOMENTS, WEIGHT, Range, StateReader, read_counters, write_counters
+from pretrain.weights import read_weights
+
+KINDS = (WEIGHT, *MOMENTS)
 
 
 @pytest.fixture
@@ -63,3 +72,63 @@ def test_ls_takes_a_copy_under_another_name(run: Path, capsys: pytest.CaptureFix
     code, output = tool(capsys, "ls", str(copy), "--json")
     assert code == 0
     assert json.loads(output)[0]["step"] == 20
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A run with one checkpoint of a real state, in two files, and a tokenizer."""
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("x")
+    shape = ParameterShape((5, 3), split_dim=0)
+    full = torch.arange(15.0).view(5, 3)
+
+    def write_state_files(folder: Path) -> list[FileRecord]:
+        parts = [shape.part_of(full, part, 2).flatten() for part in range(2)]
+        records = [
+            write(folder, part, [(Range(kind, "w", part, 2, 0, 9), parts[part]) for kind in KINDS], {"w": shape})
+            for part in range(2)
+        ]
+        return [*records, write_counters(folder, {"optimizer_steps": 30})]
+
+    store = CheckpointStore(tmp_path / "run" / "checkpoints", keep=3)
+    store.prepare()
+    store.save(manifest(30), write_state_files, (tmp_path / "tokenizer",))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("num_files", [1, 2, 4, 20])
+def test_reshape_keeps_every_value(trained: Path, capsys: pytest.CaptureFixture[str], num_files: int) -> None:
+    out = trained / "out"
+    code, output = tool(capsys, "reshape", str(trained), str(out), "--files", str(num_files))
+    assert code == 0, output
+    (folder,) = list_checkpoints(out)
+    assert find_problems(folder) == []
+    assert (folder / "tokenizer" / "vocab.txt").read_text() == "x"
+    assert read_counters(folder) == {"optimizer_steps": 30}
+    assert len(list((folder / "state").glob("rank-*"))) == num_files
+    before = CheckpointManifest.load(find_checkpoint(trained))
+    assert replace(CheckpointManifest.load(folder), files=()) == replace(before, files=())
+    with StateReader(folder) as reader:
+        for kind in KINDS:
+            assert torch.equal(reader.read_full("w", kind), torch.arange(15.0).view(5, 3))
+
+
+def test_reshape_to_weights_alone(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool(capsys, "reshape", str(trained), str(trained / "out"), "--weights-only")[0] == 0
+    (folder,) = list_checkpoints(trained / "out")
+    assert CheckpointManifest.load(folder).kind == "weights"
+    assert torch.equal(read_weights(folder)["w"], torch.arange(15.0).view(5, 3))
+    code, output = tool(capsys, "reshape", str(folder), str(trained / "again"))
+    assert code == 1
+    assert "holds weights only" in output
+
+
+def test_reshape_leaves_nothing_of_a_damaged_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (trained / "there").mkdir()
+    code, output = tool(capsys, "reshape", str(trained), str(trained / "there"))
+    assert (code, "exists; choose a new folder" in output) == (1, True)
+    victim = find_checkpoint(trained) / "state" / "rank-00001.safetensors"
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    code, output = tool(capsys, "reshape", str(trained), str(trained / "out"))
+    assert (code, str(victim) in output) == (1, True)
+    assert not (trained / "out").exists()

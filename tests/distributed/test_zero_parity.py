@@ -20,6 +20,7 @@ from pretrain.config import RunConfig, load_config
 from pretrain.data.batches import Batch, BatchSource, RowSource
 from pretrain.model.build import build_model
 from pretrain.optim import Lamb, learning_rate, parameter_groups
+from pretrain.state_files import StateReader
 
 STEPS = 5
 EVALUATED = 1000
@@ -102,8 +103,14 @@ def engine_rank(config: RunConfig, folder: Path) -> tuple[Figures, dict[str, tor
     figures.append(evaluate(engine, source))
     engine.save_state(folder)
     parallel.gather_objects(None)
-    weights = engine_module.read_fp32_weights(folder) if launch.rank == 0 else {}
+    weights = read_all(folder) if launch.rank == 0 else {}
     return figures, weights
+
+
+def read_all(folder: Path) -> dict[str, torch.Tensor]:
+    """Full weights of a saved state."""
+    with StateReader(folder) as reader:
+        return {name: reader.read_full(name) for name in reader.shapes}
 
 
 def evaluate(engine: engine_module.Engine, source: BatchSource) -> tuple[float, float, float, float]:

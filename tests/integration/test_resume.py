@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -15,10 +14,14 @@ from typing import Any
 
 import psutil
 import pytest
-from small_runs import write_small_run
+from forked import run_ranks
+from small_runs import small_config, write_small_run
 
 from pretrain.checkpoint import CheckpointManifest, find_checkpoint, list_checkpoints
+from pretrain.export import export_checkpoint
 from pretrain.metrics import read_metrics
+from pretrain.reshape import reshape_checkpoint
+from pretrain.train import train
 
 STEPS = 60
 LONG_RUN: dict[str, Any] = {"train__steps": STEPS, "train__eval_every": 20, "checkpoint": {"every_steps": 7, "keep": 2}}
@@ -73,6 +76,11 @@ def state_of(run: Path, step: int = STEPS) -> dict[str, str]:
 
 def losses_of(run: Path) -> dict[int, tuple[float, float]]:
     return {r["step"]: (r["loss"], r["grad_norm"]) for r in read_metrics(run) if "loss" in r}
+
+
+@pytest.fixture(scope="module")
+def _megatron() -> None:
+    import megatron.core.tensor_parallel  # noqa: F401  # before ranks fork
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +201,7 @@ def test_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_used(tmp_pa
     code, output = finish(start(config))
     assert code == 0, output
     newest = find_checkpoint(tmp_path / "run")
-    victim = next((newest / "state").glob("*optim_states.pt"))
+    victim = next((newest / "state").glob("rank-*.safetensors"))
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
@@ -206,31 +214,63 @@ def test_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_used(tmp_pa
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_is_refused_with_words(uninterrupted: Path) -> None:
-    code, output = finish(start(uninterrupted.parent / "run.yaml", 2))
-    assert code != 0
-    assert "resuming in another layout is not supported yet" in output
-    manifest = json.loads((find_checkpoint(uninterrupted) / "manifest.json").read_text())
-    assert manifest["layout"]["data"] == 1
+@pytest.mark.usefixtures("_megatron")
+def test_a_run_continues_in_other_layouts_and_exports_the_same_model_from_each(tmp_path: Path) -> None:
+    """One process, then tensor and sequence parallel, then a pipeline, then ZeRO-3: as if it had been one process."""
+    quiet = {"model": {**small_config(tmp_path)["model"], "hidden_dropout": 0.0, "attention_dropout": 0.0}}
+    # The schedule is constant up to the last step, wherever train.steps ends.
+    schedule = {"optim__schedule": "wsd", "optim__decay_steps": 1, "optim__warmup_steps": 0, "optim__eps": 1e-4}
+    settings: dict[str, Any] = {**quiet, **schedule, "checkpoint": {"every_steps": 100}}
+    clean, moved = tmp_path / "clean", tmp_path / "moved"
+    for folder in (clean, moved):
+        folder.mkdir()
+    run_ranks(1, train_on, write_small_run(clean, **settings))
+    config = write_small_run(moved, **settings)
+    layouts: list[tuple[int, tuple[str, ...]]] = [
+        (1, ()),
+        (2, ("parallel.tensor=2", "parallel.sequence=true")),
+        (2, ("parallel.pipeline=2",)),
+        (2, ("zero.stage=3",)),
+    ]
+    for steps, (world_size, layout) in zip((2, 4, 6, 8), layouts, strict=True):
+        run_ranks(world_size, train_on, config, *layout, f"train.steps={steps}")
+        newest = find_checkpoint(moved / "run")
+        exported = set()
+        again = reshape_checkpoint(newest, moved / f"reshaped-{steps}", num_files=3, weights_only=False)
+        exported = set()
+        for source, target in ((newest, moved / f"export-{steps}"), (again, moved / f"again-{steps}")):
+            export(source, target)
+            exported.add((target / "model.safetensors").read_bytes())
+        assert len(exported) == 1
+    assert (moved / "run" / "logs" / "rank_00000.log").read_text().count("continued with") == 3
+    expected, found = losses_of(clean / "run"), losses_of(moved / "run")
+    assert found.keys() == expected.keys() == set(range(1, 9))
+    for step, figures in expected.items():
+        assert found[step] == pytest.approx(figures, rel=1e-5)
+
+
+def train_on(config: Path, *overrides: str) -> None:
+    """One rank of `taco train`, in a forked process that need not import everything again."""
+    train(config=config, overrides=list(overrides), dry_run=False, allow_change=["train.steps"])
+
+
+def export(run: Path, out: Path) -> None:
+    """As `taco export`, which compares the logits by itself."""
+    assert export_checkpoint(find_checkpoint(run), out)["is_new"]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_megatron")
 @pytest.mark.parametrize("layout", [("parallel.tensor=2", "parallel.sequence=true"), ("parallel.pipeline=2",)])
-def test_model_parallel_ranks_continue_bit_for_bit_and_say_what_cannot_be_exported_yet(
-    layout: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_model_parallel_ranks_continue_bit_for_bit_and_are_exported(layout: tuple[str, ...], tmp_path: Path) -> None:
     runs = []
     for name, stops in (("once", [8]), ("twice", [4, 8])):
         folder = tmp_path / name
         folder.mkdir()
         config = write_small_run(folder, train__steps=8, optim__schedule="wsd", optim__decay_steps=1)
         for steps in stops:
-            code, output = finish(start(config, 2, *layout, f"train.steps={steps}", "--allow-change", "train.steps"))
-            assert code == 0, output
+            run_ranks(2, train_on, config, *layout, f"train.steps={steps}")
         runs.append(folder / "run")
     assert state_of(runs[0], step=8) == state_of(runs[1], step=8)
-    export = [sys.executable, "-m", "pretrain.export", str(runs[0]), str(tmp_path / "export")]
-    result = subprocess.run(export, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert "putting the weights of model-parallel ranks together is not supported yet" in result.stderr
-    assert not (tmp_path / "export").exists()
+    export(runs[0], tmp_path / "export")
+    assert (tmp_path / "export" / "model.safetensors").is_file()

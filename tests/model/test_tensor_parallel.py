@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from pretrain.model.bert import Bert
 from pretrain.model.hf import from_hf_state_dict
-from pretrain.model.initialise import local_part
 from pretrain.model.layer_spec import LayerSpec, plain_layers
+from pretrain.model.parameter_shape import parameter_shape
 from pretrain.model.tensor_parallel import tensor_parallel_layers
 from pretrain.objectives.mlm import masked_lm_loss
 
@@ -31,8 +31,13 @@ def _start() -> LayerSpec:
     return tensor_parallel_layers()
 
 
+def _part(full: Tensor | None, parameter: Tensor, layers: LayerSpec) -> Tensor:
+    assert full is not None
+    return parameter_shape(parameter, layers).part_of(full, layers.tp_rank, layers.tp_size)
+
+
 def _load(model: nn.Module, full: dict[str, Tensor], layers: LayerSpec) -> None:
-    parts = {name: local_part(full[name], parameter, layers) for name, parameter in model.named_parameters()}
+    parts = {name: _part(full[name], parameter, layers) for name, parameter in model.named_parameters()}
     model.load_state_dict(parts, strict=True)
 
 
@@ -55,7 +60,7 @@ def _logits_and_gradients(full: dict[str, Tensor], ids_BL: Tensor, segment_BL: T
     expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
     wrong = []
     for name, parameter in model.named_parameters():
-        part = local_part(expected[name], parameter, layers)  # type: ignore[arg-type]
+        part = _part(expected[name], parameter, layers)
         if parameter.grad is None or not torch.allclose(parameter.grad, part, rtol=0, atol=1e-12):
             wrong.append(name)
     return logits_BLV, wrong
@@ -74,7 +79,7 @@ def _initial_and_extra(seed: int) -> tuple[list[str], list[str]]:
     layers = _start()
     model = Bert(CONFIG, WORDS, layers, seed=seed)
     plain = dict(Bert(CONFIG, WORDS, plain_layers(), seed=seed).named_parameters())
-    wrong = [n for n, p in model.named_parameters() if not torch.equal(p, local_part(plain[n], p, layers))]
+    wrong = [n for n, p in model.named_parameters() if not torch.equal(p, _part(plain[n], p, layers))]
     return wrong, [name for name in model.state_dict() if name not in plain]
 
 

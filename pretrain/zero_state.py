@@ -1,0 +1,225 @@
+"""Where ZeRO keeps what a run is: the fp32 weights and moments of each parameter that this rank is responsible for.
+
+DeepSpeed flattens parameters and deals them out: stages 1 and 2 (and its bf16 optimizer) cut the concatenation of a
+group's parameters into one piece per data-parallel rank, stage 3 cuts every parameter. Here each piece gets its name
+back, so that `state_files.py` can write it and any other layout can take it up.
+
+Shape letters: N elements of a range.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.errors import CheckpointError
+from pretrain.model.parameter_shape import ParameterShape, parameter_shape
+from pretrain.optim import initial_state
+from pretrain.parallel import Mesh
+from pretrain.state_files import MOMENTS, WEIGHT, Range, StateReader
+
+TIED_WORD = "tied_modules.word.weight"
+_LOSS_SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+class Piece(NamedTuple):
+    """Elements `start` to `start + length` of this rank's flattened part of a parameter, whose state is here.
+
+    They are elements `offset` to `offset + length` of `optimized`, one of the tensors that the optimizer updates.
+    """
+
+    name: str
+    start: int
+    length: int
+    optimized: Tensor
+    offset: int
+
+
+class ZeroState(ABC):
+    """The pieces of one rank under one ZeRO stage.
+
+    Args:
+        engine: DeepSpeed's.
+        shapes: of this rank's parameters; taken before ZeRO-3 empties them.
+    """
+
+    def __init__(self, engine: Any, mesh: Mesh, shapes: Mapping[str, ParameterShape]) -> None:
+        self.engine = engine
+        self.mesh = mesh
+        self.shapes = shapes
+        self._pieces = {piece.name: piece for piece in self._find_pieces()}
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one that updates weights, inside whatever DeepSpeed wraps around it."""
+        return self.engine.basic_optimizer
+
+    def ranges(self) -> list[Range]:
+        """What this rank writes: every element of the model's state is written by exactly one rank."""
+        shares = ((piece.name, *self._share(piece)) for piece in self._pieces.values())
+        return [
+            self._range(kind, name, start, stop - start)
+            for name, start, stop in shares
+            if start < stop
+            for kind in (WEIGHT, *MOMENTS)
+        ]
+
+    def values(self, wanted: Range) -> Tensor:
+        """The elements [N] of a range of this rank, as a view; moments are zeros before the first step."""
+        piece = self._pieces[wanted.name]
+        tensor = piece.optimized.detach()
+        if wanted.kind != WEIGHT:
+            state = self.optimizer.state.get(piece.optimized)
+            tensor = state[wanted.kind] if state else torch.zeros_like(tensor)
+        return tensor.view(-1).narrow(0, piece.offset + wanted.start - piece.start, wanted.length)
+
+    def read(self, reader: StateReader, num_steps: int) -> None:
+        """Set weights and moments from files, after `num_steps` optimizer steps; `refresh` must follow on all ranks.
+
+        Raises:
+            CheckpointError: the files are of another model.
+        """
+        for name, shape in self.shapes.items():
+            if name not in reader.shapes or reader.shapes[name].full != shape.full:
+                found = reader.shapes[name].full if name in reader.shapes else "none"
+                raise CheckpointError(f"{reader.folder}: {name} is {found}, the model of this run has {shape.full}")
+        for tensor in self._optimized():
+            self.optimizer.state[tensor] = initial_state(self.optimizer, tensor, num_steps)
+        for piece in self._pieces.values():
+            for kind in (WEIGHT, *MOMENTS):
+                wanted = self._range(kind, piece.name, piece.start, piece.length)
+                self.values(wanted).copy_(reader.read_range(wanted, self.shapes[piece.name]))
+
+    def num_steps(self) -> int:
+        """Updates that the optimizer has done; skipped steps are none.
+
+        Raises:
+            RuntimeError: parameters were updated different numbers of times, which no layout could take up.
+        """
+        found = {int(state["step"]) for tensor in self._optimized() if (state := self.optimizer.state.get(tensor))}
+        if len(found) > 1:
+            raise RuntimeError(f"optimizer steps differ between parameters: {sorted(found)}")
+        return found.pop() if found else 0
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Make the weights that the model computes with from those that were set; collective."""
+
+    @abstractmethod
+    def _find_pieces(self) -> Iterator[Piece]: ...
+
+    @abstractmethod
+    def _optimized(self) -> list[Tensor]:
+        """The tensors that the optimizer updates."""
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.engine.module.named_parameters()
+
+    def _range(self, kind: str, name: str, start: int, length: int) -> Range:
+        is_split = self.shapes[name].split_dim is not None
+        part, num_parts = (self.mesh.tp_rank, self.mesh.tp_size) if is_split else (0, 1)
+        return Range(kind, name, part, num_parts, start, length)
+
+    def _share(self, piece: Piece) -> tuple[int, int]:
+        """Start and stop of what this rank writes of a piece: nothing where another rank writes the same."""
+        is_copy = self.mesh.tp_rank > 0 and self.shapes[piece.name].split_dim is None
+        is_tied_copy = self.mesh.pp_rank > 0 and piece.name == TIED_WORD
+        return (0, 0) if is_copy or is_tied_copy else (piece.start, piece.start + piece.length)
+
+
+class WholeState(ZeroState):
+    """Without ZeRO: all of it on every data-parallel rank, each of which writes its share."""
+
+    def refresh(self) -> None:
+        """Nothing to do: the model computes with these very tensors."""
+
+    def _optimized(self) -> list[Tensor]:
+        return [parameter for _, parameter in self._parameters()]
+
+    def _find_pieces(self) -> Iterator[Piece]:
+        for name, parameter in self._parameters():
+            yield Piece(name, 0, parameter.numel(), parameter, 0)
+
+    def _share(self, piece: Piece) -> tuple[int, int]:
+        start, stop = super()._share(piece)
+        length, rank, size = stop - start, self.mesh.dp_rank, self.mesh.dp_size
+        return start + length * rank // size, start + length * (rank + 1) // size
+
+
+class FlatState(ZeroState):
+    """ZeRO-1, ZeRO-2 and the bf16 optimizer: flat partitions of parameter groups, linked to parameters by DeepSpeed."""
+
+    def refresh(self) -> None:
+        """Gather the 16-bit (or second fp32) weights from the partitions of all ranks."""
+        self.engine.optimizer.update_lp_params()
+
+    def _optimized(self) -> list[Tensor]:
+        wrapper = self.engine.optimizer
+        bf16 = getattr(wrapper, "fp32_groups_flat_partition", None)
+        return list(wrapper.single_partition_of_fp32_groups if bf16 is None else bf16)
+
+    def _find_pieces(self) -> Iterator[Piece]:
+        partitions = self._optimized()
+        for name, parameter in self._parameters():
+            link = parameter._hp_mapping  # type: ignore[attr-defined]
+            if link is None:  # all of it is in the partitions of other ranks
+                continue
+            local, flat = link.lp_fragment_address, link.hp_fragment_address
+            yield Piece(name, local.start, local.numel, partitions[link.param_group_index], flat.start)
+
+
+class PartitionedState(ZeroState):
+    """ZeRO-3: a slice of every parameter, padded at the end of the last one."""
+
+    def refresh(self) -> None:
+        """Take the slices of the model's own weights from the fp32 ones, as after an optimizer step."""
+        wrapper = self.engine.optimizer
+        wrapper._partition_all_parameters()
+        for group in range(len(wrapper.fp32_partitioned_groups_flat)):
+            wrapper._reassign_or_swap_out_partitioned_parameters(group)
+        wrapper._post_step(set())
+
+    def _optimized(self) -> list[Tensor]:
+        return list(self.engine.optimizer.fp32_partitioned_groups_flat)
+
+    def _find_pieces(self) -> Iterator[Piece]:
+        wrapper = self.engine.optimizer
+        for name, parameter in self._parameters():
+            group, offset, slice_length = wrapper.grad_position[wrapper.get_param_id(parameter)]
+            start = slice_length * wrapper._get_param_partition_rank(parameter)
+            length = min(slice_length, parameter.ds_numel - start)  # type: ignore[attr-defined]
+            if length > 0:
+                yield Piece(name, start, length, wrapper.fp32_partitioned_groups_flat[group], offset)
+
+
+def zero_state(engine: Any, stage: int, mesh: Mesh, shapes: Mapping[str, ParameterShape]) -> ZeroState:
+    """The state of a DeepSpeed engine that runs ZeRO `stage`."""
+    kinds: tuple[type[ZeroState], ...] = (WholeState, FlatState, FlatState, PartitionedState)
+    return kinds[stage](engine, mesh, shapes)
+
+
+def describe_parameters(model: Any) -> dict[str, ParameterShape]:
+    """Full shape and split of every parameter of a model or pipeline stage, by name."""
+    return {name: parameter_shape(parameter, model.layers) for name, parameter in model.named_parameters()}
+
+
+# -- counters ----------------------------------------------------------------------------------------------------------
+
+
+def read_loss_scale(engine: Any) -> dict[str, float | int]:
+    """Where fp16's loss scaling stands; empty in other precisions."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    if scaler is None or not getattr(scaler, "dynamic", False):
+        return {}
+    return {name: getattr(scaler, name) for name in _LOSS_SCALE_FIELDS}
+
+
+def set_loss_scale(engine: Any, saved: Mapping[str, float | int]) -> None:
+    """Continue loss scaling where it stood; nothing where this run or the saved one has none."""
+    if read_loss_scale(engine):
+        for name in saved.keys() & set(_LOSS_SCALE_FIELDS):
+            setattr(engine.optimizer.loss_scaler, name, saved[name])
