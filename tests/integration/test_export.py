@@ -88,11 +88,21 @@ def test_hugging_face_round_trip_is_exact(seed: int, tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_training_starts_from_imported_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [
+        (1,),
+        pytest.param((2, "parallel.tensor=2", "parallel.sequence=true"), marks=pytest.mark.slow),
+        pytest.param((2, "parallel.pipeline=2"), marks=pytest.mark.slow),
+        pytest.param((2, "zero.stage=3"), marks=pytest.mark.slow),
+    ],
+)
+def test_training_starts_from_imported_weights_in_any_layout(layout: tuple[Any, ...], tmp_path: Path) -> None:
+    world_size, *overrides = layout
     shape = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
     import_folder(random_bert(tmp_path / "hf", **shape), tmp_path / "start")
     config = write_small_run(tmp_path, train__steps=1, optim__warmup_steps=0, optim__lr=1e-12)
-    run_ranks(1, train_once, config, f"run.init_from={tmp_path / 'start'}")
+    run_ranks(world_size, train_once, config, f"run.init_from={tmp_path / 'start'}", *overrides)
     start = read_weights(find_checkpoint(tmp_path / "start"))
     trained = read_weights(find_checkpoint(tmp_path / "run"))
     assert all(torch.allclose(start[name], trained[name], rtol=0, atol=1e-9) for name in start)
