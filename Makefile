@@ -3,6 +3,7 @@
 #   make quickstart   train a small TACO BERT on real English, export it, load it with Hugging Face  (10 minutes, CPU)
 #   make test         everything that continuous integration runs
 #   make check        lint, types and fast tests, before each commit
+#   make moves        continue a run of every layout in every other one, and write the table of docs/parallelism.md
 #   make sanitize     the C++ code and the tests of its extension under address, undefined-behaviour and thread sanitizers
 #   make soak         kill preprocessing at random for SECONDS (600), and compare every byte with an undisturbed dataset
 
@@ -16,7 +17,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 CORPUS := data_tools/sample_corpus/public_domain_en.jsonl.zst
 
-.PHONY: install quickstart test check lint sanitize soak clean help
+.PHONY: install quickstart test check lint moves sanitize soak clean help
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -78,6 +79,9 @@ sanitize: install
 	csrc/tests/sanitize.sh address
 	csrc/tests/sanitize.sh thread
 	PYTHON=$(BIN)/python csrc/tests/sanitize.sh extension tests/data
+
+moves: install
+	$(BIN)/python tests/distributed/moves_table.py
 
 soak: install
 	$(BIN)/python tests/soak/soak_preprocess.py --seconds $(or $(SECONDS),600)

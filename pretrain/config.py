@@ -99,6 +99,11 @@ class TrainSection(_Section):
     recompute_layers: int | Literal["all"] = Field(
         0, description="encoder layers, from the first on, that are computed again in backward to save memory"
     )
+    max_bad_steps: int = Field(
+        10,
+        ge=1,
+        description="steps in a row without a finite loss and gradient, each skipped, that end the run",
+    )
     eval_batches: int = Field(32, ge=1, description="micro-batches of the validation split per evaluation, all ranks")
 
 

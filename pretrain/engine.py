@@ -6,6 +6,7 @@ or parameters is decided here and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,7 +50,9 @@ OWNED_DEEPSPEED_KEYS = {
 class StepResult:
     """One optimizer step, the same on every rank: losses are means over all micro-batches of all ranks.
 
-    `requests[i]` is True where any rank's i-th request was: what one rank wants, all hear of at the same step.
+    `is_skipped`: no weight has changed, because a gradient was not finite. `bad_micro_batches`: global numbers of this
+    rank's own micro-batches whose loss was not finite; the one field that differs between ranks. `requests[i]` is True
+    where any rank's i-th request was: what one rank wants, all hear of at the same step.
     """
 
     loss: float
@@ -58,6 +61,7 @@ class StepResult:
     grad_norm: float
     is_skipped: bool
     requests: tuple[bool, ...]
+    bad_micro_batches: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class Engine(ABC):
         known, grad_norm = self._run_step(micro_batches)
         losses = torch.zeros(3, dtype=torch.float64, device=self.device)
         for step in known:
-            losses += torch.stack([step.total.detach(), step.mlm, step.contrastive])
+            losses += torch.stack([step.total, step.mlm, step.contrastive])
         # All tensor ranks of the last stage know the same losses.
         losses /= len(micro_batches) * self.mesh.dp_size * self.mesh.tp_size
         # One small collective per step carries the losses and every rank's requests.
@@ -162,9 +166,13 @@ class Engine(ABC):
             found = self.engine.get_global_grad_norm()
             # A first step that overflows in fp16 is skipped before DeepSpeed has any norm.
             grad_norm = math.nan if found is None else float(found)
-        is_skipped = not self.engine.was_step_applied()
+        # Without ZeRO DeepSpeed looks at no gradient; `_run_step` did.
+        is_skipped = not self.engine.was_step_applied() or (
+            zero_stage(self.config) == 0 and not math.isfinite(grad_norm)
+        )
         wanted = tuple(count > 0 for count in counts)
-        return StepResult(loss, mlm_loss, contrastive_loss, grad_norm, is_skipped, wanted)
+        bad = () if math.isfinite(loss) else _not_finite(known, micro_batches)
+        return StepResult(loss, mlm_loss, contrastive_loss, grad_norm, is_skipped, wanted, bad)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> EvalResult:
@@ -241,6 +249,12 @@ class Engine(ABC):
         }
 
 
+def _not_finite(known: Sequence[PretrainingLosses], micro_batches: Sequence[Batch]) -> tuple[int, ...]:
+    """Global numbers of the micro-batches whose loss this rank knows, and which is NaN or infinite."""
+    pairs = zip(known, micro_batches, strict=False)  # only the last stage of a pipeline knows losses
+    return tuple(batch.micro_batch_index for losses, batch in pairs if not math.isfinite(float(losses.total)))
+
+
 class PlainEngine(Engine):
     """DeepSpeedEngine: tensor and data parallelism with ZeRO 0-3, the whole depth of the model on every rank."""
 
@@ -254,8 +268,23 @@ class PlainEngine(Engine):
             known.append(PretrainingLosses(*(value.detach() for value in step)))
             if self.engine.is_gradient_accumulation_boundary():
                 grad_norm = self._plain_grad_norm()
-            self.engine.step()
+            with self._no_update(unless=grad_norm is None or math.isfinite(grad_norm)):
+                self.engine.step()
         return known, grad_norm
+
+    @contextlib.contextmanager
+    def _no_update(self, *, unless: bool) -> Iterator[None]:
+        """Keep weights and moments as they are through an optimizer step; DeepSpeed does the rest of its work."""
+        if unless:
+            yield
+            return
+        optimizer = self.engine.optimizer
+        update = optimizer.step
+        optimizer.step = lambda: None
+        try:
+            yield
+        finally:
+            optimizer.step = update
 
     def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
         self.engine.eval()

@@ -36,6 +36,7 @@ _FREE_KEYS = (
     "train.log_every",
     "train.eval_every",
     "train.eval_batches",
+    "train.max_bad_steps",
     "parallel",  # the layout is compared with the checkpoint's own
     "zero",
     "checkpoint",

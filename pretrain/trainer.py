@@ -22,7 +22,7 @@ from pretrain.engine import Engine, EvalResult, StepResult
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.metrics import MetricsLog, Throughput
 from pretrain.optim import learning_rate
-from pretrain.resilience import NonFiniteLossError, PreemptedError, StopRequest
+from pretrain.resilience import BadSteps, PreemptedError, StopRequest
 from pretrain.runlog import Eta, format_count, format_seconds, get_logger, progress_bar
 
 log = get_logger(__name__)
@@ -60,6 +60,7 @@ class Trainer:
         self.checkpoint_extras = checkpoint_extras
         self.metrics = metrics
         self.stop = stop
+        self.bad_steps = BadSteps(config.run.output_dir, config.train.max_bad_steps, config.precision == "fp16")
         self.state = TrainState()
         self._saved_at = (0, time.monotonic())
         self._throughput = Throughput()
@@ -99,7 +100,7 @@ class Trainer:
 
         Raises:
             PreemptedError: a signal asked for the end; everything is saved.
-            NonFiniteLossError: the loss is no number any more; nothing of it is saved.
+            NonFiniteLossError: too many losses in a row were no numbers; nothing of them is saved.
         """
         total = self.config.train.steps
         micro_batches = prefetch(self.train_source, self._micro_batch_indices(), self.config.data.prefetch)
@@ -131,15 +132,25 @@ class Trainer:
             first += train.global_batch_size // train.micro_batch_size
 
     def _advance(self, result: StepResult) -> None:
-        if not result.is_skipped and not math.isfinite(result.loss + result.grad_norm):
-            raise NonFiniteLossError(
-                f"step {self.state.step + 1}: loss {result.loss}, gradient norm {result.grad_norm}; nothing of this "
-                f"step is saved, the last checkpoint is of step {self._saved_at[0]}; lower optim.lr or look at the data"
-            )
         rows = self.config.train.global_batch_size
+        step, loss, norm = self.state.step + 1, result.loss, result.grad_norm
+        if self.bad_steps.note(step, loss, norm, is_skipped=result.is_skipped):
+            suspects = self._suspects(result)
+            if parallel.rank() == 0:
+                self.bad_steps.write_down(step, loss, norm, suspects)
+            self.bad_steps.check_limit(step, self._saved_at[0])
         self.state = TrainState(self.state.step + 1, self.state.consumed_samples + rows)
         self._num_skipped += result.is_skipped
         self._throughput.add(rows * self.config.data.seq_length)
+
+    def _suspects(self, result: StepResult) -> list[tuple[int, int]]:
+        """First and last + 1 of the rows whose loss was not finite, or of all rows of the step where none was."""
+        size = self.config.train.micro_batch_size
+        found = sorted({number for share in parallel.gather_objects(result.bad_micro_batches) for number in share})
+        if found:
+            return [(number * size, (number + 1) * size) for number in found]
+        first = self.state.consumed_samples
+        return [(first, first + self.config.train.global_batch_size)]
 
     # -- reporting -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,93 @@
+"""NaN and infinite losses: every rank skips the same step, the rows are written down, too many in a row end the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forked import RankFailedError, run_ranks
+from small_runs import write_small_run
+
+from pretrain.checkpoint import CheckpointManifest, find_checkpoint
+from pretrain.metrics import read_metrics
+from pretrain.model.pretraining import LossHead, PretrainingLosses
+from pretrain.report import report
+from pretrain.resilience import BadSteps, NonFiniteLossError
+from pretrain.train import train
+from pretrain.weights import read_weights
+
+PER_STEP = 4  # micro-batches of a step of the small run
+LAYOUTS = [
+    pytest.param((1, "zero.stage=0"), id="ZeRO-0"),
+    pytest.param((2, "zero.stage=0"), id="DP2 ZeRO-0", marks=pytest.mark.slow),
+    pytest.param((2, "zero.stage=1"), id="DP2 ZeRO-1", marks=pytest.mark.slow),
+    pytest.param((2, "zero.stage=3"), id="DP2 ZeRO-3", marks=pytest.mark.slow),
+    pytest.param((2, "precision=bf16", "zero.stage=2"), id="DP2 ZeRO-2 bf16", marks=pytest.mark.slow),
+    pytest.param((2, "parallel.tensor=2"), id="TP2", marks=pytest.mark.slow),
+    pytest.param((2, "parallel.pipeline=2"), id="PP2", marks=pytest.mark.slow),
+    pytest.param((2, "parallel.pipeline=2", "precision=bf16"), id="PP2 bf16", marks=pytest.mark.slow),
+]
+
+
+def poisoned(config: Path, bad: dict[int, float], *overrides: str) -> None:
+    """One rank of a run; the losses of the micro-batches in `bad` are multiplied by a number that is none."""
+    original = LossHead.__call__
+
+    def call(self: LossHead, *args: Any, **kwargs: Any) -> PretrainingLosses:
+        losses = original(self, *args, **kwargs)
+        factor = bad.get(kwargs["micro_batch_index"], 1.0) if torch.is_grad_enabled() else 1.0
+        return losses._replace(total=losses.total * factor)
+
+    LossHead.__call__ = call  # type: ignore[method-assign]
+    train(config=config, overrides=list(overrides), dry_run=False, allow_change=None)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_bad_micro_batch_skips_the_step_on_every_rank(layout: tuple[Any, ...], factor: float, tmp_path: Path) -> None:
+    world_size, *overrides = layout
+    config = write_small_run(tmp_path, train__steps=4, optim__warmup_steps=1, checkpoint={"every_steps": 1, "keep": 4})
+    bad = 1 + 1 * PER_STEP  # in the second step; with two data-parallel ranks it is the other one's
+    run_ranks(world_size, poisoned, config, {bad: factor}, *overrides)
+    run = tmp_path / "run"
+    records = [json.loads(line) for line in (run / "bad_steps.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2]
+    assert records[0]["rows"] == [[bad * 4, (bad + 1) * 4]]
+    metrics = {record["step"]: record for record in read_metrics(run) if "lr" in record}
+    assert {step: record["skipped_steps"] for step, record in metrics.items()} == {1: 0, 2: 1, 3: 1, 4: 1}
+    weights = [read_weights(run / "checkpoints" / f"step-000000{step}") for step in (1, 2, 3)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert any(not torch.equal(tensor, weights[2][name]) for name, tensor in weights[1].items())
+    assert all(tensor.isfinite().all() for tensor in read_weights(find_checkpoint(run)).values())
+    report(run)  # a curve with a hole
+    assert (run / "report.html").is_file()
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_and_keep_the_last_good_state(tmp_path: Path) -> None:
+    config = write_small_run(tmp_path, train__steps=9, train__max_bad_steps=3, checkpoint={"every_steps": 2})
+    bad = {step * PER_STEP: float("nan") for step in (2, 4, 5, 6)}
+    with pytest.raises(RankFailedError, match="step 7: loss or gradient not finite for 3 steps in a row") as caught:
+        run_ranks(1, poisoned, config, bad)
+    assert "the last checkpoint is of step 6" in str(caught.value)
+    assert "bad_steps.jsonl" in str(caught.value)
+    folder = find_checkpoint(tmp_path / "run")
+    assert CheckpointManifest.load(folder).step == 6
+    assert all(tensor.isfinite().all() for tensor in read_weights(folder).values())
+
+
+def test_what_scaling_skips_is_no_bad_step_and_what_is_not_skipped_ends_the_run(tmp_path: Path) -> None:
+    scaled = BadSteps(tmp_path, limit=2, is_scaled=True)
+    assert not any(scaled.note(step, 5.0, float("inf"), is_skipped=True) for step in range(20))
+    assert scaled.note(21, float("nan"), float("inf"), is_skipped=True)
+    assert not scaled.note(22, 5.0, 1.0, is_skipped=False)
+    assert scaled.num_in_a_row == 0
+    with pytest.raises(NonFiniteLossError, match="nothing of it is saved"):
+        scaled.note(23, float("nan"), 1.0, is_skipped=False)
+
+
+def test_a_folder_that_cannot_be_written_is_no_second_fault(tmp_path: Path) -> None:
+    BadSteps(tmp_path / "absent", 2, is_scaled=False).write_down(3, float("nan"), 1.0, [(0, 4)])
+    assert not (tmp_path / "absent").exists()
