@@ -7,6 +7,7 @@ torch, so that a mistake is told in the first second and before any process wait
 from __future__ import annotations
 
 from pretrain.config import DataSection, RunConfig, SplitsSection, TrainSection
+from pretrain.deepspeed_config import check_passed_through
 
 
 def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
@@ -45,7 +46,7 @@ def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
         )
     if not all(0.0 <= beta < 1.0 for beta in optim.betas):
         problems.append(f"optim.betas ({list(optim.betas)}) must lie in [0, 1), for example [0.9, 0.999]")
-    problems += _check_data(data)
+    problems += _check_data(data) + check_passed_through(config)
     return problems + _check_layout(config, world_size)
 
 

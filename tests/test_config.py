@@ -102,6 +102,7 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
         ("parallel={pipeline: 2, stage_layers: [5, 5]}", "with the sum 12"),
         ("precision=fp8", "'fp32', 'bf16' or 'fp16'"),
         ("optim.lr=.inf", "finite number"),
+        ("deepspeed={train_batch_size: 8}", "deepspeed.train_batch_size is set by train.global_batch_size"),
         ("data.train=data/books", "write data.train=[data/books]"),
     ],
 )
