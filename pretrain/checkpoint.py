@@ -171,9 +171,10 @@ def _is_inside(path: Path, folder: Path) -> bool:
 class CheckpointStore:
     """The checkpoints of one run; every method is called by all ranks together."""
 
-    def __init__(self, root: Path, *, keep: int) -> None:
+    def __init__(self, root: Path, *, keep: int, keep_every: int | None = None) -> None:
         self.root = root
         self.keep = keep
+        self.keep_every = keep_every
 
     def prepare(self) -> None:
         """Make the folder and remove what an interrupted save left.
@@ -280,11 +281,8 @@ class CheckpointStore:
         self._prune()
 
     def _prune(self) -> None:
-        for folder in list_checkpoints(self.root)[self.keep :]:
-            # Renamed first: a kill in the middle of the removal must not leave a folder that looks finished.
-            doomed = folder.with_name(folder.name + ".tmp")
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
+        for folder in superfluous(list_checkpoints(self.root), self.keep, self.keep_every):
+            remove_checkpoint(folder)
 
     def _on_rank_0(self, action: Callable[[], None], complaint: str) -> None:
         """Run `action` on rank 0; every rank waits for it and raises if it failed."""
@@ -297,6 +295,22 @@ class CheckpointStore:
         failure = parallel.first_failure(problem)
         if failure is not None:
             raise CheckpointError(f"{complaint}: {failure}")
+
+
+def superfluous(newest_first: list[Path], keep: int, keep_every: int | None) -> list[Path]:
+    """The checkpoints beyond the `keep` newest whose step is no multiple of `keep_every`."""
+    return [path for path in newest_first[keep:] if keep_every is None or _step_of(path) % keep_every]
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; a kill in the middle never leaves a folder that looks finished."""
+    doomed = folder.with_name(folder.name + ".tmp")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _make_empty(folder: Path) -> None:

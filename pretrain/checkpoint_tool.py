@@ -2,6 +2,7 @@
 
 taco checkpoint ls RUN
 taco checkpoint verify RUN
+taco checkpoint prune RUN --keep 2
 taco checkpoint reshape RUN OUT
 """
 
@@ -24,7 +25,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable outpu
 
 @app.callback(epilog="Example: taco checkpoint ls runs/taco_base")
 def checkpoint() -> None:
-    """List, verify and rewrite the checkpoints of a run."""
+    """List, verify, prune and rewrite the checkpoints of a run."""
 
 
 @app.command("ls", epilog="Example: taco checkpoint ls runs/taco_base")
@@ -57,6 +58,35 @@ def verify(run: RunArgument, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps(report, indent=1))
     if any(report.values()):
         raise typer.Exit(1)
+
+
+@app.command("prune", epilog="Example: taco checkpoint prune runs/taco_base --keep 2 --every 50000 --dry-run")
+def prune(
+    run: Annotated[Path, typer.Argument(help="run folder or its checkpoints/")],
+    keep: Annotated[int, typer.Option(min=1, help="newest checkpoints that stay")] = 3,
+    every: Annotated[int | None, typer.Option(min=1, help="checkpoints of steps that this divides stay too")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be removed, and remove nothing")] = False,
+) -> None:
+    """Remove older checkpoints; the newest one whose files are what was written always stays.
+
+    Not for a run that is going on: it prunes by itself (checkpoint.keep, checkpoint.keep_every).
+    """
+    from pretrain.checkpoint import find_problems, list_checkpoints, remove_checkpoint, superfluous
+
+    root = _folders(run)[0].parent
+    found = list_checkpoints(root)
+    doomed = superfluous(found, keep, every)
+    good = next((folder for folder in found if not find_problems(folder)), None)
+    if good is None:
+        typer.echo(f"{root}: no checkpoint is good, so none is removed; see `taco checkpoint verify`", err=True)
+        raise typer.Exit(1)
+    for folder in doomed:
+        if folder == good:
+            typer.echo(f"kept: {folder} is the newest good one")
+            continue
+        if not dry_run:
+            remove_checkpoint(folder)
+        typer.echo(f"{'would remove' if dry_run else 'removed'}: {folder}")
 
 
 @app.command("reshape", epilog="Example: taco checkpoint reshape runs/taco_base archive/taco_base --weights-only")

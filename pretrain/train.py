@@ -232,7 +232,7 @@ def _build_trainer(
         validation_source=(
             _batches(config, validation_rows, VALIDATION_SEED, device.type) if validation_rows else None
         ),
-        store=CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep),
+        store=CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every),
         description=_describe_checkpoint(config, train_rows),
         checkpoint_extras=tuple(p for p in (folder.path / "config.yaml", folder.tokenizer) if p.exists()),
         metrics=MetricsLog(folder.path, is_active=parallel.rank() == 0, use_tensorboard=config.run.tensorboard),

@@ -75,6 +75,55 @@ def test_ls_takes_a_copy_under_another_name(run: Path, capsys: pytest.CaptureFix
 
 
 @pytest.fixture
+def long_run(tmp_path: Path) -> Path:
+    """Checkpoints of the steps 10, 20, ... 60."""
+    store = CheckpointStore(tmp_path / "checkpoints", keep=10)
+    store.prepare()
+    for step in range(10, 70, 10):
+        store.save(manifest(step), write_state)
+    return tmp_path
+
+
+def steps_of(run: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in list_checkpoints(run / "checkpoints")]
+
+
+def test_prune_keeps_the_newest_and_every_nth(long_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = tool(capsys, "prune", str(long_run), "--keep", "2", "--every", "30", "--dry-run")
+    assert code == 0
+    assert output.count("would remove") == 3
+    assert steps_of(long_run) == [60, 50, 40, 30, 20, 10]
+    assert tool(capsys, "prune", str(long_run), "--keep", "2", "--every", "30")[0] == 0
+    assert steps_of(long_run) == [60, 50, 30]
+    assert tool(capsys, "prune", str(long_run), "--keep", "1")[0] == 0
+    assert steps_of(long_run) == [60]
+
+
+def test_prune_never_removes_the_last_good_one(long_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = list_checkpoints(long_run / "checkpoints")
+    for folder in folders[:3]:
+        victim = every_file(folder)[0]
+        victim.write_bytes(b"x" + victim.read_bytes()[1:])
+    code, output = tool(capsys, "prune", str(long_run), "--keep", "2")
+    assert code == 0
+    assert "step-0000030 is the newest good one" in output
+    assert steps_of(long_run) == [60, 50, 30]
+    for file in every_file(folders[3]):
+        file.write_bytes(b"x" + file.read_bytes()[1:])
+    code, output = tool(capsys, "prune", str(long_run), "--keep", "1")
+    assert (code, "no checkpoint is good" in output) == (1, True)
+    assert steps_of(long_run) == [60, 50, 30]
+
+
+def test_a_run_keeps_every_nth_too(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", keep=1, keep_every=20)
+    store.prepare()
+    for step in range(10, 60, 10):
+        store.save(manifest(step), write_state)
+    assert steps_of(tmp_path) == [50, 40, 20]
+
+
+@pytest.fixture
 def trained(tmp_path: Path) -> Path:
     """A run with one checkpoint of a real state, in two files, and a tokenizer."""
     (tmp_path / "tokenizer").mkdir()
