@@ -148,6 +148,9 @@ class CheckpointSection(_Section):
 
     every_steps: int | None = Field(1000, ge=1)
     every_minutes: float | None = Field(None, gt=0.0)
+    hours_between_failures: float | None = Field(
+        None, gt=0.0, description="of the whole job, on average; saves as often as loses least time by that"
+    )
     keep: int = Field(3, ge=1, description="newest good checkpoints that stay")
     keep_every: int | None = Field(None, ge=1, description="checkpoints of steps that this divides stay too")
 

@@ -22,10 +22,12 @@ from pretrain.engine import Engine, EvalResult, StepResult
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.metrics import MetricsLog, Throughput
 from pretrain.optim import learning_rate
-from pretrain.resilience import BadSteps, PreemptedError, StopRequest
+from pretrain.resilience import BadSteps, PreemptedError, StopRequest, best_save_interval
 from pretrain.runlog import Eta, format_count, format_seconds, get_logger, progress_bar
 
 log = get_logger(__name__)
+
+_GUESSED_SAVE_SECONDS = 10.0  # until the first one has been measured
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Trainer:
         self.bad_steps = BadSteps(config.run.output_dir, config.train.max_bad_steps, config.precision == "fp16")
         self.state = TrainState()
         self._saved_at = (0, time.monotonic())
+        self._save_seconds = _GUESSED_SAVE_SECONDS
         self._throughput = Throughput()
         self._num_skipped = 0
 
@@ -173,7 +176,23 @@ class Trainer:
                 "skipped_steps": self._num_skipped,
             }
         )
-        log.info("%s", _console_line(step, total, result, lr, rate, self._num_skipped, eta.remaining(step)))
+        log.info("%s", self._console_line(result, lr, rate, eta.remaining(step)))
+
+    def _console_line(self, result: StepResult, lr: float, tokens_per_second: float, eta: float) -> str:
+        step, total = self.state.step, self.config.train.steps
+        fields = (
+            f"step {step:>{len(str(total))}}/{total}",
+            f"loss {result.loss:.4f}",
+            f"mlm {result.mlm_loss:.4f}",
+            f"taco {result.contrastive_loss:.4f}",
+            f"lr {lr:.2e}",
+            f"grad norm {result.grad_norm:.3f}",
+            f"{format_count(tokens_per_second)} tokens/s",
+            f"skipped {self._num_skipped}",
+            f"unsaved {format_seconds(self._unsaved_seconds())}",
+            f"eta {format_seconds(eta)}",
+        )
+        return " | ".join(fields)
 
     # -- validating and saving -----------------------------------------------------------------------------------------
 
@@ -226,8 +245,15 @@ class Trainer:
             yield source.micro_batch(index) if index < wanted else _without_targets(source.micro_batch(0))
 
     def _is_save_due_by_time(self) -> bool:
-        minutes = self.config.checkpoint.every_minutes
-        return minutes is not None and time.monotonic() - self._saved_at[1] >= 60 * minutes
+        section = self.config.checkpoint
+        limits = [] if section.every_minutes is None else [60 * section.every_minutes]
+        if section.hours_between_failures is not None:
+            limits.append(best_save_interval(self._save_seconds, section.hours_between_failures))
+        return any(self._unsaved_seconds() >= limit for limit in limits)
+
+    def _unsaved_seconds(self) -> float:
+        """Work that would be lost by a crash now."""
+        return time.monotonic() - self._saved_at[1]
 
     def save(self) -> None:
         """Write a checkpoint of the current state, unless it has just been written."""
@@ -237,7 +263,8 @@ class Trainer:
         manifest = replace(self.description, step=self.state.step, consumed_samples=self.state.consumed_samples)
         folder = self.store.save(manifest, self.engine.save_state, self.checkpoint_extras)
         self._saved_at = (self.state.step, time.monotonic())
-        log.info("saved %s in %s", folder, format_seconds(time.monotonic() - start))
+        self._save_seconds = time.monotonic() - start
+        log.info("saved %s in %s", folder, format_seconds(self._save_seconds))
         self._throughput.restart()
 
 
@@ -245,20 +272,3 @@ def _without_targets(batch: Batch) -> Batch:
     """The same rows with nothing to predict and no token for the contrastive loss."""
     nothing = np.full_like(batch.masked_label_M, -100)
     return replace(batch, valid_BL=np.zeros_like(batch.valid_BL), masked_label_M=nothing)
-
-
-def _console_line(
-    step: int, total: int, result: StepResult, lr: float, tokens_per_second: float, num_skipped: int, eta: float
-) -> str:
-    fields = (
-        f"step {step:>{len(str(total))}}/{total}",
-        f"loss {result.loss:.4f}",
-        f"mlm {result.mlm_loss:.4f}",
-        f"taco {result.contrastive_loss:.4f}",
-        f"lr {lr:.2e}",
-        f"grad norm {result.grad_norm:.3f}",
-        f"{format_count(tokens_per_second)} tokens/s",
-        f"skipped {num_skipped}",
-        f"eta {format_seconds(eta)}",
-    )
-    return " | ".join(fields)

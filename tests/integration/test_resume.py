@@ -17,6 +17,7 @@ import pytest
 from forked import run_ranks
 from small_runs import small_config, write_small_run
 
+from pretrain import trainer as trainer_module
 from pretrain.checkpoint import CheckpointManifest, find_checkpoint, list_checkpoints
 from pretrain.export import export_checkpoint
 from pretrain.metrics import read_metrics
@@ -252,6 +253,20 @@ def test_a_run_continues_in_other_layouts_and_exports_the_same_model_from_each(t
 def train_on(config: Path, *overrides: str) -> None:
     """One rank of `taco train`, in a forked process that need not import everything again."""
     train(config=config, overrides=list(overrides), dry_run=False, allow_change=["train.steps"])
+
+
+def train_failing(config: Path) -> None:
+    """One rank of a run that believes a save to cost nothing before it has measured one."""
+    trainer_module._GUESSED_SAVE_SECONDS = 0.0
+    train(config=config, overrides=[], dry_run=False, allow_change=None)
+
+
+def test_a_job_that_fails_often_saves_by_itself(tmp_path: Path) -> None:
+    checkpoint = {"every_steps": None, "hours_between_failures": 1e-9, "keep": 9}
+    run_ranks(1, train_failing, write_small_run(tmp_path, checkpoint=checkpoint))
+    steps = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert "step-0000001" in steps
+    assert "step-0000008" in steps
 
 
 def export(run: Path, out: Path) -> None:
