@@ -162,7 +162,7 @@ def _copy(found: list[MergeInput], writer: IndexedDatasetWriter, stop: StopSigna
         def advance() -> None:
             stop.check()
             speed = writer.num_bytes / 1e6 / max(meter.seconds, 1e-9)
-            meter.update(writer.num_bytes, f"{writer.num_documents:,} documents, {speed:.0f} MB/s")
+            meter.update(writer.num_bytes, f"{speed:.0f} MB/s", f"{writer.num_documents:,} documents")
 
         for item in found:
             item.copy_to(writer, advance)

@@ -111,7 +111,7 @@ def _show_row(console: Console, view: RowView, config: RunConfig) -> None:
 
 def _line(tokens: list[Token], document: int, anchors: set[int]) -> Text:
     """One document of the row; words are joined from their pieces."""
-    line = Text(f"{tokens[0].column:>5}  ", "dim")
+    line = Text().append(f"{tokens[0].column:>5}  ", "dim")
     if document == 0:
         return line.append(f"{tokens[0].piece} x {len(tokens)}", _STYLES["padding"])
     before: Token | None = None

@@ -250,7 +250,9 @@ def _encode_all(
         print(f"continuing an unfinished run: {report.resumed_documents:,} documents are done", file=sys.stderr)
     chunks = read_chunks(sources, options.reading, shard=shard, start=run.start)
     encoder = Encoder(tokenizer, options)
-    meter = ProgressMeter("tokenising", before[-1] // shard[1], run.state.disk_bytes)
+    # Standard input and datasets of the hub do not say how much is to come.
+    total = before[-1] // shard[1] if all(source.num_bytes for source in sources) else 0
+    meter = ProgressMeter("tokenising", total, run.state.disk_bytes)
     with StopSignals() as stop, meter:
         for encoded in encode_chunks(chunks, encoder, workers, max_bytes_ahead=memory // 2, check_stop=stop.check):
             run.append(encoded, max(before[encoded.source] + encoded.progress - first, 0))
@@ -258,7 +260,7 @@ def _encode_all(
                 run.commit()
                 raise DataError(_too_many(run, max_rejects))
             new = run.state.text_bytes - text_bytes
-            meter.update(run.state.disk_bytes, _words(run, new, run.writer.num_tokens - tokens, meter.seconds))
+            meter.update(run.state.disk_bytes, *_words(run, new, run.writer.num_tokens - tokens, meter.seconds))
     report.seconds = meter.seconds
     report.mb_per_second = (run.state.text_bytes - text_bytes) / 1e6 / max(meter.seconds, 1e-9)
     report.tokens_per_second = (run.writer.num_tokens - tokens) / max(meter.seconds, 1e-9)
@@ -312,10 +314,16 @@ def _complete(report: Report, run: ResumableRun, manifest: Manifest) -> Report:
     return report
 
 
-def _words(run: ResumableRun, text_bytes: int, tokens: int, seconds: float) -> str:
-    megabytes, seconds = run.state.text_bytes / 1e6, max(seconds, 1e-9)
-    speed = f"{text_bytes / 1e6 / seconds:.1f} MB/s, {tokens / seconds:,.0f} tokens/s"
-    return f"{megabytes:,.1f} MB, {speed}, {run.writer.num_documents:,} documents, {run.writer.num_tokens:,} tokens"
+def _words(run: ResumableRun, text_bytes: int, tokens: int, seconds: float) -> tuple[str, ...]:
+    """Speeds of this run, in which `text_bytes` and `tokens` are new, then what there is altogether."""
+    seconds = max(seconds, 1e-9)
+    return (
+        f"{text_bytes / 1e6 / seconds:.1f} MB/s",
+        f"{tokens / seconds:,.0f} tokens/s",
+        f"{run.state.text_bytes / 1e6:,.1f} MB",
+        f"{run.writer.num_documents:,} documents",
+        f"{run.writer.num_tokens:,} tokens",
+    )
 
 
 def _summary(report: Report) -> str:

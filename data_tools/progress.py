@@ -10,24 +10,28 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 _SECONDS_BETWEEN_LINES = 5.0
+_BAR_COLUMNS = 20
+_PERCENT_COLUMNS = len(" 100% ")
 
 
 class ProgressMeter:
     """Shows the share of the input files that has been read, with a line of words; use it as a context manager."""
 
     def __init__(self, title: str, total_bytes: int, done_bytes: int = 0) -> None:
-        """`total_bytes`: size of all input files on disk; `done_bytes` of them were read by an earlier run."""
-        self._title, self._total, self._done_before = title, max(total_bytes, 1), done_bytes
+        """`total_bytes`: size of all input files on disk, 0 where it is not known, so that there is neither share nor
+        ETA; `done_bytes` of them were read by an earlier run."""
+        self._title, self._total, self._done_before = title, total_bytes, done_bytes
         self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if sys.stderr.isatty():
-            columns = (TextColumn(title), BarColumn(), TextColumn("{task.percentage:3.0f}% {task.fields[words]}"))
-            self._bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
-            self._task = self._bar.add_task(title, total=self._total, words="", completed=done_bytes)
+            share = (TextColumn("{task.percentage:3.0f}%"),) if total_bytes else ()
+            columns = (TextColumn(title), BarColumn(_BAR_COLUMNS), *share, TextColumn("{task.fields[words]}"))
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task(title, total=total_bytes or None, words="", completed=done_bytes)
 
     def __enter__(self) -> ProgressMeter:
         if self._bar is not None:
@@ -45,16 +49,19 @@ class ProgressMeter:
         """Seconds since the start."""
         return time.monotonic() - self._start
 
-    def update(self, done_bytes: int, words: str) -> None:
-        """`done_bytes` of the input files are read; `words` says what that amounts to."""
+    def update(self, done_bytes: int, *words: str) -> None:
+        """`done_bytes` of the input files are read; `words` say what that amounts to, the most important first."""
+        if self._total:
+            words = (self._eta(done_bytes), *words)
         if self._bar is not None:
-            self._bar.update(self._task, completed=done_bytes, words=f"{words}, {self._eta(done_bytes)}")
+            room = self._bar.console.width - len(self._title) - _BAR_COLUMNS - _PERCENT_COLUMNS - 2
+            self._bar.update(self._task, completed=done_bytes, words=_join_what_fits(words, room))
             return
         now = time.monotonic()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            share = 100 * min(done_bytes / self._total, 1)
-            print(f"{self._title}: {share:.0f} %, {words}, {self._eta(done_bytes)}", file=sys.stderr, flush=True)
+            share = (f"{100 * min(done_bytes / self._total, 1):.0f} %",) if self._total else ()
+            print(f"{self._title}: {', '.join((*share, *words))}", file=sys.stderr, flush=True)
 
     def _eta(self, done_bytes: int) -> str:
         """Time left at the speed of this run, whatever an earlier one had done."""
@@ -64,3 +71,13 @@ class ProgressMeter:
         seconds = max(self._total - done_bytes, 0) * self.seconds / fresh
         hours, minutes = divmod(round(seconds) // 60, 60)
         return f"ETA {hours} h {minutes:02d} min" if seconds >= 3600 else f"ETA {seconds:.0f} s"
+
+
+def _join_what_fits(words: tuple[str, ...], room: int) -> str:
+    """As many of the first `words` as a line has room for: a table would shorten all its columns alike."""
+    line = words[0] if words else ""
+    for word in words[1:]:
+        if len(line) + len(word) + 2 > room:
+            break
+        line += f", {word}"
+    return line

@@ -59,7 +59,8 @@ def draw_sample(
     share = _share_of_chunks(total_bytes, options.chunk_bytes, sample_bytes)
     smallest = _Smallest(hash_range, sample_bytes, max_documents)
     rejects = 0
-    with ProgressMeter("sampling", total_bytes) as meter:
+    is_known = all(source.num_bytes for source in sources)
+    with ProgressMeter("sampling", total_bytes if is_known else 0) as meter:
         for chunk in total_progress(sources, read_chunks(sources, options)):
             if _is_looked_at(chunk, share):
                 parsed = parse_chunk(chunk, options)

@@ -77,7 +77,7 @@ class _Advance:
     def __call__(self, num_bytes: int) -> None:
         self._num_bytes += num_bytes
         speed = self._num_bytes / 1e6 / max(self._meter.seconds, 1e-9)
-        self._meter.update(self._num_bytes, f"{self._num_bytes / 1e9:,.2f} GB, {speed:,.0f} MB/s")
+        self._meter.update(self._num_bytes, f"{speed:,.0f} MB/s", f"{self._num_bytes / 1e9:,.2f} GB")
 
 
 def _counts(found: Verification) -> dict[str, int]:

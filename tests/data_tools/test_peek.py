@@ -214,3 +214,16 @@ def test_words_are_joined_and_marks_stand_where_a_row_begins_inside_a_word(capsy
     assert "TACO, column 3 ##believ: positive at column 2 (-1) un; 12 negatives (row.column): 1.2 far" in out
     assert "and 2 more" in out
     assert "TACO, column 1 ##ny (no anchor of this run): has no positive" in out
+
+
+def test_only_the_column_is_dim_in_a_coloured_row(capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = (
+        Token(0, 2, "[CLS]", 2, "[CLS]", "special", 1, False),
+        Token(1, 7, "cat", 7, "cat", "text", 1, False),
+        Token(2, 4, "[MASK]", 8, "sat", "masked", 1, False),
+    )
+    config = resolve_config(Path("test"), {"run": {"output_dir": "."}, "data": {"train": ["x"]}})
+    console = Console(width=120, force_terminal=True, color_system="standard")
+    _show_row(console, RowView(3, 0, 1, 0, tokens, ()), config)
+    out = capsys.readouterr().out
+    assert "\x1b[2m    0  \x1b[0m\x1b[1;36m[CLS]\x1b[0m cat \x1b[30;43m{[MASK]|sat}\x1b[0m\n" in out
