@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_tools.learn_vocabulary import learn_byte_bpe
 from pretrain.data.sample_index import native
 from pretrain.data.tokenizer import WORDPIECE_SPECIAL, load_tokenizer, wordpiece_pipeline
 from pretrain.data.wordpiece import WordPieceEncoder
@@ -188,35 +190,51 @@ def test_large_corpus_in_full():
 
 @needs_shared
 @pytest.mark.slow
-@pytest.mark.parametrize("corpus", ["mix_en.valid", "zh_wiki", "ja_aozora"])
-@pytest.mark.parametrize("name", ["30k-clean", "test_model", "test_ja_model", "spiece"])
+@pytest.mark.parametrize(
+    ("name", "corpus"),
+    [
+        *itertools.product(
+            ["30k-clean", "test_model", "test_ja_model", "spiece"], ["mix_en.valid", "zh_wiki", "ja_aozora"]
+        ),
+        ("30k-clean", "mix_en.train"),
+    ],
+)
 def test_sentencepiece_on_corpora(name: str, corpus: str):
     from sentencepiece import SentencePieceProcessor
 
     path = next((SHARED / "vocab").glob(f"*/{name}.model"))
-    library, texts = (
-        SentencePieceProcessor(model_file=str(path)),
-        list(read_texts(SHARED / "corpus" / f"{corpus}.jsonl.zst")),
-    )
-    ids, lengths = load_tokenizer(path).encode(texts)
-    expected = library.encode(texts)
-    assert lengths.tolist() == [*map(len, expected)]
-    assert np.array_equal(ids, np.concatenate(expected))
+    library, tokenizer = SentencePieceProcessor(model_file=str(path)), load_tokenizer(path)
+    for texts in batched(read_texts(SHARED / "corpus" / f"{corpus}.jsonl.zst"), 2000):
+        ids, lengths = tokenizer.encode(texts)
+        expected = library.encode(texts)
+        assert lengths.tolist() == [*map(len, expected)]
+        assert np.array_equal(ids, np.concatenate(expected))
+
+
+def batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of `size` texts: the ids of a large corpus, as lists of Python, would not fit into memory."""
+    iterator = iter(texts)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
 
 
 @needs_shared
 @pytest.mark.slow
-@pytest.mark.parametrize("corpus", ["zh_wiki", "ja_aozora"])
-def test_tokenizer_json_on_corpora(tmp_path: Path, corpus: str):
+@pytest.mark.parametrize("corpus", ["mix_en.valid", "zh_wiki", "ja_aozora"])
+@pytest.mark.parametrize("kind", ["bert", "bpe"])
+def test_tokenizer_json_on_corpora(tmp_path: Path, kind: str, corpus: str):
     from tokenizers import Tokenizer as Pipeline
 
-    load_tokenizer(SHARED / "vocab" / "bert-base-chinese" / "vocab.txt").save_pretrained(tmp_path)
     texts = list(read_texts(SHARED / "corpus" / f"{corpus}.jsonl.zst"))
-    ids, _ = load_tokenizer(tmp_path / "tokenizer.json").encode(texts)
-    library = Pipeline.from_file(str(tmp_path / "tokenizer.json"))
-    assert np.array_equal(
-        ids, np.concatenate([item.ids for item in library.encode_batch(texts, add_special_tokens=False)])
-    )
+    path = tmp_path / "tokenizer.json"
+    if kind == "bert":
+        load_tokenizer(SHARED / "vocab" / "bert-base-chinese" / "vocab.txt").save_pretrained(tmp_path)
+    else:
+        path.write_bytes(learn_byte_bpe(texts[::4], 4000, cased=False))
+    ids, lengths = load_tokenizer(path).encode(texts)
+    expected = [item.ids for item in Pipeline.from_file(str(path)).encode_batch(texts, add_special_tokens=False)]
+    assert lengths.tolist() == [*map(len, expected)]
+    assert np.array_equal(ids, np.concatenate(expected))
 
 
 # -- the encoder -------------------------------------------------------------------------------------------------------
