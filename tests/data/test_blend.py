@@ -33,6 +33,33 @@ def test_samples_equal_the_plain_version(seed: int, shares: list, sizes: list, p
     ]
 
 
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    sizes=st.lists(st.one_of(st.integers(2**20, 2**21), st.integers(2**20, 2**61)), min_size=3, max_size=3),
+    positions=st.lists(st.integers(0, 2**52 - 1), min_size=1, max_size=8),
+)
+def test_the_farthest_positions_equal_the_plain_version(seed: int, sizes: list, positions: list) -> None:
+    weights = [2, 5, PERIOD - 7]
+    found = blend(seed, weights, sizes).look_up(np.array(positions))
+    assert list(zip(*(part.tolist() for part in found), strict=True)) == [
+        blended(seed, weights, sizes, position) for position in positions
+    ]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_it_does_not_matter_how_positions_are_divided_into_calls(shuffle: bool) -> None:
+    generator = np.random.default_rng(3)
+    weights = native().whole_weights(generator.random(300) + 0.001)
+    found = native().Blend(5, weights, generator.integers(1, 5000, 300), shuffle)
+    positions = np.concatenate((np.arange(PERIOD - 3000, PERIOD + 3000), generator.integers(0, 2**30, 3000)))
+    together = np.array(found.look_up(positions))
+    for size in (1, 100, 2048, 5001):
+        parts = [found.look_up(positions[first : first + size]) for first in range(0, len(positions), size)]
+        assert np.array_equal(np.concatenate(parts, axis=1), together)
+    assert np.array_equal(found.look_up(positions[:0]), np.empty((3, 0)))
+
+
 def test_a_period_holds_exact_proportions_and_an_epoch_every_row_once() -> None:
     weights, num_rows = [1, 1000, PERIOD - 1001], [3, 999, 300_000]
     datasets, epochs, rows = blend(7, weights, num_rows).look_up(np.arange(3 * PERIOD))

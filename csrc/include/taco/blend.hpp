@@ -26,10 +26,26 @@ class Blend {
   void look_up(const int64_t* positions, int64_t count, int64_t* datasets, int64_t* epochs, int64_t* rows) const;
 
  private:
-  void permute_rows(const int64_t* datasets, const int64_t* epochs, int64_t* rows, size_t size) const;
+  // Positions that are looked up together: what is kept of them stays in the processor's cache.
+  static constexpr int64_t kBlock = 2048;
+  // Shares of a period are looked up by their upper bits, since a search among random shares is a coin toss at each step.
+  static constexpr int kOwnerShift = 8;
+
+  // A dataset: where its share of a period begins and ends, its rows, and 1 / num_rows.
+  struct Member {
+    int64_t first, end, num_rows;
+    double inverse;
+  };
+  struct Scratch;
+
+  void look_up_block(const int64_t* positions, size_t size, int64_t* datasets, int64_t* epochs, int64_t* rows,
+                     Scratch& scratch) const;
+  void permute_rows(const int64_t* datasets, const int64_t* epochs, int64_t* rows, size_t size, Scratch& scratch) const;
+  size_t owner_of(int64_t share) const;
 
   uint64_t seed_;
-  std::vector<int64_t> ends_, weights_, num_rows_;  // ends_: of each dataset's share of a period
+  std::vector<Member> members_;
+  std::vector<uint32_t> owners_;  // of the first of each kPeriod >> kOwnerShift pieces of a period
   bool shuffle_;
 };
 
