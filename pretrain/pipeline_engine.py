@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -28,6 +29,8 @@ class PipelinedEngine(Engine):
             "ignore", category=UserWarning, message="c10d::.* an autograd kernel was not registered"
         )
         super().__init__(config, model, device, mesh)
+        if hasattr(self.engine.optimizer, "scaled_global_norm"):
+            self.engine.optimizer.scaled_global_norm = lambda norm_type=2: _global_norm(self.engine.optimizer)
 
     def _run_step(self, micro_batches: Sequence[Batch]) -> tuple[list[PretrainingLosses], float | None]:
         self.engine.module.expect(batch.micro_batch_index for batch in micro_batches)
@@ -42,6 +45,29 @@ class PipelinedEngine(Engine):
         )
         if self.engine.is_last_stage():
             yield from zip(self.engine.module.losses, batches, strict=True)
+
+
+def _global_norm(zero: Any) -> torch.Tensor:
+    """The norm of all gradients of all stages, in one sum over the ranks; infinity where a gradient is no number.
+
+    DeepSpeed sums over the stages once per parameter group. LAMB has a group per parameter and stages have different
+    numbers of them, so that they would wait for each other for ever.
+    """
+    pairs = [
+        pair
+        for group, parameters in enumerate(zero.params_in_partition)
+        for pair in zip(_without_padding(zero.averaged_gradients[group]), parameters, strict=False)
+    ]
+    if zero.cpu_offload:
+        everything = [parameter for parameters in zero.params_in_partition for parameter in parameters]
+        norm = zero.complete_grad_norm_calculation_for_cpu_offload(everything)
+    else:
+        norm = zero.get_grad_norm_direct([gradient for gradient, _ in pairs], [parameter for _, parameter in pairs])
+    return torch.where(norm < 0, torch.inf, norm)  # DeepSpeed says -1
+
+
+def _without_padding(gradients: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    return (gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False))
 
 
 def _inputs_and_labels(batch: Batch) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
