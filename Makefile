@@ -5,6 +5,7 @@
 #   make check        lint, types and fast tests, before each commit
 #   make moves        continue a run of every layout in every other one, and write the table of docs/parallelism.md
 #   make sanitize     the C++ code and the tests of its extension under address, undefined-behaviour and thread sanitizers
+#   make parity       hold every layout of four processes against one, and write the table in docs/parallelism.md
 #   make soak         kill preprocessing at random for SECONDS (600), and compare every byte with an undisturbed dataset
 
 SHELL := /bin/bash
@@ -17,7 +18,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 CORPUS := data_tools/sample_corpus/public_domain_en.jsonl.zst
 
-.PHONY: install quickstart test check lint moves sanitize soak clean help
+.PHONY: install quickstart test check lint moves parity sanitize soak clean help
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -73,6 +74,9 @@ check: lint
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --durations=15
+
+parity: install
+	$(BIN)/python tests/distributed/parity_table.py
 
 # In build/sanitize; the extension that is in use stays as it is.
 sanitize: install

@@ -105,6 +105,11 @@ class TrainSection(_Section):
         description="steps in a row without a finite loss and gradient, each skipped, that end the run",
     )
     eval_batches: int = Field(32, ge=1, description="micro-batches of the validation split per evaluation, all ranks")
+    replica_check_every: int | None = Field(
+        100,
+        ge=1,
+        description="steps between comparisons of ranks' copies of weights, also made before each save; empty: never",
+    )
 
 
 class OptimSection(_Section):

@@ -26,6 +26,7 @@ from pretrain.errors import CheckpointError
 from pretrain.model.pretraining import PretrainingLosses
 from pretrain.optim import build_optimizer, is_tensor_parallel
 from pretrain.parallel import Mesh
+from pretrain.replicas import Drift, ReplicaCheck
 from pretrain.state_files import StateReader, read_counters, write_counters, write_state
 from pretrain.zero_state import describe_parameters, read_loss_scale, set_loss_scale, zero_state
 
@@ -86,6 +87,7 @@ class Engine(ABC):
         self.ds_config = build_ds_config(config, mesh.dp_size)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.ds_config, mpu=mesh.mpu)
         self.state = zero_state(self.engine, zero_stage(config), mesh, shapes)
+        self._replicas = ReplicaCheck(self.engine.module, mesh, device)
 
     @abstractmethod
     def _run_step(self, micro_batches: Sequence[Batch]) -> tuple[list[PretrainingLosses], float | None]:
@@ -155,6 +157,10 @@ class Engine(ABC):
             baseline_accuracy=most_frequent / max(num_labels, 1),
             num_labels=int(num_labels),
         )
+
+    def find_drift(self) -> list[Drift]:
+        """Parameters of which ranks hold copies that differ; the same list on every rank."""
+        return self._replicas.find_drift()
 
     def save_state(self, folder: Path) -> list[FileRecord]:
         """Write this rank's share of weights and optimizer state into `folder`; what it wrote, already durable.

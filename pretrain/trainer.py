@@ -22,6 +22,7 @@ from pretrain.engine import Engine, EvalResult, StepResult
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.metrics import MetricsLog, Throughput
 from pretrain.optim import learning_rate
+from pretrain.replicas import ReplicaDriftError, describe_drift
 from pretrain.resilience import BadSteps, PreemptedError, StopRequest, best_save_interval
 from pretrain.runlog import Eta, format_count, format_seconds, get_logger, progress_bar
 
@@ -66,6 +67,7 @@ class Trainer:
         self.state = TrainState()
         self._saved_at = (0, time.monotonic())
         self._save_seconds = _GUESSED_SAVE_SECONDS
+        self._compared_at = 0
         self._throughput = Throughput()
         self._num_skipped = 0
 
@@ -104,6 +106,7 @@ class Trainer:
         Raises:
             PreemptedError: a signal asked for the end; everything is saved.
             NonFiniteLossError: too many losses in a row were no numbers; nothing of them is saved.
+            ReplicaDriftError: ranks hold copies of a parameter that differ; nothing of it is saved.
         """
         total = self.config.train.steps
         micro_batches = prefetch(self.train_source, self._micro_batch_indices(), self.config.data.prefetch)
@@ -200,6 +203,8 @@ class Trainer:
         step, train, every = self.state.step, self.config.train, self.config.checkpoint.every_steps
         stop_requested, save_requested = result.requests
         is_last = step == train.steps
+        if train.replica_check_every is not None and step % train.replica_check_every == 0:
+            self.compare_replicas()
         if self.validation_source is not None and (step % train.eval_every == 0 or is_last):
             self.validate()
         if is_last or stop_requested or save_requested or (every is not None and step % every == 0):
@@ -244,6 +249,15 @@ class Trainer:
             # Under ZeRO-3 every forward is a collective: ranks without a share take part with an empty batch.
             yield source.micro_batch(index) if index < wanted else _without_targets(source.micro_batch(0))
 
+    def compare_replicas(self) -> None:
+        """End the run if ranks hold different copies of a parameter, unless they have just been compared."""
+        if self._compared_at == self.state.step or self.config.train.replica_check_every is None:
+            return
+        drifts = self.engine.find_drift()
+        if drifts:
+            raise ReplicaDriftError(describe_drift(drifts, self.state.step, last_saved_step=self._saved_at[0]))
+        self._compared_at = self.state.step
+
     def _is_save_due_by_time(self) -> bool:
         section = self.config.checkpoint
         limits = [] if section.every_minutes is None else [60 * section.every_minutes]
@@ -259,6 +273,7 @@ class Trainer:
         """Write a checkpoint of the current state, unless it has just been written."""
         if self._saved_at[0] == self.state.step:
             return
+        self.compare_replicas()
         start = time.monotonic()
         manifest = replace(self.description, step=self.state.step, consumed_samples=self.state.consumed_samples)
         folder = self.store.save(manifest, self.engine.save_state, self.checkpoint_extras)

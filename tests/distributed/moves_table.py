@@ -19,9 +19,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 import megatron.core.tensor_parallel  # noqa: E402, F401  # once, before ranks fork
 from forked import run_ranks  # noqa: E402
-from test_layout_parity import SETTING  # noqa: E402
+from layouts import SETTING  # noqa: E402
+from parity import STEPS, deviation, load, plain_process  # noqa: E402
 from test_moves import LAYOUTS, SAVED_AT, begin, go_on, read_all  # noqa: E402
-from test_zero_parity import STEPS, deviation, load, plain_process  # noqa: E402
 
 PAGE = ROOT / "docs" / "parallelism.md"
 BEGIN, END = "<!-- moves: written by make moves -->", "<!-- end of moves -->"

@@ -1,53 +1,20 @@
-"""Every layout that four processes can hold against one plain process: losses, gradient norms and final weights.
+"""Layouts that four processes can hold against one plain process: losses, gradient norms, pairs and final weights.
 
-The plain process and its batches are those of `test_zero_parity`; clipping is active. Dropout is off here, because the
-attention weights of a tensor-parallel rank's heads drop by another seed.
+The layouts are those of `layouts.py`; `parity_table.py` runs all of them and writes the table in the documentation.
+Cases of one grid run one after another in the same processes.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+import parity_table
 import pytest
 import torch
-import torch.distributed as distributed
-from forked import run_ranks
-from test_zero_parity import STEPS, Figures, build, deviation, evaluate, load, plain_process
-
-from pretrain import parallel
-from pretrain.config import RunConfig
-from pretrain.engine import Engine, PlainEngine, zero_stage
-from pretrain.optim import learning_rate
-from pretrain.pipeline_engine import PipelinedEngine
+from layouts import DROPPING_GRIDS, GRIDS, Grid, all_cases, cases_of, dropping_cases, is_left_to_the_table
+from parity import LIMITS, STEPS, References, compare, draw_same_pairs, find_references, layout_outcomes, load
 
 pytestmark = pytest.mark.slow  # importing megatron-core alone takes seconds
-
-TOLERANCE = 1e-5
-NO_DROPOUT = ("model.hidden_dropout=0", "model.attention_dropout=0")
-# Adam divides by the size of the gradient: with its usual eps, one that is nothing but rounding becomes a full step.
-SETTING = (*NO_DROPOUT, "model.num_layers=4", "optim.eps=1e-4")
-LAYOUTS = {
-    "TP2 ZeRO-0": (2, "parallel.tensor=2", "zero.stage=0"),
-    "TP2 ZeRO-1": (2, "parallel.tensor=2", "zero.stage=1"),
-    "TP2 ZeRO-2": (2, "parallel.tensor=2", "zero.stage=2"),
-    "TP2 ZeRO-3": (2, "parallel.tensor=2", "zero.stage=3"),
-    "TP4 ZeRO-1": (4, "parallel.tensor=4"),
-    "TP2 x DP2 ZeRO-1": (4, "parallel.tensor=2", "zero.stage=1"),
-    "TP2 x DP2 ZeRO-3": (4, "parallel.tensor=2", "zero.stage=3"),
-    "TP2 + SP ZeRO-1": (2, "parallel.tensor=2", "parallel.sequence=true"),
-    "TP2 + SP x DP2 ZeRO-2": (4, "parallel.tensor=2", "parallel.sequence=true", "zero.stage=2"),
-    "TP2 + SP recomputing": (2, "parallel.tensor=2", "parallel.sequence=true", "train.recompute_layers=all"),
-    "PP2": (2, "parallel.pipeline=2"),
-    "PP4": (4, "parallel.pipeline=4"),
-    "PP2 uneven": (2, "parallel.pipeline=2", "parallel.stage_layers=[3,1]"),
-    "PP2 ZeRO-0 runs as ZeRO-1": (2, "parallel.pipeline=2", "zero.stage=0"),
-    "PP2 x DP2": (4, "parallel.pipeline=2"),
-    "PP2 x TP2": (4, "parallel.pipeline=2", "parallel.tensor=2"),
-    "PP2 x TP2 + SP": (4, "parallel.pipeline=2", "parallel.tensor=2", "parallel.sequence=true"),
-    "PP2 recomputing": (2, "parallel.pipeline=2", "train.recompute_layers=all"),
-    "TP2 recomputing one": (2, "parallel.tensor=2", "train.recompute_layers=1"),
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,67 +28,58 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def references(folder: Path) -> dict[str, Any]:
-    return {
-        name: run_ranks(1, plain_process, load(folder, *SETTING, f"optim.name={name}"))[0] for name in ("adamw", "lamb")
-    }
+def references(folder: Path) -> References:
+    return find_references(folder)
 
 
-def train(config: RunConfig) -> tuple[Figures, dict[str, torch.Tensor]]:
-    """One rank of the real engine: figures of the steps and of an evaluation, and full final weights."""
-    device = torch.device("cpu")
-    parallel.start_process_group(parallel.read_launch(), device)
-    mesh = parallel.start_mesh(config.parallel, device)
-    model, source = build(config, mesh)
-    engine = (PlainEngine if mesh.pp_size == 1 else PipelinedEngine)(config, model, device, mesh)
-    per_step = config.train.global_batch_size // config.train.micro_batch_size
-    figures: Figures = []
-    for step in range(STEPS):
-        share = range(step * per_step + mesh.dp_rank, (step + 1) * per_step, mesh.dp_size)
-        result = engine.train_step(
-            [source.micro_batch(index) for index in share],
-            learning_rate=learning_rate(step, config.optim, config.train.steps),
-        )
-        figures.append((result.loss, result.mlm_loss, result.contrastive_loss, result.grad_norm))
-    figures.append(evaluate(engine, source))
-    return figures, full_weights(engine, mesh)
+TESTED_GRIDS = [grid for grid in GRIDS if not all(is_left_to_the_table(case) for case in cases_of(grid))]
 
 
-def full_weights(engine: Engine, mesh: parallel.Mesh) -> dict[str, torch.Tensor]:
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    weights: dict[str, torch.Tensor] = {}
-    for name, parameter in engine.engine.module.named_parameters():
-        if zero_stage(engine.config) == 0:
-            part = parameter.detach().clone()
-        else:
-            part = safe_get_full_fp32_param(parameter).clone()
-            part = part.view(getattr(parameter, "ds_shape", parameter.shape))
-        if mesh.tensor_group is not None and getattr(parameter, "tensor_model_parallel", False):
-            parts = [torch.empty_like(part) for _ in range(mesh.tp_size)]
-            distributed.all_gather(parts, part.contiguous(), group=mesh.tensor_group)
-            part = torch.cat(parts, dim=parameter.partition_dim)
-            part = part[: getattr(parameter, "num_words", len(part))]
-        weights[name] = part
-    stages = parallel.gather_objects(weights)  # of a pipeline; the other ranks have the same
-    return {name: tensor for stage in stages for name, tensor in stage.items()}
+@pytest.mark.parametrize("grid", TESTED_GRIDS, ids=str)
+def test_layouts_equal_one_plain_process(grid: Grid, folder: Path, references: References) -> None:
+    cases = [case for case in cases_of(grid) if not is_left_to_the_table(case)]
+    far = {}
+    for case, ranks in zip(cases, layout_outcomes(folder, cases), strict=True):
+        expected = references.of(case)
+        deviation = compare(ranks, expected, references.initial)
+        if not deviation.is_within(LIMITS[case.precision]):
+            far[str(case)] = str(deviation)
+        if not draw_same_pairs(ranks, expected):
+            far[str(case)] = "other pairs"
+    assert not far
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_layout_equals_one_plain_process(name: str, folder: Path, references: dict[str, Any]) -> None:
-    world_size, *overrides = LAYOUTS[name]
-    check(run_ranks(world_size, train, load(folder, *SETTING, *overrides)), references["adamw"])
+@pytest.mark.parametrize("grid", [grid for grid in DROPPING_GRIDS if grid.num_processes < 4], ids=str)
+def test_computing_layers_again_changes_no_bit_with_dropout(grid: Grid, folder: Path) -> None:
+    kept, *recomputed = layout_outcomes(folder, dropping_cases(grid))
+    for ranks in recomputed:
+        for rank, expected in zip(ranks, kept, strict=True):
+            assert rank.figures == expected.figures
+            assert rank.weights.keys() == expected.weights.keys()
+            assert all(torch.equal(rank.weights[name], weight) for name, weight in expected.weights.items())
+        assert sum(rank.num_attentions for rank in ranks) > sum(rank.num_attentions for rank in kept)
 
 
-def test_lamb_norms_cover_all_parts(folder: Path, references: dict[str, Any]) -> None:
-    overrides = ("parallel.tensor=2", "zero.stage=1", "optim.name=lamb")
-    check(run_ranks(4, train, load(folder, *SETTING, *overrides)), references["lamb"])
+def test_clipping_is_active_in_every_step(folder: Path, references: References) -> None:
+    limit = load(folder).optim.clip_grad_norm
+    for reference in (*references.plain.values(), references.in_bf16):
+        assert all(norm > limit for *_, norm in reference.figures[:STEPS])
 
 
-def check(results: list[Any], reference: tuple[Figures, dict[str, torch.Tensor]]) -> None:
-    expected, weights = reference
-    for figures, found in results:
-        assert deviation(figures, expected) < TOLERANCE
-        assert found.keys() == weights.keys()
-        for name, weight in weights.items():
-            assert torch.allclose(found[name], weight, rtol=0, atol=TOLERANCE), name
+def test_settings_differ_where_they_should(references: References) -> None:
+    """A setting that changed nothing would be compared with itself."""
+    figures = [tuple(reference.figures) for reference in references.plain.values()]
+    assert len(set(figures)) == len(figures)
+
+
+def test_most_cases_are_tested() -> None:
+    cases = all_cases()
+    assert len(set(cases)) == len(cases)
+    assert sum(is_left_to_the_table(case) for case in cases) < len(cases) / 2
+
+
+def test_the_documentation_has_a_row_for_every_case() -> None:
+    text = parity_table.PAGE.read_text(encoding="utf-8").split(parity_table.BEGIN)[1].split(parity_table.END)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    found = [(layout, zero, precision, setting) for layout, zero, _, precision, setting, *_ in rows[1:]]
+    assert sorted(found) == sorted({parity_table.label(parity_table.row_of(case)) for case in all_cases()})

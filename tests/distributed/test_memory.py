@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from forked import run_ranks
-from test_zero_parity import build, load, tensors
+from parity import build, load, tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain import parallel

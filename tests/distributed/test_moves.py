@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from forked import run_ranks
-from test_layout_parity import SETTING, TOLERANCE
-from test_zero_parity import STEPS, Figures, build, deviation, load, plain_process
+from layouts import SETTING
+from parity import STEPS, TOLERANCE, Figures, build, deviation, load, plain_process
 
 from pretrain import parallel
 from pretrain.config import RunConfig

@@ -1,7 +1,7 @@
 """ZeRO 0-3 on one and two ranks against one plain PyTorch process: losses, gradient norms and final weights.
 
-The reference knows nothing of DeepSpeed: a loop over micro-batches, `clip_grad_norm_`, AdamW. Clipping is active and
-dropout is on, so scaling, averaging, clipping and dropout seeds must all be right for the figures to agree.
+The reference is that of `parity.py`. Clipping is active and dropout is on, so scaling, averaging, clipping and dropout
+seeds must all be right for the figures to agree; the final weights are read back from what the engine saves.
 """
 
 from __future__ import annotations
@@ -12,75 +12,16 @@ from typing import Any
 import pytest
 import torch
 from forked import run_ranks
-from small_runs import write_small_run
+from parity import STEPS, Figures, build, deviation, evaluate, load, plain_process
 
 from pretrain import engine as engine_module
 from pretrain import parallel
-from pretrain.config import RunConfig, load_config
-from pretrain.data.batches import Batch, BatchSource, RowSource
-from pretrain.model.build import build_model
-from pretrain.optim import Lamb, learning_rate, parameter_groups
+from pretrain.config import RunConfig
+from pretrain.optim import learning_rate
 from pretrain.state_files import StateReader
 
-STEPS = 5
-EVALUATED = 1000
 LOSS_TOLERANCE = 1e-6
 WEIGHT_TOLERANCE = 2e-6
-
-Figures = list[tuple[float, float, float, float]]
-
-
-def load(folder: Path, *overrides: str) -> RunConfig:
-    return load_config(write_small_run(folder), overrides)
-
-
-def build(config: RunConfig, mesh: parallel.Mesh | None = None) -> tuple[Any, BatchSource]:
-    rows = RowSource(config.data.train, config.data.row_mode, config.data.seq_length)
-    source = BatchSource(
-        rows,
-        micro_batch_size=config.train.micro_batch_size,
-        seed=config.run.seed,
-        mask_rate=config.objective.mask_rate,
-        masking=config.objective.masking,
-        mean_span_length=config.objective.mean_span_length,
-        exclude_special=config.objective.exclude_special,
-        shuffle=True,
-    )
-    return build_model(config, rows.tokenizer.vocab_size, mesh or parallel.Mesh(0, 1)), source
-
-
-def tensors(batch: Batch) -> tuple[Any, ...]:
-    arrays = (batch.input_ids_BL, batch.segment_BL, batch.valid_BL, batch.masked_index_M, batch.masked_label_M)
-    return (*(torch.from_numpy(array) for array in arrays), batch.micro_batch_index)
-
-
-def plain_process(config: RunConfig) -> tuple[Figures, dict[str, torch.Tensor]]:
-    """The reference: no DeepSpeed, no process group."""
-    model, source = build(config)
-    model.train()
-    optim, per_step = config.optim, config.train.global_batch_size // config.train.micro_batch_size
-    groups = parameter_groups(model, optim.weight_decay, one_each=optim.name == "lamb")
-    kind: Any = Lamb if optim.name == "lamb" else torch.optim.AdamW
-    optimizer = kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
-    figures: Figures = []
-    for step in range(STEPS):
-        sums = torch.zeros(3, dtype=torch.float64)
-        for index in range(step * per_step, (step + 1) * per_step):
-            losses = model(*tensors(source.micro_batch(index)))
-            (losses.total / per_step).backward()
-            sums += torch.stack([losses.total.detach(), losses.mlm, losses.contrastive]) / per_step
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, optim, config.train.steps)
-        optimizer.step()
-        optimizer.zero_grad()
-        figures.append((*sums.tolist(), float(norm)))
-    model.eval()
-    with torch.no_grad():
-        losses = model(*tensors(source.micro_batch(EVALUATED)))
-    evaluation = (*losses[1:3], losses.num_correct / losses.num_labels)
-    figures.append((*map(float, evaluation), 1.0))
-    return figures, {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def engine_rank(config: RunConfig, folder: Path) -> tuple[Figures, dict[str, torch.Tensor]]:
@@ -111,18 +52,6 @@ def read_all(folder: Path) -> dict[str, torch.Tensor]:
     """Full weights of a saved state."""
     with StateReader(folder) as reader:
         return {name: reader.read_full(name) for name in reader.shapes}
-
-
-def evaluate(engine: engine_module.Engine, source: BatchSource) -> tuple[float, float, float, float]:
-    """Both losses and the accuracy on one micro-batch, and a 1 that makes it as long as a step's figures."""
-    found = engine.evaluate([source.micro_batch(EVALUATED)])
-    return found.mlm_loss, found.contrastive_loss, found.accuracy, 1.0
-
-
-def deviation(found: Figures, expected: Figures) -> float:
-    """The largest relative difference of any figure; absolute where the expected one is zero."""
-    pairs = [pair for x, y in zip(found, expected, strict=True) for pair in zip(x, y, strict=True)]
-    return max(abs(a - b) / (abs(b) or 1.0) for a, b in pairs)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,311 @@
+"""Five steps of training in a layout and in one plain process, and how far they end from each other.
+
+The plain process knows nothing of DeepSpeed: a loop over micro-batches, `clip_grad_norm_`, AdamW or LAMB. Clipping is
+active in every step, so scaling, averaging and clipping must all be right for the figures to agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from forked import run_ranks
+from layouts import SETTING, SETTINGS, Case, Grid
+from small_runs import write_small_run
+
+from pretrain import parallel
+from pretrain.config import RunConfig, load_config
+from pretrain.data.batches import Batch, BatchSource, RowSource
+from pretrain.engine import Engine, PlainEngine, zero_stage
+from pretrain.model import layers as model_layers
+from pretrain.model import pretraining
+from pretrain.model.build import build_model
+from pretrain.optim import Lamb, learning_rate, parameter_groups
+from pretrain.pipeline_engine import PipelinedEngine
+
+STEPS = 5
+EVALUATED = 1000
+
+Figures = list[tuple[float, float, float, float]]
+"""Loss, MLM loss, contrastive loss and gradient norm of each step; then those of an evaluation, see `evaluate`."""
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one rank, or the plain process, found: weights are whole, but only those of its pipeline stage."""
+
+    figures: Figures
+    weights: Weights
+    pairs: dict[int, str]
+    """Number of the micro-batch -> hash of its positives and negatives."""
+    num_attentions: int
+    """How often an encoder layer ran in training, recomputing included."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The largest of all ranks and steps, or the largest that is allowed.
+
+    Relative for losses and gradient norm; absolute for weights, and beside it the root of their mean square deviation
+    relative to that of their way from the initial weights.
+    """
+
+    other: float
+    """Of the total loss, and of the evaluation's accuracy."""
+    mlm_loss: float
+    contrastive_loss: float
+    grad_norm: float
+    weights: float
+    weights_of_way: float
+
+    def is_within(self, limits: Deviation) -> bool:
+        """True where nothing is larger than its limit."""
+        return all(found <= limit for found, limit in zip(astuple(self), astuple(limits), strict=True))
+
+
+@dataclass(frozen=True)
+class References:
+    """What layouts are compared with: the plain process in each setting, and for bf16 one process of the engine."""
+
+    plain: dict[str, Outcome]
+    in_bf16: Outcome
+    initial: Weights
+
+    def of(self, case: Case) -> Outcome:
+        """The one that belongs to a case."""
+        return self.in_bf16 if case.precision == "bf16" else self.plain[case.setting]
+
+
+TOLERANCE = 1e-5
+# bf16 keeps 8 bits of a number, and g = h - e is a small difference of large ones at the start of training. What is
+# rounded differs between layouts, and Adam turns a gradient of nothing but rounding into a step. A guess that tips
+# over changes the accuracy by a tenth.
+LIMITS = {
+    "fp32": Deviation(TOLERANCE, TOLERANCE, TOLERANCE, TOLERANCE, TOLERANCE, 1e-4),
+    "bf16": Deviation(inf, 0.01, 0.05, 0.15, 0.02, 0.4),
+}
+
+
+def load(folder: Path, *overrides: str) -> RunConfig:
+    return load_config(write_small_run(folder), overrides)
+
+
+def build(config: RunConfig, mesh: parallel.Mesh | None = None) -> tuple[Any, BatchSource]:
+    rows = RowSource(config.data.train, config.data.row_mode, config.data.seq_length)
+    source = BatchSource(
+        rows,
+        micro_batch_size=config.train.micro_batch_size,
+        seed=config.run.seed,
+        mask_rate=config.objective.mask_rate,
+        masking=config.objective.masking,
+        mean_span_length=config.objective.mean_span_length,
+        exclude_special=config.objective.exclude_special,
+        shuffle=True,
+    )
+    return build_model(config, rows.tokenizer.vocab_size, mesh or parallel.Mesh(0, 1)), source
+
+
+# -- the plain process -------------------------------------------------------------------------------------------------
+
+
+def plain_process(config: RunConfig) -> tuple[Figures, Weights]:
+    """The reference: no DeepSpeed, no process group."""
+    model, source = build(config)
+    model.train()
+    optim, per_step = config.optim, config.train.global_batch_size // config.train.micro_batch_size
+    groups = parameter_groups(model, optim.weight_decay, one_each=optim.name == "lamb")
+    kind: Any = Lamb if optim.name == "lamb" else torch.optim.AdamW
+    optimizer = kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    figures: Figures = []
+    for step in range(STEPS):
+        sums = torch.zeros(3, dtype=torch.float64)
+        for index in range(step * per_step, (step + 1) * per_step):
+            losses = model(*tensors(source.micro_batch(index)))
+            (losses.total / per_step).backward()
+            sums += torch.stack([losses.total.detach(), losses.mlm, losses.contrastive]) / per_step
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, optim, config.train.steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        figures.append((*sums.tolist(), float(norm)))
+    model.eval()
+    with torch.no_grad():
+        losses = model(*tensors(source.micro_batch(EVALUATED)))
+    accuracy = losses.num_correct / losses.num_labels
+    figures.append((float(accuracy), float(losses.mlm), float(losses.contrastive), 1.0))
+    return figures, {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def tensors(batch: Batch) -> tuple[Any, ...]:
+    arrays = (batch.input_ids_BL, batch.segment_BL, batch.valid_BL, batch.masked_index_M, batch.masked_label_M)
+    return (*(torch.from_numpy(array) for array in arrays), batch.micro_batch_index)
+
+
+def find_references(folder: Path) -> References:
+    """Train the plain process in each setting."""
+    configs = [load(folder, *SETTING, *overrides) for overrides in SETTINGS.values()]
+    plain = dict(zip(SETTINGS, run_ranks(1, _plain_outcomes, configs)[0], strict=True))
+    ((in_bf16,),) = layout_outcomes(folder, [Case(Grid(), precision="bf16")])
+    model, _ = build(configs[0])
+    return References(plain, in_bf16, {name: p.detach().clone() for name, p in model.named_parameters()})
+
+
+def _plain_outcomes(configs: Sequence[RunConfig]) -> list[Outcome]:
+    return [_observe(lambda config=config: plain_process(config)) for config in configs]  # type: ignore[misc]
+
+
+# -- the engine in a layout --------------------------------------------------------------------------------------------
+
+
+def layout_outcomes(folder: Path, cases: Sequence[Case]) -> list[list[Outcome]]:
+    """What every rank finds in each of the cases, which share one grid: `[case][rank]`."""
+    configs = [load(folder, *case.overrides) for case in cases]
+    by_rank = run_ranks(cases[0].grid.num_processes, train_all, configs, timeout=280)
+    return [list(outcomes) for outcomes in zip(*by_rank, strict=True)]
+
+
+def train_all(configs: Sequence[RunConfig]) -> list[Outcome]:
+    """One rank, training by each configuration from the start."""
+    mesh = start_mesh(configs[0])
+    return [_observe(lambda config=config: train_on(mesh, config)) for config in configs]  # type: ignore[misc]
+
+
+def train(config: RunConfig) -> tuple[Figures, Weights]:
+    """One rank of one run: its figures, and the whole final weights of all stages."""
+    figures, weights = train_on(start_mesh(config), config)
+    return figures, {name: weight for stage in parallel.gather_objects(weights) for name, weight in stage.items()}
+
+
+def start_mesh(config: RunConfig) -> parallel.Mesh:
+    """Meet the other ranks."""
+    parallel.start_process_group(parallel.read_launch(), torch.device("cpu"))
+    return parallel.start_mesh(config.parallel, torch.device("cpu"))
+
+
+def train_on(mesh: parallel.Mesh, config: RunConfig) -> tuple[Figures, Weights]:
+    """One rank of the real engine: figures of the steps and of an evaluation, and whole final weights of its stage."""
+    model, source = build(config, mesh)
+    engine = (PlainEngine if mesh.pp_size == 1 else PipelinedEngine)(config, model, torch.device("cpu"), mesh)
+    per_step = config.train.global_batch_size // config.train.micro_batch_size
+    figures: Figures = []
+    for step in range(STEPS):
+        share = range(step * per_step + mesh.dp_rank, (step + 1) * per_step, mesh.dp_size)
+        result = engine.train_step(
+            [source.micro_batch(index) for index in share],
+            learning_rate=learning_rate(step, config.optim, config.train.steps),
+        )
+        figures.append((result.loss, result.mlm_loss, result.contrastive_loss, result.grad_norm))
+    figures.append(evaluate(engine, source))
+    return figures, whole_weights(engine, mesh)
+
+
+def evaluate(engine: Engine, source: BatchSource) -> tuple[float, float, float, float]:
+    """Accuracy and both losses on one micro-batch, and a 1 that makes it as long as a step's figures."""
+    found = engine.evaluate([source.micro_batch(EVALUATED)])
+    return found.accuracy, found.mlm_loss, found.contrastive_loss, 1.0
+
+
+def whole_weights(engine: Engine, mesh: parallel.Mesh) -> Weights:
+    """fp32 weights of this rank's stage, put together over the tensor-parallel ranks."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights: Weights = {}
+    for name, parameter in engine.engine.module.named_parameters():
+        if zero_stage(engine.config) == 0:
+            part = parameter.detach().clone()
+        else:
+            part = safe_get_full_fp32_param(parameter).clone()
+            part = part.view(getattr(parameter, "ds_shape", parameter.shape))
+        if mesh.tensor_group is not None and getattr(parameter, "tensor_model_parallel", False):
+            parts = [torch.empty_like(part) for _ in range(mesh.tp_size)]
+            distributed.all_gather(parts, part.contiguous(), group=mesh.tensor_group)
+            part = torch.cat(parts, dim=parameter.partition_dim)
+            part = part[: getattr(parameter, "num_words", len(part))]
+        weights[name] = part
+    return weights
+
+
+# -- watching ----------------------------------------------------------------------------------------------------------
+
+
+def _observe(work: Callable[[], tuple[Figures, Weights]]) -> Outcome:
+    pairs: dict[int, str] = {}
+    attentions: list[None] = []
+    with (
+        _watched(pretraining, "sample_pairs", lambda found, call: pairs.update(_hash_pairs(found, call))),
+        _watched(model_layers, "self_attention", lambda *_: attentions.append(None)),
+    ):
+        figures, weights = work()
+    return Outcome(figures, weights, pairs, len(attentions))
+
+
+@contextmanager
+def _watched(module: Any, name: str, tell: Callable[[Any, dict[str, Any]], None]) -> Iterator[None]:
+    """Tell of every call of a function: its result and its named arguments."""
+    original = getattr(module, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        tell(result, kwargs)
+        return result
+
+    setattr(module, name, call)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+def _hash_pairs(found: tuple[torch.Tensor, torch.Tensor], call: dict[str, Any]) -> dict[int, str]:
+    digest = hashlib.sha256(b"".join(pairs.numpy().tobytes() for pairs in found)).hexdigest()
+    return {call["micro_batch_index"]: digest}
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+def deviation(found: Figures, expected: Figures) -> float:
+    """The largest relative difference of any figure; absolute where the expected one is zero."""
+    return max(_relative(found, expected))
+
+
+def compare(ranks: Sequence[Outcome], expected: Outcome, initial: Weights) -> Deviation:
+    """How far the ranks of a layout are from `expected`.
+
+    Raises:
+        AssertionError: parameters are missing, or have another name or shape.
+    """
+    assert {name for rank in ranks for name in rank.weights} == expected.weights.keys()
+    figures = [_relative(rank.figures, expected.figures) for rank in ranks]
+    kinds = (max(values) for values in zip(*figures, strict=True))
+    deviations = [_weight_deviation(rank.weights, expected.weights, initial) for rank in ranks]
+    return Deviation(*kinds, *(max(values) for values in zip(*deviations, strict=True)))
+
+
+def _weight_deviation(found: Weights, expected: Weights, initial: Weights) -> tuple[float, float]:
+    """The largest, and the root mean square relative to that of the way from the initial weights."""
+    assert all(found[name].shape == expected[name].shape for name in found)
+    off = torch.cat([(found[name] - expected[name]).flatten() for name in found])
+    way = torch.cat([(expected[name] - initial[name]).flatten() for name in found])
+    return float(off.abs().max()), float(off.norm() / way.norm())
+
+
+def draw_same_pairs(ranks: Sequence[Outcome], expected: Outcome) -> bool:
+    """True where no rank drew other pairs for a micro-batch than the plain process, and all were drawn."""
+    drawn = {index for rank in ranks for index in rank.pairs}
+    return drawn == expected.pairs.keys() and all(rank.pairs.items() <= expected.pairs.items() for rank in ranks)
+
+
+def _relative(found: Figures, expected: Figures) -> list[float]:
+    """The largest relative difference of each kind of figure; absolute where the expected one is zero."""
+    kinds = zip(zip(*found, strict=True), zip(*expected, strict=True), strict=True)
+    return [max(abs(a - b) / (abs(b) or 1.0) for a, b in zip(x, y, strict=True)) for x, y in kinds]
