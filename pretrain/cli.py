@@ -38,6 +38,9 @@ VERBS = {
     "data stats": Verb("data_tools.dataset_stats", "lengths, vocabulary use and rows of datasets, with a picture"),
     "data verify": Verb("data_tools.verify", "hold datasets against their hashes, name what is damaged"),
     "train": Verb("pretrain.train", "pretrain BERT with the TACO objective (one rank; start with torchrun or alone)"),
+    "preflight": Verb(
+        "pretrain.preflight", "what must hold on machines before a run: GPUs, names, disks, data, network"
+    ),
     "checkpoint": Verb("pretrain.checkpoint_tool", "list and verify the checkpoints of a run"),
     "export": Verb("pretrain.export", "checkpoint to a Hugging Face folder"),
     "import-hf": Verb("pretrain.import_hf", "Hugging Face BERT folder to a checkpoint to start from"),

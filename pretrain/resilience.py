@@ -1,6 +1,6 @@
 """What can go wrong while a run goes on: signals, and steps that are not finite.
 
-A request to stop becomes a flag, and the run ends at the next step boundary with everything saved.
+A request to stop, by a signal or a file, becomes a flag, and the run ends at the next step boundary with everything saved.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ class BadSteps:
 
 # A terminal and a scheduler signal every process of a job, and a launcher forwards what it got: one wish, heard twice.
 ECHO_SECONDS = 5.0
+# How often a stop file is looked for: a step may take milliseconds, a shared file system does not like that.
+LOOK_SECONDS = 1.0
 
 
 class StopRequest:
@@ -113,11 +115,26 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_name: str | None = None
         self._since = 0.0
+        self._file: Path | None = None
+        self._looked = -LOOK_SECONDS
 
     @property
     def is_set(self) -> bool:
-        """True after a signal has arrived."""
-        return self.signal_name is not None
+        """True after a signal has arrived, or while the watched file is there."""
+        return self.signal_name is not None or self._is_file_there()
+
+    def watch(self, file: Path) -> None:
+        """Take this file, as soon as somebody makes it, for a request to stop; one rank is enough for all."""
+        self._file = file
+
+    def _is_file_there(self) -> bool:
+        if self._file is None or time.monotonic() - self._looked < LOOK_SECONDS:
+            return False
+        self._looked = time.monotonic()
+        if not os.path.exists(self._file):  # never raises: a file system that fails for a moment stops no run
+            return False
+        log.warning("%s: is there; will save at the end of this step and stop; remove it to go on later", self._file)
+        return True
 
     def install(self) -> None:
         """Take over the stop signals of this process (main thread only)."""
@@ -125,7 +142,7 @@ class StopRequest:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.is_set:
+        if self.signal_name is not None:
             if time.monotonic() - self._since > ECHO_SECONDS:
                 os._exit(128 + number)
             return

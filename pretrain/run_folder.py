@@ -1,6 +1,7 @@
 """One run, one folder: who holds it, which configuration it belongs to, in which environment it ran.
 
 config.yaml ds_config.json env.json metrics.jsonl tokenizer/ checkpoints/ logs/ tensorboard/ report.html
+slurm/ done.json stop
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
         self.tokenizer = path / "tokenizer"
+        self.stop_file = path / "stop"
+        self._done = path / "done.json"
         self._lock: TextIO | None = None
 
     def claim(self) -> None:
@@ -97,6 +100,47 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def check_free(self, config: RunConfig, allowed: Iterable[str] = ()) -> None:
+        """Whether a run of this configuration could have the folder now; changes nothing, and holds nothing.
+
+        What an earlier process of the same SLURM job still holds counts as free: that process is about to end.
+
+        Raises:
+            ConfigError: another run holds it, it is full of something that is no run, or of one that is configured
+                otherwise.
+        """
+        self._refuse_strangers()
+        holder = self._find_holder()
+        job = os.environ.get("SLURM_JOB_ID")
+        if holder is not None and not (job and holder.endswith(f"SLURM job {job}")):
+            raise ConfigError(
+                f"run.output_dir {self.path}: in use by {holder}; wait for it, stop it, or choose another folder"
+            )
+        self.check_config(config, allowed)
+
+    def _find_holder(self) -> str | None:
+        """Who holds the lock at this moment."""
+        try:
+            with (self.path / "run.lock").open(encoding="utf-8") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return lock.read().strip() or "an unknown process"
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigError(f"run.output_dir {self.path}: cannot be used: {error}") from None
+        return None
+
+    def mark_done(self, step: int) -> None:
+        """Say durably that the run has done its last step; whoever asks compares `step` with train.steps."""
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        durable.write_text(self._done, json.dumps({"step": step, "time": now}) + "\n")
+
+    def clear_done(self) -> None:
+        """Take the mark away: train.steps was raised, and the run goes on."""
+        self._done.unlink(missing_ok=True)
 
     def check_config(self, config: RunConfig, allowed: Iterable[str] = ()) -> list[str]:
         """Differences to the configuration that this folder's run was started with, as `key: old -> new`.
@@ -148,7 +192,7 @@ class RunFolder:
         if not self.path.is_dir():
             raise ConfigError(f"run.output_dir {self.path}: is a file; name a folder")
         names = {entry.name for entry in self.path.iterdir()}
-        if names and not names & {"config.yaml", "run.lock"}:
+        if names and not names & {"config.yaml", "run.lock", "slurm"}:
             some = ", ".join(sorted(names)[:3])
             raise ConfigError(
                 f"run.output_dir {self.path}: holds {some} ... and no run; choose an empty or a new folder"

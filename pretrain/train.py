@@ -103,32 +103,54 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str]) -> None:
     parallel.start_process_group(launch, device)
     try:
         _claim(folder, config, allowed)
+        if launch.rank == 0:
+            stop.watch(folder.stop_file)
         start_logging(folder.logs, launch.rank)
         mesh = parallel.start_mesh(config.parallel, device)
         trainer = _build_trainer(config, folder, train_rows, validation_rows, device, mesh, stop)
-        _train(trainer, config.train.steps, folder.checkpoints)
+        _train(trainer, config.train.steps, folder)
     finally:
         folder.release()
         parallel.stop_process_group()
 
 
-def _train(trainer: Trainer, steps: int, checkpoints: Path) -> None:
+def _train(trainer: Trainer, steps: int, folder: RunFolder) -> None:
     """Continue where the run stands, to its end or to the signal that stops it."""
+    from pretrain import parallel
     from pretrain.resilience import PreemptedError
 
     trainer.store.prepare()
     trainer.resume()
     if trainer.state.step >= steps:
-        log.info("done: all %d steps were there already; checkpoints are in %s", steps, checkpoints)
+        _mark_done(folder, trainer.state.step)
+        log.info("done: all %d steps were there already; checkpoints are in %s", steps, folder.checkpoints)
         return
     try:
+        if parallel.rank() == 0:
+            folder.clear_done()
         trainer.run()
     except PreemptedError as stopped:
         log.info("%s", stopped)
         raise typer.Exit(PreemptedError.exit_code) from None
     finally:
         trainer.metrics.close()
-    log.info("done: %d steps; checkpoints are in %s", steps, checkpoints)
+    _mark_done(folder, steps)
+    log.info("done: %d steps; checkpoints are in %s", steps, folder.checkpoints)
+
+
+def _mark_done(folder: RunFolder, step: int) -> None:
+    """Rank 0 leaves the mark by which job scripts know that a run needs no further start."""
+    from pretrain import parallel
+    from pretrain.errors import TacoError
+
+    if parallel.rank() != 0:
+        return
+    try:
+        folder.mark_done(step)
+    except OSError as error:
+        raise TacoError(
+            f"run.output_dir {folder.path}: done, but that cannot be written: {error}; free space"
+        ) from None
 
 
 def _open_rows(config: RunConfig) -> tuple[RowSource, RowSource | None]:

@@ -1,0 +1,160 @@
+"""`taco preflight`: what must hold before a run, told in seconds, with the machine and the remedy.
+
+    taco preflight machine --config configs/taco_large.yaml                  # this machine, for people
+    taco preflight plan | report | compare | all-reduce ...                  # the parts, for slurm/job.sh
+
+The job script runs `plan` once, `report` on every node, `compare` on what they said, `all-reduce` on all ranks. Each
+tells people what is wrong on standard error; standard output is for the script.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pretrain.cli import new_program, run_program
+
+if TYPE_CHECKING:
+    from pretrain.config import RunConfig
+    from pretrain.node_checks import NodeReport
+
+app = new_program()
+
+ConfigOption = Annotated[Path, typer.Option(help="YAML file that describes the run; configs/ holds examples")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as wanted")]
+AllowOption = Annotated[list[str] | None, typer.Option(help="key that may differ from the run's folder")]
+NodesOption = Annotated[str, typer.Option(help="names of all machines, separated by spaces, in the order of ranks")]
+
+
+@app.callback(epilog="Example: taco preflight machine --config configs/taco_large.yaml")
+def preflight() -> None:
+    """Check machines, data and network before a run."""
+
+
+@app.command("machine", epilog="Example: taco preflight machine --config configs/taco_large.yaml")
+def machine(config: ConfigOption, overrides: Overrides = None, gpus: int | None = None) -> None:
+    """Look at this machine: GPUs, names, disk space, data; exit code 1 if something is wrong."""
+    from pretrain.config import load_config
+
+    found = _inspect(load_config(config, overrides or ()), gpus)
+    typer.echo(f"{found.node}: address {found.address}, {_count_gpus(found.gpus)}")
+    for name, value in {**found.versions, **found.data}.items():
+        typer.echo(f"  {name}: {value}")
+    for problem in found.problems:
+        typer.echo(f"  problem: {problem}")
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command("plan", epilog="Example: taco preflight plan --config configs/taco_large.yaml")
+def plan(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    allow_change: AllowOption = None,
+    processes: Annotated[int | None, typer.Option(help="processes of the whole run")] = None,
+) -> None:
+    """Print `STEPS RUN_FOLDER/` of a run that could start now.
+
+    Exit code 2: it could not, and trying again would not help: the configuration does not fit, or another run holds
+    the folder.
+    """
+    from pretrain.config import load_config
+    from pretrain.run_folder import RunFolder
+
+    wanted = load_config(config, overrides or (), world_size=processes)
+    RunFolder(wanted.run.output_dir).check_free(wanted, allow_change or ())
+    # The slash keeps a newline at the end of a name from the shell, which cuts those off.
+    typer.echo(f"{wanted.train.steps} {wanted.run.output_dir.absolute()}/")
+
+
+@app.command("report", epilog="Example: taco preflight report --config configs/taco_large.yaml")
+def report(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    allow_change: AllowOption = None,
+    gpus: Annotated[int | None, typer.Option(help="processes on this machine, each with a GPU of its own")] = None,
+) -> None:
+    """Print one line of JSON about this machine, for `compare`."""
+    from pretrain.config import load_config
+
+    typer.echo(_inspect(load_config(config, overrides or ()), gpus).to_json())
+
+
+@app.command("compare", epilog="Example: taco preflight compare --nodes 'gpu1 gpu2' < reports")
+def compare(nodes: NodesOption) -> None:
+    """Read reports from standard input; print the machines that fail, separated by commas.
+
+    Exit code 1: those machines fail. Exit code 2: all of them, so leaving some out would not help.
+    """
+    from pretrain.node_checks import NodeReport, find_failing
+
+    reports = [NodeReport.from_json(line) for line in sys.stdin if line.startswith('{"node"')]
+    names = nodes.split()
+    failing = find_failing(reports, names)
+    for line in _describe_failing(failing, names):
+        print(line, file=sys.stderr)
+    if not failing:
+        known = [f"{found.node} {found.address}" for found in reports]
+        print(f"preflight: {len(names)} machines are well: {', '.join(known)}", file=sys.stderr)
+        return
+    if set(failing) >= set(names):
+        raise typer.Exit(2)
+    typer.echo(",".join(failing))
+    raise typer.Exit(1)
+
+
+@app.command("all-reduce", epilog="Example: torchrun -m pretrain.preflight all-reduce --config configs/taco_tiny.yaml")
+def all_reduce(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    allow_change: AllowOption = None,
+    nodes: NodesOption = "",
+    timeout: Annotated[float, typer.Option(help="seconds until missing ranks are named")] = 120.0,
+) -> None:
+    """Sum over all ranks; rank 0 prints the machines whose ranks are missing, separated by commas."""
+    from pretrain import parallel
+    from pretrain.all_reduce_check import MissingRanksError, check_all_reduce
+    from pretrain.config import load_config
+
+    launch = parallel.read_launch()
+    device = parallel.choose_device(load_config(config, overrides or ()).run.device, launch)
+    try:
+        result = check_all_reduce(launch, device, nodes.split(), timeout)
+    except MissingRanksError as error:
+        typer.echo(",".join(error.nodes))
+        raise
+    if launch.rank == 0:
+        print(f"preflight: all-reduce over {result}", file=sys.stderr)
+
+
+def _inspect(config: RunConfig, gpus: int | None) -> NodeReport:
+    """This machine's report; GPUs are asked for by the configuration, or by the job where that leaves it open."""
+    from pretrain.node_checks import inspect_machine
+
+    device = config.run.device
+    granted = any(os.environ.get(name) for name in ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"))
+    wants_gpus = device == "cuda" or (device == "auto" and (gpus is not None and granted))
+    return inspect_machine(config, num_gpus=max(1, gpus or 1) if wants_gpus else 0)
+
+
+def _describe_failing(failing: dict[str, list[str]], nodes: list[str]) -> list[str]:
+    """What is the same on all machines is told once."""
+    everywhere = [text for text in next(iter(failing.values()), []) if all(text in failing.get(n, []) for n in nodes)]
+    if len(nodes) < 2:
+        everywhere = []
+    lines = [f"preflight: all {len(nodes)} machines: {text}" for text in everywhere]
+    for node, problems in failing.items():
+        lines += [f"preflight: {node}: {text}" for text in problems if text not in everywhere]
+    return lines
+
+
+def _count_gpus(gpus: list[str]) -> str:
+    return f"{len(gpus)} x {gpus[0]}" if gpus else "no GPU asked for"
+
+
+if __name__ == "__main__":
+    run_program(app, name="python -m pretrain.preflight")
