@@ -6,7 +6,7 @@
 #   make moves        continue a run of every layout in every other one, and write the table of docs/parallelism.md
 #   make sanitize     the C++ code and the tests of its extension under address, undefined-behaviour and thread sanitizers
 #   make parity       hold every layout of four processes against one, and write the table in docs/parallelism.md
-#   make soak         kill preprocessing at random for SECONDS (600), and compare every byte with an undisturbed dataset
+#   make soak         long tests; then preprocessing killed at random for SECONDS (600), and every byte compared
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -73,7 +73,7 @@ check: lint
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --durations=15
+	$(BIN)/python -m pytest -q -n 2 -m "not soak" --durations=15
 
 parity: install
 	$(BIN)/python tests/distributed/parity_table.py
@@ -88,6 +88,7 @@ moves: install
 	$(BIN)/python tests/distributed/moves_table.py
 
 soak: install
+	$(BIN)/python -m pytest -q -m soak
 	$(BIN)/python tests/soak/soak_preprocess.py --seconds $(or $(SECONDS),600)
 
 clean:

@@ -1,6 +1,7 @@
 """What can go wrong while a run goes on: signals, and steps that are not finite.
 
-A request to stop, by a signal or a file, becomes a flag, and the run ends at the next step boundary with everything saved.
+A request to stop, by a signal or a file, becomes a flag, and the run ends at the next step boundary with everything
+saved.
 """
 
 from __future__ import annotations

@@ -23,9 +23,6 @@ max_restarts=${TACO_MAX_RESTARTS:-100}
 max_failures=${TACO_MAX_FAILURES:-3}
 preflight_seconds=${TACO_PREFLIGHT_SECONDS:-300}
 case $launcher in srun | torchrun) ;; *) fail "TACO_LAUNCHER=$launcher: srun (one task per rank) or torchrun" 2 ;; esac
-for number in "$max_restarts" "$max_failures" "$preflight_seconds"; do
-    [[ $number =~ ^[0-9]+$ ]] || fail "TACO_MAX_RESTARTS, TACO_MAX_FAILURES, TACO_PREFLIGHT_SECONDS: no number: $number" 2
-done
 
 restart=${SLURM_RESTART_COUNT:-0}
 # The number of an array's first task is also that of the whole array.
@@ -35,6 +32,11 @@ job=$SLURM_JOB_ID
 gpus=${SLURM_GPUS_PER_NODE:-}
 gpus=${gpus##*:}
 processes=${TACO_PROCESSES_PER_NODE:-${gpus:-${SLURM_GPUS_ON_NODE:-1}}}
+for number in "$max_restarts" "$max_failures" "$preflight_seconds" "$processes"; do
+    [[ $number =~ ^[0-9]+$ ]] ||
+        fail "TACO_MAX_RESTARTS, TACO_MAX_FAILURES, TACO_PREFLIGHT_SECONDS, TACO_PROCESSES_PER_NODE: no number: $number" 2
+done
+[ "$processes" -gt 0 ] || fail "no GPU asked for: say with TACO_PROCESSES_PER_NODE how many ranks each node gets" 2
 num_nodes=$SLURM_JOB_NUM_NODES
 num_ranks=$((num_nodes * processes))
 cpus=$((${SLURM_CPUS_ON_NODE:-processes} / processes))
@@ -94,7 +96,9 @@ supervise() {
 
 # srun gets every size by name: since 22.05 it does not inherit --cpus-per-task. Checks overlap, so that no step waits for
 # the end of another one to be noticed.
-on_one_node() { supervise srun --overlap --nodes=1 --ntasks=1 --cpus-per-task=1 --mpi=none "${container[@]}" "$@"; }
+on_one_node() {
+    supervise "${limit[@]}" srun --overlap --nodes=1 --ntasks=1 --cpus-per-task=1 --mpi=none "${container[@]}" "$@"
+}
 on_all_nodes() {
     supervise "${limit[@]}" srun --nodes="$num_nodes" --ntasks="$num_nodes" --ntasks-per-node=1 --mpi=none \
         --cpus-per-task=$((cpus * processes > 0 ? cpus * processes : 1)) "${container[@]}" "$@"
@@ -128,7 +132,7 @@ requeue() {
     say "$1; requeued without $2 (undo: scontrol update JobId=$job ExcNodeList=)"
     # Only a pending job can be changed, and this shell gets SIGTERM as soon as it pends: one scontrol does both.
     trap '' TERM
-    printf 'requeue %s\nupdate JobId=%s ExcNodeList=%s\n' "$job" "$job" "${excluded:+$excluded,}$2" | scontrol >/dev/null
+    printf 'requeue %s\nupdate JobId=%s ExcNodeList=%s\n' "$job" "$job" "${excluded:+$excluded,}$2" | scontrol >/dev/null || true
     state=$(squeue --noheader --job "$job" --format=%T) || state=unknown
     [ "$state" != RUNNING ] || fail "SLURM does not requeue; leave the nodes out by hand: sbatch --exclude=$2 ..."
     exit 0
@@ -209,7 +213,7 @@ preflight() {
     [ "$code" -ne 0 ] && [ -z "$asked_to_stop" ] || return 0
     failing=$(sed 's/^[0-9]*: //' "$scratch/failing" | tail -n 1)
     [ "$code" -ne 2 ] || fail "preflight: what fails, fails on all nodes; see above"
-    requeue_or_give_up "preflight: ${failing:-the network} failed" "$failing"
+    requeue_or_give_up "preflight: ${failing:-a check} failed" "$failing"
 }
 
 train() {

@@ -1,10 +1,13 @@
-"""How often to save, by what a save costs and how often a job fails."""
+"""Requests to stop by a file beside the signals; how often to save, by what a save costs and how often a job fails."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from pretrain.resilience import best_save_interval
+from pretrain import resilience
+from pretrain.resilience import StopRequest, best_save_interval
 
 
 @pytest.mark.parametrize(("cost", "hours"), [(10.0, 3.0), (60.0, 24.0), (1.0, 0.1)])
@@ -20,3 +23,28 @@ def test_the_interval_loses_less_time_than_half_or_twice_of_it(cost: float, hour
 
 def test_a_job_that_fails_all_the_time_still_works_half_of_it() -> None:
     assert best_save_interval(100.0, 0.01) == 100.0
+
+
+def test_a_file_is_a_request_while_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resilience, "LOOK_SECONDS", 0.0)
+    stop = StopRequest()
+    assert not stop.is_set
+    stop.watch(tmp_path / "stop")
+    assert not stop.is_set
+    (tmp_path / "stop").touch()
+    assert stop.is_set
+    (tmp_path / "stop").unlink()
+    assert not stop.is_set
+
+
+def test_the_file_is_not_looked_for_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(resilience.time, "monotonic", lambda: now[0])
+    stop = StopRequest()
+    stop.watch(tmp_path / "stop")
+    assert not stop.is_set
+    (tmp_path / "stop").touch()
+    now[0] += 0.9 * resilience.LOOK_SECONDS
+    assert not stop.is_set
+    now[0] += 0.2 * resilience.LOOK_SECONDS
+    assert stop.is_set

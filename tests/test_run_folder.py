@@ -79,3 +79,21 @@ def test_configuration_and_environment_are_saved_with_the_run(tmp_path: Path) ->
     assert environment["packages"]["torch"]
     assert environment["command"]
     assert json.loads((tmp_path / "run" / "ds_config.json").read_text()) == {"zero": 1}
+
+
+def test_the_mark_of_a_finished_run_names_its_step_and_can_be_taken_away(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    run.mark_done(8)
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["step"] == 8
+    run.clear_done()
+    run.clear_done()
+    assert not (tmp_path / "run" / "done.json").exists()
+
+
+def test_a_folder_that_a_job_script_has_begun_is_free(tmp_path: Path) -> None:
+    (tmp_path / "run" / "slurm").mkdir(parents=True)
+    run = RunFolder(tmp_path / "run")
+    run.check_free(config(tmp_path / "run"))
+    run.claim()
+    with pytest.raises(ConfigError, match="in use by host"):
+        RunFolder(tmp_path / "run").check_free(config(tmp_path / "run"))

@@ -1,132 +1,296 @@
-"""The job script on a real SLURM of two nodes, brought up on this machine by `local_slurm.sh`.
+"""The job scripts on a real SLURM of four nodes on this machine: whole runs, and faults from outside that they survive.
 
-Needs root and SLURM's packages (`tests/slurm/local_slurm.sh install`); skips itself with the reason otherwise.
+What a run is worth after a fault is judged by bits: the state files of its last checkpoint are those of a run that
+nobody disturbed. Needs root and SLURM's packages (`tests/slurm/local_slurm.sh install`); skips itself otherwise.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
-import shutil
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+from slurm_cluster import LOCAL_SLURM, ROOT, Cluster, log_of, running_cluster
 from small_runs import write_cyclic_dataset, write_small_run
 
 from pretrain.checkpoint import CheckpointManifest, find_checkpoint
 from pretrain.metrics import read_metrics
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "slurm" / "taco_large.sh"
-CLUSTER = Path(__file__).with_name("local_slurm.sh")
-FINISHED = {"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT"}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-Environment = dict[str, str]
+SCRIPT = ROOT / "slurm" / "taco_large.sh"
+# Enough steps that a fault comes in the middle, also on a fast machine.
+STEPS = 600
+LONG_RUN: dict[str, Any] = {"train__steps": STEPS, "train__eval_every": 300, "checkpoint": {"every_steps": 100}}
+# Two nodes of one process each; the checks before a run have tests of their own.
+QUICK = {"TACO_PROCESSES_PER_NODE": "1", "TACO_PREFLIGHT": "off"}
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
-    """Variables with which SLURM's clients talk to a running cluster of two nodes."""
-    if os.geteuid() != 0:
-        pytest.skip("a local SLURM cluster needs root")
-    if shutil.which("slurmctld", path="/usr/sbin:/usr/bin") is None:
-        pytest.skip("SLURM is not installed; tests/slurm/local_slurm.sh install")
-    environment = {**os.environ, "LOCAL_SLURM_DIR": str(tmp_path_factory.mktemp("slurm"))}
-    up = subprocess.run([CLUSTER, "up", "2"], env=environment, capture_output=True, text=True, timeout=120, check=False)
-    try:
-        if up.returncode:
-            pytest.skip(f"no local SLURM cluster here: {up.stderr.strip()[-300:]}")
-        answer = subprocess.run([CLUSTER, "env"], env=environment, capture_output=True, text=True, check=True)
-        command = f"{answer.stdout}\nenv -0"
-        found = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
-        yield dict(line.split("=", 1) for line in found.stdout.split("\0") if "=" in line)
-    finally:
-        subprocess.run([CLUSTER, "down"], env=environment, capture_output=True, timeout=120, check=False)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    # The ranks of a preempted job get time enough to save on a loaded machine.
+    with running_cluster(
+        tmp_path_factory.mktemp("slurm"), 4, LOCAL_SLURM_GRACE="40", LOCAL_SLURM_KILLWAIT="10"
+    ) as found:
+        yield found
 
 
-def submit(environment: Environment, folder: Path, config: Path, *overrides: str, gpus: int | None = None) -> str:
-    """Submit the script on two nodes of two processes each; the job's last state.
-
-    With `gpus` per node the script counts the processes by itself, otherwise they are set in the environment.
-    """
-    settings = {"TACO_CONFIG": str(config), "TACO_PYTHON": sys.executable}
-    command = ["sbatch", "--parsable", "--nodes=2", f"--output={folder}/%x-%j.log"]
-    if gpus is None:
-        settings["TACO_PROCESSES_PER_NODE"] = "2"
-    else:
-        command.append(f"--gpus-per-node={gpus}")
-    command += [str(SCRIPT), *overrides]
-    job = subprocess.run(
-        command, env={**environment, **settings}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    ).stdout.strip()
-    end = time.monotonic() + 240
-    while time.monotonic() < end:
-        record = subprocess.run(
-            ["scontrol", "-o", "show", "job", job], env=environment, capture_output=True, text=True, check=True
-        ).stdout
-        (state,) = re.findall(r"JobState=(\w+)", record)
-        if state in FINISHED:
-            return state
-        time.sleep(0.5)
-    raise AssertionError(f"job {job} did not end: {record}\n{logs(folder)}")
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """State of a run of two ranks outside SLURM that went through without a fault."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = write_small_run(folder, **LONG_RUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=localhost:0", "-m", "pretrain.train", "--config", str(config)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    return state_of(folder / "run")
 
 
-def logs(folder: Path) -> str:
-    return "\n".join(path.read_text(errors="replace") for path in folder.glob("*.log"))
+def state_of(run: Path, step: int = STEPS) -> dict[str, str]:
+    """Hashes of every state file of the newest checkpoint: weights, optimizer, counters."""
+    manifest = CheckpointManifest.load(find_checkpoint(run))
+    assert manifest.step == step
+    return {record.name: record.xxh3_128 for record in manifest.files if record.name.startswith("state/")}
 
 
-def test_the_script_is_valid_bash() -> None:
-    subprocess.run(["bash", "-n", SCRIPT], check=True)
+def has_reached(run: Path, step: int) -> bool:
+    return any(record["step"] >= step for record in read_metrics(run))
 
 
-@pytest.mark.slow
-def test_two_nodes_train_and_a_second_job_continues(cluster: Environment, tmp_path: Path) -> None:
+def ranks_of(config: Path) -> list[psutil.Process]:
+    """Running training processes with this configuration, in the order of their ranks."""
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter(["cmdline"]):
+        if "pretrain.train" in (process.info["cmdline"] or []) and str(config) in process.info["cmdline"]:
+            with contextlib.suppress(psutil.Error):
+                rank = process.environ().get("RANK")
+                if rank is not None:
+                    found[int(rank)] = process
+    return [found[rank] for rank in sorted(found)]
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "slurm").glob("*_*.sh")) + [ROOT / "slurm" / "preprocess.sh"])
+def test_slurm_accepts_every_script_as_it_stands(cluster: Cluster, script: Path) -> None:
+    options = ["--array=0-3"] if script.stem == "preprocess" else []
+    cluster.call("sbatch", "--test-only", *options, script)
+
+
+def test_two_nodes_train_after_a_preflight_and_a_second_job_continues(cluster: Cluster, tmp_path: Path) -> None:
     config = write_small_run(tmp_path, train__steps=6)
-    assert submit(cluster, tmp_path, config) == "COMPLETED", logs(tmp_path)
-    manifest = CheckpointManifest.load(find_checkpoint(tmp_path / "run"))
+    run = tmp_path / f"run $(touch {tmp_path}/canary) `id` ; 'two"
+    overrides = [f'run.output_dir="{run}"', "run.tensorboard=true"]
+    settings = {"TACO_CONFIG": str(config), "TACO_PROCESSES_PER_NODE": "2"}
+    job = cluster.submit(tmp_path, SCRIPT, *overrides, **settings)
+    assert cluster.wait(job, tmp_path) == "COMPLETED", log_of(tmp_path, job)
+    manifest = CheckpointManifest.load(find_checkpoint(run))
     assert (manifest.step, manifest.layout.data) == (6, 4)
-    assert submit(cluster, tmp_path, config, "train.steps=8", "--allow-change=train.steps") == "COMPLETED"
-    assert "continuing from" in logs(tmp_path)
-    assert [r["step"] for r in read_metrics(tmp_path / "run") if "loss" in r] == list(range(1, 9))
+    assert "preflight: 2 machines are well: taco" in log_of(tmp_path, job)
+    assert "preflight: all-reduce over 4 ranks" in log_of(tmp_path, job)
+    assert sorted(path.name for path in (run / "logs").iterdir()) == [f"rank_{rank:05d}.log" for rank in range(4)]
+    assert "TORCH_FR_DUMP_TEMP_FILE=" in (run / "slurm" / f"{job}.0" / "environment").read_text()
+    # More steps: the old mark is none. The other launcher: the same run.
+    overrides += ["train.steps=8", "--allow-change=train.steps"]
+    job = cluster.submit(
+        tmp_path, SCRIPT, *overrides, **{**settings, "TACO_PREFLIGHT": "off", "TACO_LAUNCHER": "torchrun"}
+    )
+    assert cluster.wait(job, tmp_path) == "COMPLETED", log_of(tmp_path, job)
+    assert "continuing from" in log_of(tmp_path, job)
+    assert [record["step"] for record in read_metrics(run) if "loss" in record] == list(range(1, 9))
+    assert not list(tmp_path.rglob("canary")) + list(ROOT.glob("canary"))
 
 
-@pytest.mark.slow
-def test_a_configuration_that_does_not_fit_fails_the_job_on_every_node(cluster: Environment, tmp_path: Path) -> None:
-    config = write_small_run(tmp_path)
-    assert submit(cluster, tmp_path, config, "train.global_batch_size=20") == "FAILED"
-    assert "x data-parallel size (4) = 16; try 16" in logs(tmp_path)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_overrides_with_shell_characters_reach_the_program_untouched(cluster: Environment, tmp_path: Path) -> None:
-    config = write_small_run(tmp_path, train__steps=2, optim__warmup_steps=1)
-    folder = f"{tmp_path}/run $(touch {tmp_path}/canary) `id` ; two"
-    assert submit(cluster, tmp_path, config, f'run.output_dir="{folder}"') == "COMPLETED", logs(tmp_path)
-    assert (Path(folder) / "checkpoints" / "step-0000002").is_dir()
-    assert not (tmp_path / "canary").exists()
-
-
-@pytest.mark.slow
-def test_tensor_and_pipeline_parallel_over_two_nodes_one_process_per_gpu(cluster: Environment, tmp_path: Path) -> None:
+def test_tensor_and_pipeline_parallel_over_two_nodes_one_process_per_gpu(cluster: Cluster, tmp_path: Path) -> None:
     data = tmp_path / "two words"
     data.mkdir()
     write_cyclic_dataset(data / "train", num_documents=100)
     write_cyclic_dataset(data / "validation", num_documents=40, seed=1)
-    run = tmp_path / "run; $(touch canary)"
+    run = tmp_path / "run"
     overrides = [f'data.{name}=["{data}/{name}"]' for name in ("train", "validation")]
     overrides += [f'run.output_dir="{run}"', "run.device=cpu", "train.steps=4", "optim.warmup_steps=1"]
     overrides += ["train.log_every=1", "parallel={tensor: 2, pipeline: 2, data: 1}"]
-    config = ROOT / "configs" / "taco_tiny.yaml"
-    assert submit(cluster, tmp_path, config, *overrides, gpus=2) == "COMPLETED", logs(tmp_path)
+    settings = {"TACO_CONFIG": "configs/taco_tiny.yaml", "TACO_PREFLIGHT": "off"}
+    job = cluster.submit(tmp_path, SCRIPT, *overrides, options=("--nodes=2", "--gpus-per-node=2"), **settings)
+    assert cluster.wait(job, tmp_path) == "COMPLETED", log_of(tmp_path, job)
     layout = CheckpointManifest.load(find_checkpoint(run)).layout
     assert (layout.data, layout.tensor, layout.pipeline) == (1, 2, 2)
     records = [record for record in read_metrics(run) if "loss" in record]
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert all(record["contrastive_loss"] > 0 for record in records)
-    assert len(list((run / "logs").iterdir())) == 4
-    assert not list(ROOT.glob("canary")) + list(tmp_path.rglob("canary"))
+
+
+# -- faults that a run survives ----------------------------------------------------------------------------------------
+
+
+class Fault:
+    """Something that is done to a running job; `restarts` at the least follow from it."""
+
+    settings: dict[str, str] = {}
+    options: tuple[str, ...] = ()
+
+    def inject(self, cluster: Cluster, job: str, config: Path) -> None:
+        raise NotImplementedError
+
+    def heal(self, cluster: Cluster) -> None:
+        """Undo what outlives the job."""
+
+
+class TimeLimitSignal(Fault):
+    """What SLURM sends before the time limit (`--signal=B:USR1@300`), sent by hand."""
+
+    def inject(self, cluster: Cluster, job: str, config: Path) -> None:
+        cluster.call("scancel", "--batch", "--signal=USR1", job)
+
+
+class TimeLimitSignalUnderTorchrun(TimeLimitSignal):
+    settings = {"TACO_LAUNCHER": "torchrun"}
+
+
+class Preemption(Fault):
+    """An urgent job wants all nodes: ranks get SIGTERM, save, and end in good order, which SLURM takes for done."""
+
+    def inject(self, cluster: Cluster, job: str, config: Path) -> None:
+        urgent = ("--partition=urgent", "--nodes=4", "--exclusive", "--mem=0", "--output=/dev/null")
+        cluster.call("sbatch", *urgent, "--wrap=sleep 2")
+
+
+class KilledRank(Fault):
+    """SIGKILL to one rank."""
+
+    def inject(self, cluster: Cluster, job: str, config: Path) -> None:
+        ranks_of(config)[1].send_signal(signal.SIGKILL)
+
+
+class PowerLoss(Fault):
+    """The node without the batch shell is gone with everything on it."""
+
+    node = ""
+
+    def inject(self, cluster: Cluster, job: str, config: Path) -> None:
+        first = cluster.show(job, "BatchHost")
+        nodes = cluster.call("scontrol", "show", "hostnames", cluster.show(job, "NodeList")).split()
+        self.node = next(node for node in nodes if node != first)
+        cluster.call(LOCAL_SLURM, "fail", self.node, "power")
+
+    def heal(self, cluster: Cluster) -> None:
+        cluster.call(LOCAL_SLURM, "heal", self.node)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [TimeLimitSignal(), TimeLimitSignalUnderTorchrun(), Preemption(), KilledRank(), PowerLoss()],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_a_job_survives_bit_for_bit(
+    fault: Fault, cluster: Cluster, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    config = write_small_run(tmp_path, **LONG_RUN)
+    run = tmp_path / "run"
+    job = cluster.submit(tmp_path, SCRIPT, TACO_CONFIG=str(config), **QUICK, **fault.settings)
+    # After a checkpoint: a kill must find something to go back to.
+    cluster.wait_until(lambda: has_reached(run, 110), job, tmp_path)
+    fault.inject(cluster, job, config)
+    try:
+        assert cluster.wait(job, tmp_path) == "COMPLETED", log_of(tmp_path, job)
+    finally:
+        fault.heal(cluster)
+    assert int(cluster.show(job, "Restarts")) == 1, log_of(tmp_path, job)
+    log = log_of(tmp_path, job)
+    assert "continuing from" in log
+    if isinstance(fault, TimeLimitSignal | Preemption):
+        assert "everything is saved" in log
+        assert "requeued" in log
+    assert state_of(run) == undisturbed
+
+
+@pytest.mark.soak
+def test_an_ordinary_time_limit_is_survived_as_often_as_it_takes(
+    cluster: Cluster, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    """The limit is a minute, and SLURM's own signal comes within its first half, give or take half a minute."""
+    config = write_small_run(tmp_path, **LONG_RUN)
+    options = ("--nodes=2", "--time=1", "--signal=B:USR1@30")
+    job = cluster.submit(tmp_path, SCRIPT, options=options, TACO_CONFIG=str(config), TACO_MAX_FAILURES="9", **QUICK)
+    assert cluster.wait(job, tmp_path, timeout=400) == "COMPLETED", log_of(tmp_path, job)
+    assert state_of(tmp_path / "run") == undisturbed
+
+
+# -- jobs that must end ------------------------------------------------------------------------------------------------
+
+
+def test_a_configuration_that_does_not_fit_ends_the_job_and_makes_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    config = write_small_run(tmp_path)
+    job = cluster.submit(
+        tmp_path, SCRIPT, "train.global_batch_size=20", TACO_CONFIG=str(config), TACO_PROCESSES_PER_NODE="2"
+    )
+    assert cluster.wait(job, tmp_path) == "FAILED"
+    assert "x data-parallel size (4) = 16; try 16" in log_of(tmp_path, job)
+    assert cluster.show(job, "Restarts") == "0"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_crash_at_every_start_stops_at_the_cap(cluster: Cluster, tmp_path: Path) -> None:
+    config = write_small_run(tmp_path)
+    (tmp_path / "train.tokenizer" / "vocab.txt").write_text("of something else\n")
+    job = cluster.submit(tmp_path, SCRIPT, TACO_CONFIG=str(config), TACO_MAX_FAILURES="2", **QUICK)
+    assert cluster.wait(job, tmp_path) == "FAILED"
+    assert cluster.show(job, "Restarts") == "1"
+    assert "2 starts in a row have got no further than step 0" in log_of(tmp_path, job)
+
+
+def test_the_second_job_on_a_folder_ends_and_the_first_goes_on_to_the_stop_file(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    config = write_small_run(tmp_path, **{**LONG_RUN, "train__steps": 100_000})
+    first = cluster.submit(tmp_path, SCRIPT, TACO_CONFIG=str(config), **QUICK)
+    cluster.wait_until(lambda: has_reached(tmp_path / "run", 5), first, tmp_path)
+    second = cluster.submit(tmp_path, SCRIPT, TACO_CONFIG=str(config), **QUICK)
+    assert cluster.wait(second, tmp_path) == "FAILED"
+    assert f"SLURM job {first}; wait for it" in log_of(tmp_path, second)
+    assert cluster.show(second, "Restarts") == "0"
+    assert cluster.show(first, "JobState") == "RUNNING"
+    (tmp_path / "run" / "stop").touch()
+    assert cluster.wait(first, tmp_path) == "FAILED"
+    assert cluster.show(first, "ExitCode") == "75:0"
+    assert cluster.show(first, "Restarts") == "0"
+    stopped = CheckpointManifest.load(find_checkpoint(tmp_path / "run")).step
+    assert f"stop at step {stopped} of 100000; remove it" in log_of(tmp_path, first)
+
+
+def test_a_cancelled_job_saves_and_is_not_revived(cluster: Cluster, tmp_path: Path) -> None:
+    config = write_small_run(tmp_path, **{**LONG_RUN, "train__steps": 100_000})
+    job = cluster.submit(tmp_path, SCRIPT, TACO_CONFIG=str(config), **QUICK)
+    cluster.wait_until(lambda: has_reached(tmp_path / "run", 5), job, tmp_path)
+    cluster.call("scancel", job)
+    cluster.wait_until(lambda: not ranks_of(config), job, tmp_path)
+    assert cluster.wait(job, tmp_path) == "CANCELLED", log_of(tmp_path, job)
+    assert "everything is saved" in log_of(tmp_path, job)
+    assert cluster.show(job, "Restarts") == "0"
+
+
+def test_a_node_that_does_not_see_the_data_is_named_and_left_out(cluster: Cluster, tmp_path: Path) -> None:
+    config = write_small_run(tmp_path, train__steps=4, train__global_batch_size=12)
+    data = tmp_path / "data"
+    data.mkdir()
+    write_cyclic_dataset(data / "train")
+    settings = {"TACO_CONFIG": str(config), "TACO_PROCESSES_PER_NODE": "1"}
+    cluster.call(LOCAL_SLURM, "exec", "2", "mount", "-t", "tmpfs", "nothing", data)
+    try:
+        job = cluster.submit(tmp_path, SCRIPT, f"data.train=[{data}/train]", options=("--nodes=3",), **settings)
+        assert cluster.wait(job, tmp_path) == "COMPLETED", log_of(tmp_path, job)
+    finally:
+        cluster.call(LOCAL_SLURM, "exec", "2", "umount", data)
+    log = log_of(tmp_path, job)
+    assert f"preflight: taco2: {data}/train.bin: cannot be read here" in log
+    assert "taco2 failed; requeued without taco2" in log
+    assert cluster.show(job, "ExcNodeList") == "taco2"
+    assert cluster.show(job, "NodeList") == "taco[1,3-4]"

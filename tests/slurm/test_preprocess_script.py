@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -16,10 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from slurm_cluster import ROOT, running_cluster
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "slurm" / "preprocess.sh"
-CLUSTER = Path(__file__).with_name("local_slurm.sh")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "mat"]
 
 Environment = dict[str, str]
@@ -28,21 +26,8 @@ Environment = dict[str, str]
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     """Variables with which SLURM's clients talk to a running cluster of two nodes."""
-    if os.geteuid() != 0:
-        pytest.skip("a local SLURM cluster needs root")
-    if shutil.which("slurmctld", path="/usr/sbin:/usr/bin") is None:
-        pytest.skip("SLURM is not installed; tests/slurm/local_slurm.sh install")
-    environment = {**os.environ, "LOCAL_SLURM_DIR": str(tmp_path_factory.mktemp("slurm")), "LOCAL_SLURM_PREFIX": "data"}
-    up = subprocess.run([CLUSTER, "up", "2"], env=environment, capture_output=True, text=True, timeout=120, check=False)
-    try:
-        if up.returncode:
-            pytest.skip(f"no local SLURM cluster here: {up.stderr.strip()[-300:]}")
-        answer = subprocess.run([CLUSTER, "env"], env=environment, capture_output=True, text=True, check=True)
-        command = f"{answer.stdout}\nenv -0"
-        found = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
-        yield dict(line.split("=", 1) for line in found.stdout.split("\0") if "=" in line)
-    finally:
-        subprocess.run([CLUSTER, "down"], env=environment, capture_output=True, timeout=120, check=False)
+    with running_cluster(tmp_path_factory.mktemp("slurm"), 2, "data") as found:
+        yield found.environment
 
 
 def submit(environment: Environment, folder: Path, array: str, *arguments: object) -> str:
