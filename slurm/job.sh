@@ -94,6 +94,9 @@ supervise() {
     done
 }
 
+# What ends of SIGTERM or SIGUSR1 without a handler was not broken, but preempted, or at its time limit.
+is_signal() { [ "$1" -eq $((128 + 15)) ] || [ "$1" -eq $((128 + 10)) ]; }
+
 # srun gets every size by name: since 22.05 it does not inherit --cpus-per-task. Checks overlap, so that no step waits for
 # the end of another one to be noticed.
 on_one_node() {
@@ -113,13 +116,25 @@ limit=()
 
 # -- how a job ends ---------------------------------------------------------------------------------------------------
 
+# What SLURM says of this job; a controller that is busy, or started again just now, is asked for a minute.
+job_state() {
+    local _
+    for _ in 1 2 3 4 5 6; do
+        squeue --noheader --job "$job" --format=%T && return
+        sleep 10
+    done
+    echo unknown
+}
+
 # To the queue again, without the given nodes; does not return.
 requeue() {
-    local state excluded=''
+    local state excluded='' command
     # A job that was cancelled, or that SLURM requeues by itself, is not RUNNING any more: requeueing would revive it.
-    state=$(squeue --noheader --job "$job" --format=%T) || state=unknown
+    state=$(job_state)
     [ "$state" = RUNNING ] || fail "$1; SLURM says $state, so nothing is requeued from here"
-    [ "$restart" -lt "$max_restarts" ] || fail "$1; $restart restarts are the most (TACO_MAX_RESTARTS); submit again${2:+ with sbatch --exclude=$2 ...}"
+    if [ "$restart" -ge "$max_restarts" ]; then
+        fail "$1; $restart restarts are the most (TACO_MAX_RESTARTS); submit again${2:+ with sbatch --exclude=$2 ...}"
+    fi
     if [ -z "${2:-}" ]; then
         say "$1; requeued"
         trap - TERM
@@ -132,9 +147,9 @@ requeue() {
     say "$1; requeued without $2 (undo: scontrol update JobId=$job ExcNodeList=)"
     # Only a pending job can be changed, and this shell gets SIGTERM as soon as it pends: one scontrol does both.
     trap '' TERM
-    printf 'requeue %s\nupdate JobId=%s ExcNodeList=%s\n' "$job" "$job" "${excluded:+$excluded,}$2" | scontrol >/dev/null || true
-    state=$(squeue --noheader --job "$job" --format=%T) || state=unknown
-    [ "$state" != RUNNING ] || fail "SLURM does not requeue; leave the nodes out by hand: sbatch --exclude=$2 ..."
+    command="update JobId=$job ExcNodeList=${excluded:+$excluded,}$2"
+    printf '%s\n' "requeue $job" "$command" | scontrol >/dev/null || true
+    [ "$(job_state)" != RUNNING ] || fail "SLURM does not requeue; leave the nodes out by hand: sbatch --exclude=$2 ..."
     exit 0
 }
 
@@ -152,14 +167,16 @@ $run/logs, mend the cause, submit again${2:+ without what fails: sbatch --exclud
 
 make_plan() {
     local answer=$scratch/plan text
-    on_one_node "$python" -m pretrain.preflight plan --processes "$num_ranks" --config "$config" "$@" >"$answer" || return
+    on_one_node "$python" -m pretrain.preflight plan --processes "$num_ranks" --config "$config" "$@" \
+        >"$answer" || return
     text=$(<"$answer")
     steps=${text%% *} run=${text#* }
     run=${run%/}
 }
 
 is_done() {
-    [ -e "$run/done.json" ] && [[ $(<"$run/done.json") =~ \"step\":\ *([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -ge "$steps" ]
+    [ -e "$run/done.json" ] || return
+    [[ $(<"$run/done.json") =~ \"step\":\ *([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -ge "$steps" ]
 }
 
 newest_step() {
@@ -184,12 +201,14 @@ count_stuck_starts() {
 
 # What somebody needs who asks in a year what ran here. Not the whole environment: it may hold passwords.
 save_records() {
-    local folder=$records.$restart kept='^(SLURM_|NCCL_|GLOO_|FI_|UCX_|TORCH|PET_|TACO_|OMP_|CUDA_|MASTER_|PYTHON|PATH=|LD_|HF_)'
+    local folder=$records.$restart
+    local kept='^(SLURM_|NCCL_|GLOO_|FI_|UCX_|TORCH|PET_|TACO_|OMP_|CUDA_|MASTER_|PYTHON|PATH=|LD_|HF_)'
+    local secret='(TOKEN|KEY|SECRET|PASSWORD|SLURM_JWT)[A-Z_]*='
     mkdir -p "$folder"
     cp -- "$0" "$folder/script.sh"
     cp -- slurm/job.sh slurm/task.sh "$folder/"
     printf '%q ' "$config" "$@" >"$folder/arguments"
-    env -0 | grep -zE "$kept" | grep -zvE '(TOKEN|KEY|SECRET|PASSWORD|SLURM_JWT)[A-Z_]*=' | sort -z | tr '\0' '\n' >"$folder/environment"
+    env -0 | grep -zE "$kept" | grep -zvE "$secret" | sort -z | tr '\0' '\n' >"$folder/environment"
     scontrol show job "$job" >"$folder/job"
     {
         git describe --always --dirty --abbrev=40 >"$folder/revision" && git diff HEAD >"$folder/changes.patch"
@@ -202,9 +221,12 @@ preflight() {
     local code=0 failing
     limit=(timeout --kill-after=30 "$preflight_seconds")
     on_all_nodes --overlap --kill-on-bad-exit=0 --wait=0 "$python" -m pretrain.preflight report --gpus "$processes" \
-        --config "$config" "$@" >"$scratch/reports" || say "preflight: not every node has answered"
+        --config "$config" "$@" >"$scratch/reports" || code=$?
     [ -z "$asked_to_stop" ] || return 0
-    on_one_node "$python" -m pretrain.preflight compare --nodes "${nodes[*]}" <"$scratch/reports" >"$scratch/failing" || code=$?
+    ! is_signal "$code" || requeue_or_give_up "preflight: stopped by a signal"
+    code=0
+    on_one_node "$python" -m pretrain.preflight compare --nodes "${nodes[*]}" \
+        <"$scratch/reports" >"$scratch/failing" || code=$?
     if [ "$code" -eq 0 ] && [ "$num_ranks" -gt 1 ]; then
         on_all_ranks --overlap slurm/task.sh "$python" -m pretrain.preflight all-reduce --nodes "${nodes[*]}" \
             --timeout "$((preflight_seconds / 3))" --config "$config" "$@" >"$scratch/failing" || code=1
@@ -230,6 +252,7 @@ train() {
 say "start $restart on ${nodes[*]}: $num_ranks ranks by $launcher, $config $*"
 code=0
 make_plan "$@" || code=$?
+! is_signal "$code" || requeue "stopped by a signal before it began"
 [ "$code" -eq 0 ] || fail "the run cannot start; see above" "$code"
 if is_done; then
     say "done: all $steps steps were there already; checkpoints are in $run/checkpoints"

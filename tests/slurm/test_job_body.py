@@ -30,14 +30,14 @@ show)
 requeue) echo PENDING >"$FAKE/state" ;;
 '') cat >>"$FAKE/scontrol.input"; echo PENDING >"$FAKE/state" ;;
 esac""",
-    "squeue": 'cat "$FAKE/state"',
+    "squeue": '[ -e "$FAKE/answers" ] || { touch "$FAKE/answers"; exit 1; }\ncat "$FAKE/state"',
     "scancel": 'kill -s USR1 "$(cat "$FAKE/training.pid")"',
-    "sleep": 'kill "$PPID"',  # after a requeue the shell is killed; nothing else here sleeps
+    "sleep": '[ "$1" != 600 ] || kill "$PPID"',  # after a requeue the shell is killed; other pauses are left out
     "git": "exit 1",
 }
 PYTHON = """case "$*" in
 *'preflight plan'*) [ ! -e "$FAKE/plan.code" ] || exit "$(cat "$FAKE/plan.code")"; echo "10 $RUN/" ;;
-*'preflight report'*) echo '{"node": 1}' ;;
+*'preflight report'*) [ ! -e "$FAKE/report.code" ] || exit "$(cat "$FAKE/report.code")"; echo '{"node": 1}' ;;
 *'preflight compare'*) grep -q node || exit 3; cat "$FAKE/failing"; exit "$(cat "$FAKE/compare.code" || echo 0)" ;;
 *'preflight all-reduce'*) exit 0 ;;
 *) echo $$ >"$FAKE/training.pid"; . "$FAKE/train" ;;
@@ -274,6 +274,14 @@ def test_refused_by_training_is_not_requeued(cluster: FakeCluster) -> None:
     code, output = cluster.submit()
     assert code == 2, output
     assert not cluster.is_requeued()
+
+
+@pytest.mark.parametrize("part", ["plan", "report"])
+def test_preempted_before_training_is_requeued(cluster: FakeCluster, part: str) -> None:
+    (cluster.folder / f"{part}.code").write_text(str(128 + signal.SIGTERM))
+    _, output = cluster.submit()
+    assert "stopped by a signal" in output
+    assert cluster.is_requeued()
 
 
 def test_a_task_of_an_array_requeues_itself_alone(cluster: FakeCluster) -> None:
