@@ -10,6 +10,7 @@ Shape letters: B rows, L tokens per row, T = B * L, D hidden, M masked positions
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,11 @@ class Bert(nn.Module):
                 hidden_TD = layer(hidden_TD, num_rows, mask, key)
         return self.layers.gather_tokens(hidden_TD), self.layers.gather_tokens(embedding_TD)
 
+    def compile_layers(self) -> None:
+        """Compile every encoder layer, see `EncoderLayer.compile_forward`; parameters keep their names."""
+        for layer in self._encoder_layers():
+            layer.compile_forward()
+
     def predict(self, hidden_TD: Tensor, masked_index_M: Tensor) -> Tensor:
         """Vocabulary logits [M, V] at the flat positions row * L + column; no other position is computed."""
         return self._decode(hidden_TD.index_select(0, masked_index_M))
@@ -122,8 +128,8 @@ class Bert(nn.Module):
         logits_MV = self.tied_modules["word"](transformed_MD, decode=True)
         return self._layer(self.config.num_layers + 4)(logits_MV)
 
-    def _encoder_layers(self) -> Iterator[nn.Module]:
-        return (self._layer(2 + index) for index in range(self.config.num_layers))
+    def _encoder_layers(self) -> Iterator[EncoderLayer]:
+        return (cast(EncoderLayer, self._layer(2 + index)) for index in range(self.config.num_layers))
 
     def _layer(self, index: int) -> nn.Module:
         return self.get_submodule(str(index))

@@ -66,13 +66,20 @@ class EncoderLayer(nn.Module):
         self.head_size = config.head_size
         self.hidden_dropout = config.hidden_dropout
         self.attention_dropout = config.attention_dropout
+        self._seed_dropout = seed_dropout
+
+    def compile_forward(self) -> None:
+        """Have torch.compile make kernels at the first call; with dropout they drop other units, reproducibly."""
+        # Seeding a generator belongs to no graph, and tracing it would compile again for every micro-batch.
+        self._seed_dropout = torch.compiler.disable(seed_dropout)
+        self.compile(dynamic=False)
 
     def forward(self, hidden_TD: Tensor, num_rows: int, mask: Tensor | None, key: DropoutKey | None = None) -> Tensor:
         """The next hidden states [T, D]; `mask` is `attention_mask`'s."""
         attention_dropout = self.attention_dropout if self.training else 0.0
-        seed_dropout(key, self.attention_place, hidden_TD.device)
+        self._seed_dropout(key, self.attention_place, hidden_TD.device)
         context_TD = self_attention(self.qkv(hidden_TD), num_rows, self.head_size, mask, attention_dropout)
-        seed_dropout(key, self.hidden_place, hidden_TD.device)
+        self._seed_dropout(key, self.hidden_place, hidden_TD.device)
         hidden_TD = self.attention_norm(hidden_TD + self._drop(self.attention_out(context_TD)))
         inner_TF = F.gelu(self.ffn_in(hidden_TD))
         return self.ffn_norm(hidden_TD + self._drop(self.ffn_out(inner_TF)))
