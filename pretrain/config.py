@@ -104,6 +104,7 @@ class TrainSection(_Section):
         ge=1,
         description="steps in a row without a finite loss and gradient, each skipped, that end the run",
     )
+    compile: bool = Field(False, description="compile the encoder layers with torch.compile")
     eval_batches: int = Field(32, ge=1, description="micro-batches of the validation split per evaluation, all ranks")
     replica_check_every: int | None = Field(
         100,
@@ -116,6 +117,9 @@ class OptimSection(_Section):
     """Optimizer and learning-rate schedule."""
 
     name: Literal["adamw", "lamb"] = "adamw"
+    implementation: Literal["torch", "deepspeed"] = Field(
+        "torch", description="AdamW: torch's fused kernel, or DeepSpeed's FusedAdam (offloaded: DeepSpeedCPUAdam)"
+    )
     lr: float = Field(1e-4, gt=0.0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0.0)
@@ -139,13 +143,69 @@ class ParallelSection(_Section):
     data: int | None = Field(None, ge=1, description="data-parallel ranks; empty: whatever was started")
 
 
+class OffloadOptimizerSection(_Section):
+    """Where optimizer state and fp32 master weights live, and where they are updated (ZeRO-1 to 3)."""
+
+    device: Literal["none", "cpu", "nvme"] = Field("none", description="nvme: ZeRO-3 only; both update on the CPU")
+    pin_memory: bool = Field(True, description="page-locked memory: faster copies, never swapped out")
+    ratio: float = Field(1.0, gt=0.0, le=1.0, description="ZeRO-3: share that is offloaded")
+    nvme_path: Path | None = Field(None, description="folder on the local NVMe disk")
+    buffer_count: int = Field(4, ge=4, description="nvme: buffers, four per parameter with Adam")
+
+
+class OffloadParamSection(_Section):
+    """Where ZeRO-3 keeps its share of the parameters between uses."""
+
+    device: Literal["none", "cpu", "nvme"] = "none"
+    pin_memory: bool = Field(True, description="page-locked memory: faster copies, never swapped out")
+    nvme_path: Path | None = Field(None, description="folder on the local NVMe disk")
+    buffer_count: int = Field(5, ge=1, description="nvme: buffers")
+    buffer_size: int = Field(100_000_000, ge=1, description="nvme: elements per buffer; holds the largest parameter")
+    max_in_cpu: int = Field(1_000_000_000, ge=0, description="nvme: elements that may stay in CPU memory")
+
+
 class ZeroSection(_Section):
-    """DeepSpeed ZeRO."""
+    """DeepSpeed ZeRO and what its collectives do; names are DeepSpeed's, docs/parallelism.md says when to change them.
+
+    A key that DeepSpeed would ignore in the chosen stage is refused.
+    """
 
     stage: Literal[0, 1, 2, 3] = 1
-    reduce_bucket_size: int = Field(200_000_000, ge=1, description="elements per gradient bucket")
-    allgather_bucket_size: int = Field(200_000_000, ge=1, description="elements per parameter bucket (stages 1 and 2)")
-    overlap_comm: bool = Field(True, description="reduce gradients while backward runs (CUDA)")
+    reduce_bucket_size: int = Field(50_000_000, ge=1, description="elements per gradient bucket (stages 1 to 3)")
+    allgather_bucket_size: int = Field(200_000_000, ge=2, description="elements per parameter bucket (stages 1 and 2)")
+    overlap_comm: bool | None = Field(
+        None, description="reduce gradients while backward runs; empty: yes without a pipeline"
+    )
+    contiguous_gradients: bool = Field(True, description="copy gradients into one buffer as they come (stages 1 to 3)")
+    reduce_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="what gradients are summed over ranks in; auto: grad_accum_dtype"
+    )
+    grad_accum_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="what gradients of micro-batches are summed in; auto: precision"
+    )
+    round_robin_gradients: bool = Field(False, description="deal parameters out to ranks in turn (stages 1 and 2)")
+    stage3_prefetch_bucket_size: int = Field(50_000_000, ge=0, description="elements gathered ahead of use")
+    stage3_param_persistence_threshold: int = Field(
+        100_000, ge=0, description="parameters of fewer elements stay gathered"
+    )
+    stage3_max_live_parameters: int = Field(1_000_000_000, ge=0, description="elements that may be gathered at once")
+    stage3_max_reuse_distance: int = Field(
+        1_000_000_000, ge=0, description="a parameter used again within so many elements is not released"
+    )
+    zero_hpz_partition_size: int = Field(1, ge=1, description="ZeRO++ hpZ: ranks of a node that keep a second copy")
+    zero_quantized_weights: bool = Field(False, description="ZeRO++ qwZ: gather parameters in int8 (CUDA)")
+    zero_quantized_gradients: bool = Field(False, description="ZeRO++ qgZ: reduce gradients in int4 (CUDA, nodes)")
+    offload_optimizer: OffloadOptimizerSection = OffloadOptimizerSection()
+    offload_param: OffloadParamSection = OffloadParamSection()
+
+
+class Fp16Section(_Section):
+    """Dynamic loss scaling of precision=fp16."""
+
+    initial_scale_power: int = Field(16, ge=0, le=32, description="the first scale is 2 to this")
+    loss_scale_window: int = Field(1000, ge=1, description="steps without overflow after which the scale doubles")
+    hysteresis: int = Field(2, ge=1, description="overflows after which the scale is halved")
+    min_loss_scale: int = Field(1, ge=1)
 
 
 class CheckpointSection(_Section):
@@ -172,6 +232,7 @@ class RunConfig(_Section):
     parallel: ParallelSection = ParallelSection()
     zero: ZeroSection = ZeroSection()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    fp16: Fp16Section = Fp16Section()
     checkpoint: CheckpointSection = CheckpointSection()
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="passed through to DeepSpeed's configuration")
 
@@ -197,7 +258,8 @@ class RunConfig(_Section):
 def load_config(path: Path, overrides: Sequence[str] = (), *, world_size: int | None = None) -> RunConfig:
     """The configuration of `path` with `section.key=value` overrides applied, fit for `world_size` processes if given.
 
-    A top-level key `extends: other.yaml` (relative to the file) names a file whose values this one changes.
+    A top-level key `extends: other.yaml` (relative to the file) names a file whose values this one changes; a list
+    names several, of which the later ones win.
 
     Raises:
         ConfigError: file, key, value and remedy of every problem found, together.
@@ -243,12 +305,15 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections (run:, data:, ...) at the top level, found {type(tree).__name__}")
-    base = tree.pop("extends", None)
-    if base is None:
-        return tree
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: extends must be a file name, found {base!r}")
-    return _merge(_read_tree(path.parent / base, (*seen, path.resolve())), tree)
+    bases = tree.pop("extends", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: extends must be a file name or a list of them, found {bases!r}")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = _merge(merged, _read_tree(path.parent / base, (*seen, path.resolve())))
+    return _merge(merged, tree)
 
 
 def _merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

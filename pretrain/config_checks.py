@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pretrain.config import DataSection, RunConfig, SplitsSection, TrainSection
 from pretrain.deepspeed_config import check_passed_through
+from pretrain.zero_checks import check_hierarchy_size, check_zero
 
 
 def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
@@ -46,7 +47,7 @@ def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
         )
     if not all(0.0 <= beta < 1.0 for beta in optim.betas):
         problems.append(f"optim.betas ({list(optim.betas)}) must lie in [0, 1), for example [0.9, 0.999]")
-    problems += _check_data(data) + check_passed_through(config)
+    problems += _check_data(data) + check_passed_through(config) + check_zero(config)
     return problems + _check_layout(config, world_size)
 
 
@@ -68,7 +69,7 @@ def check_world_size(config: RunConfig, world_size: int) -> list[str]:
         problems.append(f"{grid} = {model_parallel} does not divide the {world_size} started processes")
     if train.global_batch_size % (train.micro_batch_size * dp_size):
         problems.append(_batch_arithmetic(train, dp_size))
-    return problems
+    return problems + check_hierarchy_size(config, dp_size)
 
 
 def legal_layouts(config: RunConfig, world_size: int) -> list[tuple[int, int, int]]:

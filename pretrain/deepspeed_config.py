@@ -21,10 +21,36 @@ OWNED_DEEPSPEED_KEYS = {
     "fp16": "precision",
     "bf16": "precision",
     "bfloat16": "precision",
-    "zero_optimization": "zero.stage",
+    "torch_autocast": "precision",
+    "amp": "precision",
+    "zero_optimization": "zero.*",
+    "communication_data_type": "zero.reduce_dtype",
+    "data_types": "zero.grad_accum_dtype",
+    "zero_force_ds_cpu_optimizer": "zero.offload_optimizer",
+    "zero_allow_untested_optimizer": "optim.name",
+    "compile": "train.compile",
     "checkpoint": "checkpoint.*",
     "pipeline": "parallel.pipeline",
     "steps_per_print": "train.log_every",
+}
+
+
+# Which ZeRO stages read a key of `zero`; in all others DeepSpeed ignores it.
+STAGES_OF_ZERO_KEYS = {
+    "reduce_bucket_size": (1, 2, 3),
+    "allgather_bucket_size": (1, 2),
+    "overlap_comm": (1, 2, 3),
+    "contiguous_gradients": (1, 2, 3),
+    "round_robin_gradients": (1, 2),
+    "stage3_prefetch_bucket_size": (3,),
+    "stage3_param_persistence_threshold": (3,),
+    "stage3_max_live_parameters": (3,),
+    "stage3_max_reuse_distance": (3,),
+    "zero_hpz_partition_size": (3,),
+    "zero_quantized_weights": (3,),
+    "zero_quantized_gradients": (3,),
+    "offload_optimizer": (1, 2, 3),
+    "offload_param": (3,),
 }
 
 
@@ -57,26 +83,44 @@ def build_ds_config(config: RunConfig, dp_size: int) -> dict[str, Any]:
     owned = check_passed_through(config)
     if owned:
         raise ConfigError("; ".join(owned))
-    zero: dict[str, Any] = {
-        "stage": zero_stage(config),
-        "reduce_bucket_size": config.zero.reduce_bucket_size,
-        "allgather_bucket_size": config.zero.allgather_bucket_size,
-        "overlap_comm": config.zero.overlap_comm and config.parallel.pipeline == 1,  # pipelines cannot
-    }
-    if zero["stage"] == 3:
-        # BERT's layers are small: keep what fits the bucket gathered, and never leave an unsharded small parameter out.
-        zero["stage3_param_persistence_threshold"] = 100_000
+    stage = zero_stage(config)
     return {
         "train_batch_size": config.train.global_batch_size,
         "train_micro_batch_size_per_gpu": config.train.micro_batch_size,
         "gradient_accumulation_steps": config.grad_accum_steps(dp_size),
         "gradient_clipping": config.optim.clip_grad_norm,
         "bf16": {"enabled": config.precision == "bf16"},
-        "fp16": {"enabled": config.precision == "fp16"},
-        "zero_optimization": zero,
+        "fp16": {"enabled": config.precision == "fp16", **config.fp16.model_dump()},
+        "zero_optimization": {"stage": stage, **(_zero_options(config, stage) if stage else {})},
+        "communication_data_type": reduce_dtype(config),
+        "data_types": {"grad_accum_dtype": grad_accum_dtype(config)},
         "zero_allow_untested_optimizer": True,  # LAMB is ours and knows about slices
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW updates offloaded state too, without a build
         "steps_per_print": 10**9,  # the trainer reports
         # Halves of tensors would be sent between stages, and only tuples with one tensor can be cut that way.
         "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
         **config.deepspeed,
     }
+
+
+def grad_accum_dtype(config: RunConfig) -> str:
+    """What gradients of micro-batches are summed in."""
+    wanted = config.zero.grad_accum_dtype
+    return config.precision if wanted == "auto" else wanted
+
+
+def reduce_dtype(config: RunConfig) -> str:
+    """What gradients are summed over data-parallel ranks in."""
+    wanted = config.zero.reduce_dtype
+    return grad_accum_dtype(config) if wanted == "auto" else wanted
+
+
+def _zero_options(config: RunConfig, stage: int) -> dict[str, Any]:
+    """The keys that DeepSpeed reads in `stage`; an offload that is off stays out."""
+    given = config.zero.model_dump(mode="json", exclude_none=True)
+    # A pipeline reduces after its last micro-batch.
+    given.setdefault("overlap_comm", config.parallel.pipeline == 1)
+    for name in ("offload_optimizer", "offload_param"):
+        if given[name]["device"] == "none":
+            del given[name]
+    return {key: value for key, value in given.items() if stage in STAGES_OF_ZERO_KEYS.get(key, ())}

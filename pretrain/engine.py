@@ -24,7 +24,7 @@ from pretrain.deepspeed_config import OWNED_DEEPSPEED_KEYS, build_ds_config, zer
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 from pretrain.model.pretraining import PretrainingLosses
-from pretrain.optim import build_optimizer, is_tensor_parallel
+from pretrain.optim import build_optimizer, is_tensor_parallel, parameter_groups
 from pretrain.parallel import Mesh
 from pretrain.replicas import Drift, ReplicaCheck
 from pretrain.state_files import StateReader, read_counters, write_counters, write_state
@@ -83,7 +83,10 @@ class Engine(ABC):
         shapes = describe_parameters(model)
         is_sharded = zero_stage(config) > 0 and mesh.dp_size > 1
         shard_group = (mesh.data_group or distributed.group.WORLD) if is_sharded else None
-        optimizer = build_optimizer(model, config.optim, shard_group=shard_group, tensor_group=mesh.tensor_group)
+        if config.optim.implementation == "deepspeed":
+            optimizer = _deepspeed_adamw(model, config)
+        else:
+            optimizer = build_optimizer(model, config.optim, shard_group=shard_group, tensor_group=mesh.tensor_group)
         self.ds_config = build_ds_config(config, mesh.dp_size)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.ds_config, mpu=mesh.mpu)
         self.state = zero_state(self.engine, zero_stage(config), mesh, shapes)
@@ -207,6 +210,17 @@ def _not_finite(known: Sequence[PretrainingLosses], micro_batches: Sequence[Batc
     """Global numbers of the micro-batches whose loss this rank knows, and which is NaN or infinite."""
     pairs = zip(known, micro_batches, strict=False)  # only the last stage of a pipeline knows losses
     return tuple(batch.micro_batch_index for losses, batch in pairs if not math.isfinite(float(losses.total)))
+
+
+def _deepspeed_adamw(model: torch.nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """AdamW by DeepSpeed's kernels, which it compiles at the first use on a machine (minutes, once)."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+    kind = FusedAdam if config.zero.offload_optimizer.device == "none" else DeepSpeedCPUAdam
+    optim = config.optim
+    groups = parameter_groups(model, optim.weight_decay, one_each=False)
+    optimizer: torch.optim.Optimizer = kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    return optimizer
 
 
 class PlainEngine(Engine):

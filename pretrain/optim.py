@@ -69,7 +69,7 @@ def build_optimizer(
     shard_group: distributed.ProcessGroup | None,
     tensor_group: distributed.ProcessGroup | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW or LAMB over the model's parameters.
+    """AdamW or LAMB over the model's parameters, on whichever device ZeRO keeps the state.
 
     `shard_group` is the group over which ZeRO will split each parameter group, `tensor_group` the one whose ranks hold
     parts of the tensor-parallel parameters; None where nothing is split.

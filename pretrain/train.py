@@ -68,6 +68,7 @@ def _print_plan(config: RunConfig, launch: Launch) -> None:
     """The resolved configuration and what it means for the number of processes at hand."""
     from pretrain.config import dump_config
     from pretrain.config_checks import check_world_size
+    from pretrain.deepspeed_config import zero_stage
 
     model_parallel = config.parallel.tensor * config.parallel.pipeline
     processes = model_parallel * config.parallel.data if config.parallel.data else launch.world_size
@@ -81,7 +82,7 @@ def _print_plan(config: RunConfig, launch: Launch) -> None:
     accum = config.grad_accum_steps(processes // model_parallel)
     tokens = train.global_batch_size * config.data.seq_length
     typer.echo(
-        f"# plan: {processes} processes, ZeRO-{config.zero.stage}, {accum} micro-batches of "
+        f"# plan: {processes} processes, ZeRO-{zero_stage(config)}, {accum} micro-batches of "
         f"{train.micro_batch_size} rows per rank and step,\n"
         f"#       {tokens:,} tokens per step, {tokens * train.steps:,} tokens in {train.steps:,} steps"
     )
@@ -98,7 +99,7 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str]) -> None:
     start_logging(None, launch.rank)
     train_rows, validation_rows = _open_rows(config)
     device = parallel.choose_device(config.run.device, launch)
-    _check_precision(config, device)
+    _check_device(config, device, launch)
     folder = RunFolder(config.run.output_dir)
     parallel.start_process_group(launch, device)
     try:
@@ -191,11 +192,13 @@ def _check_tokenizer(config: RunConfig, rows: RowSource) -> None:
         )
 
 
-def _check_precision(config: RunConfig, device: torch.device) -> None:
+def _check_device(config: RunConfig, device: torch.device, launch: Launch) -> None:
     from pretrain.errors import ConfigError
+    from pretrain.zero_checks import check_zero_device
 
-    if config.precision == "fp16" and device.type == "cpu":
-        raise ConfigError("precision fp16 needs a CUDA GPU (DeepSpeed refuses it on CPU); use precision=bf16 or fp32")
+    problems = check_zero_device(config, device.type, num_nodes=launch.world_size // launch.local_world_size)
+    if problems:
+        raise ConfigError("; ".join(problems))
 
 
 def _claim(folder: RunFolder, config: RunConfig, allowed: list[str]) -> None:
@@ -343,7 +346,7 @@ def _describe_checkpoint(config: RunConfig, rows: RowSource) -> Any:
     from pretrain import parallel
     from pretrain.checkpoint import CheckpointManifest, Layout
     from pretrain.config import dump_config
-    from pretrain.engine import zero_stage
+    from pretrain.deepspeed_config import zero_stage
 
     size = config.parallel
     layout = Layout(

@@ -65,6 +65,14 @@ def test_extends_changes_only_what_it_names(tmp_path: Path) -> None:
     assert (config.optim.lr, config.optim.eps) == (0.125, 0.25)
 
 
+def test_extends_takes_several_files_and_the_later_one_wins(tmp_path: Path) -> None:
+    write(tmp_path, {**MINIMAL, "optim": {"lr": 0.5, "eps": 0.25}}, "base.yaml")
+    write(tmp_path, {"optim": {"lr": 0.75}, "zero": {"stage": 3}}, "preset.yaml")
+    config = load_config(write(tmp_path, {"extends": ["base.yaml", "preset.yaml"], "optim": {"eps": 0.125}}))
+    assert (config.optim.lr, config.optim.eps, config.zero.stage) == (0.75, 0.125, 3)
+    assert "a file name or a list of them" in refusal(write(tmp_path, {"extends": {"base": 1}}))
+
+
 def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"extends": "run.yaml"}, "other.yaml")
     assert "circle" in refusal(write(tmp_path, {"extends": "other.yaml"}))

@@ -23,7 +23,7 @@ def build_model(config: RunConfig, vocab_size: int, mesh: Mesh) -> BertForPretra
     has_padding = config.data.row_mode != "stream"
     separate_documents = config.data.row_mode == "pack"
     if mesh.pp_size == 1:
-        return BertForPretraining(
+        model = BertForPretraining(
             config.model,
             vocab_size,
             layers,
@@ -33,6 +33,9 @@ def build_model(config: RunConfig, vocab_size: int, mesh: Mesh) -> BertForPretra
             has_padding=has_padding,
             separate_documents=separate_documents,
         )
+        if config.train.compile:
+            model.compile_layers()
+        return model
     from pretrain.model.pipeline import BertPipeline
 
     plan = plan_stages(config, vocab_size, config.grad_accum_steps(mesh.dp_size))
