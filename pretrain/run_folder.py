@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
+from pydantic import ValidationError
 
 from pretrain import durable
 from pretrain.config import RunConfig, dump_config
@@ -44,6 +45,8 @@ _FREE_KEYS = (
     "checkpoint",
     "deepspeed",
 )
+# Exceptions among them: ZeRO's flat buffers hold the parameters in another order.
+_FIXED_KEYS = ("zero.round_robin_gradients",)
 _KEPT_VARIABLES = ("SLURM_", "NCCL_", "GLOO_", "OMP_", "CUDA_", "TORCH_", "DS_", "MASTER_", "WORLD_SIZE")
 
 
@@ -157,9 +160,14 @@ class RunFolder:
             raise ConfigError(f"{path}: cannot be read: {error}") from None
         if not isinstance(old, dict):
             raise ConfigError(f"{path}: is no configuration of a run; choose another run.output_dir")
-        changes = compare(old, config.model_dump(mode="json"))
+        changes = compare(_with_later_keys(old), config.model_dump(mode="json"))
+        allowed = tuple(allowed)
         free = (*_FREE_KEYS, *allowed)
-        refused = [text for key, text in changes.items() if not any(_is_part_of(key, name) for name in free)]
+        refused = [
+            text
+            for key, text in changes.items()
+            if not any(_is_part_of(key, name) for name in free) or (key in _FIXED_KEYS and key not in allowed)
+        ]
         if refused:
             listing = "\n".join(f"  - {text}" for text in refused)
             raise ConfigError(
@@ -197,6 +205,14 @@ class RunFolder:
             raise ConfigError(
                 f"run.output_dir {self.path}: holds {some} ... and no run; choose an empty or a new folder"
             )
+
+
+def _with_later_keys(old: dict[str, Any]) -> dict[str, Any]:
+    """The tree of an older version with the defaults of keys that came later; as it is where it fits no more."""
+    try:
+        return RunConfig.model_validate(old).model_dump(mode="json")
+    except ValidationError:
+        return old
 
 
 def _is_part_of(key: str, name: str) -> bool:

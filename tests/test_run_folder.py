@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pretrain.config import RunConfig
 from pretrain.errors import ConfigError, TacoError
@@ -71,6 +72,24 @@ def test_allowing_a_key_frees_no_other_that_begins_like_it(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"optim\.lr"):
         run.check_config(changed, allowed=["opt", "optim.l"])
     assert run.check_config(changed, allowed=["optim"])
+
+
+def test_a_run_of_a_version_without_a_key_had_its_default(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    old = yaml.safe_load(path.read_text())
+    del old["train"]["compile"], old["fp16"]
+    path.write_text(yaml.safe_dump(old))
+    assert run.check_config(config(tmp_path / "run")) == []
+    with pytest.raises(ConfigError, match=r"train\.compile: False -> True"):
+        run.check_config(config(tmp_path / "run", train={"compile": True}))
+
+
+def test_the_stage_may_change_but_not_the_order_of_parameters_in_it(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    assert run.check_config(config(tmp_path / "run", zero={"stage": 2})) == ["zero.stage: 1 -> 2"]
+    with pytest.raises(ConfigError, match=r"zero\.round_robin_gradients: False -> True"):
+        run.check_config(config(tmp_path / "run", zero={"round_robin_gradients": True}))
 
 
 def test_configuration_and_environment_are_saved_with_the_run(tmp_path: Path) -> None:
