@@ -10,7 +10,7 @@ Shape letters: N elements of a range.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -151,7 +151,7 @@ class WholeState(ZeroState):
 
 
 class FlatState(ZeroState):
-    """ZeRO-1, ZeRO-2 and the bf16 optimizer: flat partitions of parameter groups, linked to parameters by DeepSpeed."""
+    """ZeRO-1, ZeRO-2 and the bf16 optimizer: each rank a partition of the flat buffer of a parameter group."""
 
     def refresh(self) -> None:
         """Gather the 16-bit (or second fp32) weights from the partitions of all ranks."""
@@ -163,13 +163,26 @@ class FlatState(ZeroState):
         return list(wrapper.single_partition_of_fp32_groups if bf16 is None else bf16)
 
     def _find_pieces(self) -> Iterator[Piece]:
+        # Where a parameter's memory lies in the flat buffer of its group is what counts; DeepSpeed's own links to
+        # fragments (`_hp_mapping`) assume the order of the group, which round-robin dealing changes.
+        wrapper = self.engine.optimizer
+        flats = getattr(wrapper, "bf16_groups_flat", None) or wrapper.bit16_groups_flat
         partitions = self._optimized()
         for name, parameter in self._parameters():
-            link = parameter._hp_mapping  # type: ignore[attr-defined]
-            if link is None:  # all of it is in the partitions of other ranks
-                continue
-            local, flat = link.lp_fragment_address, link.hp_fragment_address
-            yield Piece(name, local.start, local.numel, partitions[link.param_group_index], flat.start)
+            group, begin = _place(parameter, flats)
+            first = self.mesh.dp_rank * partitions[group].numel()
+            start, stop = max(begin, first), min(begin + parameter.numel(), first + partitions[group].numel())
+            if start < stop:
+                yield Piece(name, start - begin, stop - start, partitions[group], start - first)
+
+
+def _place(parameter: Tensor, flats: Sequence[Tensor]) -> tuple[int, int]:
+    """Which of the flat buffers a parameter is a view of, and where in it, in elements."""
+    for group, flat in enumerate(flats):
+        begin, rest = divmod(parameter.data_ptr() - flat.data_ptr(), flat.element_size())
+        if 0 <= begin < flat.numel() and rest == 0:
+            return group, begin
+    raise RuntimeError("a parameter lies in none of DeepSpeed's flat buffers")
 
 
 class PartitionedState(ZeroState):

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch.utils.cpp_extension
 from forked import run_ranks
-from test_layout_parity import NO_DROPOUT, SETTING, TOLERANCE, train
-from test_zero_parity import deviation, engine_rank, load, plain_process
+from layouts import NO_DROPOUT, SETTING
+from parity import TOLERANCE, deviation, load, plain_process, train
+from test_zero_parity import engine_rank
 
 from pretrain.deepspeed_config import build_ds_config
 
