@@ -53,15 +53,15 @@ def _global_norm(zero: Any) -> torch.Tensor:
     DeepSpeed sums over the stages once per parameter group. LAMB has a group per parameter and stages have different
     numbers of them, so that they would wait for each other for ever.
     """
-    pairs = [
-        pair
-        for group, parameters in enumerate(zero.params_in_partition)
-        for pair in zip(_without_padding(zero.averaged_gradients[group]), parameters, strict=False)
-    ]
     if zero.cpu_offload:
         everything = [parameter for parameters in zero.params_in_partition for parameter in parameters]
         norm = zero.complete_grad_norm_calculation_for_cpu_offload(everything)
     else:
+        pairs = [
+            pair
+            for group, parameters in enumerate(zero.params_in_partition)
+            for pair in zip(_without_padding(zero.averaged_gradients[group]), parameters, strict=False)
+        ]
         norm = zero.get_grad_norm_direct([gradient for gradient, _ in pairs], [parameter for _, parameter in pairs])
     return torch.where(norm < 0, torch.inf, norm)  # DeepSpeed says -1
 
