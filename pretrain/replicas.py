@@ -124,7 +124,7 @@ class ReplicaCheck:
 
 
 def _slice(parameter: nn.Parameter, rank: int) -> Tensor:
-    """This rank's slice under ZeRO-3, without what fills up the last one; empty while it lies on an NVMe disk."""
+    """This rank's slice under ZeRO-3, without what fills up the last one; a placeholder while it lies on a disk."""
     tensor: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
     length = min(tensor.ds_numel, parameter.ds_numel - rank * tensor.ds_numel)  # type: ignore[attr-defined]
     return tensor.flatten()[: max(0, length)]
@@ -134,7 +134,7 @@ def checksum(tensor: Tensor) -> Tensor:
     """An int64 scalar on the tensor's device that changes with every bit and with the order of the elements.
 
     The sum of every element's bits, as an integer, times a factor of its place, modulo 2^64: nothing is rounded, the
-    order of summation does not matter, and two flipped bits cancel only where their factors happen to.
+    order of summation does not matter, one changed element always shows, and several cancel by a chance of 2^-64 only.
     """
     bits_N = tensor.detach().contiguous().flatten()
     bits_N = bits_N.view(_INTEGERS[bits_N.element_size()])

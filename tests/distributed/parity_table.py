@@ -1,15 +1,17 @@
 """Holds every layout of `layouts.py` against one plain process, and writes the table in docs/parallelism.md.
 
-    make parity                     about three minutes on two cores
+    make parity                     a few minutes on two cores
 
 Prints every case as it ends, with its deviations; exit code 1 if one is beyond its limit, and then nothing is written.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -47,8 +49,9 @@ from parity import (  # noqa: E402
 PAGE = TESTS.parent / "docs" / "parallelism.md"
 BEGIN = "<!-- begin of what `make parity` writes -->"
 END = "<!-- end of what `make parity` writes -->"
+LINE_LENGTH = 127
 HEAD = (
-    "| layout | ZeRO | layers computed again | precision | rows, anchors, optimizer | MLM loss | contrastive loss | "
+    "| layout | ZeRO | layers computed again | precision | setting | MLM loss | contrastive loss | "
     "gradient norm | weights |\n|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -62,17 +65,19 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         references = find_references(folder)
-        found: dict[Case, Deviation] = {}
-        for case, deviation in _run_all(folder, references):
-            found[case] = deviation
+        found = dict(_run_all(folder, references))
         same_bits = [grid for grid in DROPPING_GRIDS if _is_same_to_the_bit(folder, grid)]
     far = [case for case, deviation in found.items() if not deviation.is_within(LIMITS[case.precision])]
     far_grids = [grid for grid in DROPPING_GRIDS if grid not in same_bits]
     if far or far_grids or len(found) < len(all_cases()):
-        print(f"not written: {len(far)} cases are beyond their limits, or drew other pairs, or differ in bits")
+        print(
+            f"not written: {len(far)} cases are beyond their limits, {len(all_cases()) - len(found)} drew other pairs,"
+        )
+        print(f"{len(far_grids)} grids change bits when they compute layers again:")
         print("\n".join(str(failed) for failed in (*far, *far_grids)))
         return 1
-    write(PAGE, describe(found, same_bits))
+    in_bf16 = compare([references.in_bf16], references.plain[PLAIN], references.initial)
+    write(PAGE, describe(found, same_bits, in_bf16))
     print(f"{len(found)} cases in {time.monotonic() - start:.0f} s; the table is in {PAGE}")
     return 0
 
@@ -107,23 +112,25 @@ def _is_same_to_the_bit(folder: Path, grid: Grid) -> bool:
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def describe(found: dict[Case, Deviation], same_bits: Sequence[Grid]) -> str:
-    """The table, and what it was measured on, as Markdown."""
+def describe(found: dict[Case, Deviation], same_bits: Sequence[Grid], in_bf16: Deviation) -> str:
+    """The table, and what it was measured on, as Markdown; `in_bf16` is how far one bf16 process is from fp32."""
     rows: dict[Row, list[Case]] = {}
     for case in found:
         rows.setdefault(row_of(case), []).append(case)
     lines = [_row(cases, [found[case] for case in cases]) for _, cases in sorted(rows.items(), key=_order)]
     return "\n".join(
         [
-            f"{len(found)} cases of {STEPS} steps and an evaluation. {_limits()}",
+            _filled(f"{len(found)} cases of {STEPS} steps and an evaluation. {_limits()} {_precision(in_bf16)}"),
             "",
             HEAD,
             *lines,
             "",
-            "With dropout on, computing layers again changes no bit of losses, gradient norms and weights in: "
-            f"{', '.join(str(grid) for grid in same_bits)}.",
+            _filled(
+                "With dropout on, computing layers again changes no bit of losses, gradient norms and weights in: "
+                f"{', '.join(str(grid) for grid in same_bits)}."
+            ),
             "",
-            f"{_machine()}.",
+            _filled(f"{_machine()}."),
         ]
     )
 
@@ -162,12 +169,24 @@ def _row(cases: Sequence[Case], deviations: Sequence[Deviation]) -> str:
     return f"| {' | '.join((layout, zero, recomputed, precision, setting, *figures))} |"
 
 
+def _filled(text: str) -> str:
+    return textwrap.fill(text, LINE_LENGTH, break_on_hyphens=False)
+
+
 def _limits() -> str:
     fp32, bf16 = LIMITS["fp32"], LIMITS["bf16"]
     return (
+        "Where no setting is named: rows of a stream, all tokens anchors, AdamW, no dropout. "
         f"Limits in fp32: {fp32.mlm_loss:g} everywhere. Limits in bf16: MLM loss {bf16.mlm_loss:g}, contrastive loss "
         f"{bf16.contrastive_loss:g}, gradient norm {bf16.grad_norm:g}, weights {bf16.weights:g} and, in the mean "
         f"square, {bf16.weights_of_way:g} of their way from the initial ones."
+    )
+
+
+def _precision(in_bf16: Deviation) -> str:
+    return (
+        f"One process in bf16 is itself {in_bf16.mlm_loss:.1%} (MLM loss) and {in_bf16.contrastive_loss:.1%} "
+        "(contrastive loss) from fp32: g = h - e is a small difference of large numbers at the start of training."
     )
 
 
@@ -177,7 +196,7 @@ def _machine() -> str:
         platform.machine(),
     )
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "megatron-core"))
-    return f"{model}, gloo; Python {platform.python_version()}, {packages}"
+    return f"{model}, {os.cpu_count()} cores, gloo; Python {platform.python_version()}, {packages}"
 
 
 def _lines(path: Path) -> list[str]:
