@@ -28,7 +28,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SCRIPT = ROOT / "slurm" / "taco_large.sh"
 # Enough steps that a fault comes in the middle, also on a fast machine.
 STEPS = 600
-LONG_RUN: dict[str, Any] = {"train__steps": STEPS, "train__eval_every": 300, "checkpoint": {"every_steps": 100}}
+LONG_RUN: dict[str, Any] = {
+    "train__steps": STEPS,
+    "train__log_every": 5,
+    "train__eval_every": 300,
+    "checkpoint": {"every_steps": 100},
+}
 # Two nodes of one process each; the checks before a run have tests of their own.
 QUICK = {"TACO_PROCESSES_PER_NODE": "1", "TACO_PREFLIGHT": "off"}
 
