@@ -45,7 +45,7 @@ _CHECKPOINT_BYTES_PER_PARAMETER = 14
 
 @dataclass(frozen=True)
 class NodeReport:
-    """One machine before a run; everything but `node`, `address` and `problems` must be the same on all machines."""
+    """One machine before a run; GPUs, versions, data and meeting point must be the same on all machines."""
 
     node: str
     host: str

@@ -192,7 +192,13 @@ class PowerLoss(Fault):
 
 @pytest.mark.parametrize(
     "fault",
-    [TimeLimitSignal(), TimeLimitSignalUnderTorchrun(), Preemption(), KilledRank(), PowerLoss()],
+    [
+        TimeLimitSignal(),
+        pytest.param(TimeLimitSignalUnderTorchrun(), marks=pytest.mark.soak),
+        Preemption(),
+        KilledRank(),
+        PowerLoss(),
+    ],
     ids=lambda fault: type(fault).__name__,
 )
 def test_a_job_survives_bit_for_bit(
@@ -218,15 +224,18 @@ def test_a_job_survives_bit_for_bit(
 
 
 @pytest.mark.soak
-def test_an_ordinary_time_limit_is_survived_as_often_as_it_takes(
-    cluster: Cluster, undisturbed: dict[str, str], tmp_path: Path
-) -> None:
-    """The limit is a minute, and SLURM's own signal comes within its first half, give or take half a minute."""
-    config = write_small_run(tmp_path, **LONG_RUN)
+def test_slurm_itself_signals_before_the_time_limit(cluster: Cluster, tmp_path: Path) -> None:
+    """A limit of a minute; SLURM's signal comes half a minute before it, give or take half a minute."""
+    config = write_small_run(tmp_path, **{**LONG_RUN, "train__steps": 1_000_000})
     options = ("--nodes=2", "--time=1", "--signal=B:USR1@30")
     job = cluster.submit(tmp_path, SCRIPT, options=options, TACO_CONFIG=str(config), TACO_MAX_FAILURES="9", **QUICK)
-    assert cluster.wait(job, tmp_path, timeout=400) == "COMPLETED", log_of(tmp_path, job)
-    assert state_of(tmp_path / "run") == undisturbed
+    cluster.wait_until(lambda: "continuing from" in log_of(tmp_path, job), job, tmp_path, timeout=300)
+    (tmp_path / "run" / "stop").touch()
+    assert cluster.wait(job, tmp_path) == "FAILED"
+    assert cluster.show(job, "ExitCode") == "75:0"
+    log = log_of(tmp_path, job)
+    assert "SIGUSR1: the ranks save and end" in log
+    assert "after SIGUSR1; requeued" in log
 
 
 # -- jobs that must end ------------------------------------------------------------------------------------------------
