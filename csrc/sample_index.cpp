@@ -52,6 +52,18 @@ RowIndex::RowIndex(RowMode mode, const int64_t* offsets, int64_t num_documents, 
   if (!is_stream) first_tokens_.push_back(tokens_end_);
   num_rows_ = is_stream ? start / capacity_ : start;
   num_left_out_ = is_stream ? start % capacity_ : 0;
+  set_fences();
+}
+
+void RowIndex::set_fences() {
+  const auto end = static_cast<uint64_t>(starts_.back());
+  while (end >> fence_shift_ > starts_.size() / kDocumentsPerFence) ++fence_shift_;
+  fences_.reserve(static_cast<size_t>(end >> fence_shift_) + 2);
+  size_t document = 0;
+  for (uint64_t k = 0; k <= (end >> fence_shift_) + 1; ++k) {
+    while (document + 1 < starts_.size() && static_cast<uint64_t>(starts_[document + 1]) <= k << fence_shift_) ++document;
+    fences_.push_back(static_cast<int64_t>(document));
+  }
 }
 
 RowStart RowIndex::locate(int64_t row) const {
@@ -59,7 +71,9 @@ RowStart RowIndex::locate(int64_t row) const {
     throw std::out_of_range("row index: row " + std::to_string(row) + " of " + std::to_string(num_rows_));
   }
   const int64_t place = mode_ == RowMode::stream ? row * capacity_ : row;
-  const int64_t document = std::upper_bound(starts_.begin(), starts_.end(), place) - starts_.begin() - 1;
+  const auto fence = static_cast<size_t>(place >> fence_shift_);
+  const auto first = starts_.begin() + fences_[fence], end = starts_.begin() + fences_[fence + 1] + 1;
+  const int64_t document = std::upper_bound(first, end, place) - starts_.begin() - 1;
   const int64_t after = place - starts_[static_cast<size_t>(document)];
   return {document, mode_ == RowMode::stream ? after : after * capacity_};
 }

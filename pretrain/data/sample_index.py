@@ -125,7 +125,7 @@ class Rows:
 
 
 class RowIndex(Rows):
-    """Row modes stream and document; 8 bytes per document (16 in document mode), nothing per row."""
+    """Row modes stream and document; 8.5 bytes per document (16.5 in document mode), nothing per row."""
 
     def __init__(
         self, mode: RowMode, document_offsets: np.ndarray, seq_length: int, runs: TokenRuns | None = None

@@ -86,12 +86,14 @@ def measure(folder: Path, tokenizer: Path, variant: str, workers: int) -> Run:
     words += ["--workers", workers, "--json", *VARIANTS[variant]]
     start = time.monotonic()
     run = Run(variant, workers, 0, 0)
-    process = psutil.Popen(taco("preprocess", *words), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = psutil.Popen(taco("preprocess", *words), stdout=subprocess.PIPE)
     while process.poll() is None:
         sizes = [own_bytes(pid) for pid in [process.pid, *children_of(process)]]
         run.curve.append((round(time.monotonic() - start, 3), sum(sizes)))
         run.peak_bytes_of_a_process = max(run.peak_bytes_of_a_process, *sizes)
         time.sleep(SECONDS_BETWEEN_LOOKS)
+    if process.returncode:
+        raise SystemExit(f"preprocessing ended with {process.returncode}; its errors stand above")
     report = json.loads(process.stdout.read())
     run.peak_bytes = max(size for _, size in run.curve)
     run.text_bytes, run.tokens = report["input_bytes"], report["tokens"]

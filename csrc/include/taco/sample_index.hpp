@@ -21,8 +21,10 @@ struct RowStart {
   int64_t offset;
 };
 
-// The sample index of one dataset: a prefix sum over its documents, rows found by binary search.
-// Memory: 8 bytes per document in stream mode, 16 in document mode. Immutable once made, so threads may share it.
+// The sample index of one dataset: a prefix sum over its documents, rows found by binary search among the few documents
+// between two fences, about kDocumentsPerFence of them: among all of them every step would wait for memory.
+// Memory: 8 bytes per document in stream mode, 16 in document mode, and half a byte for the fences. Immutable once made,
+// so threads may share it.
 class RowIndex {
  public:
   // `offsets` holds num_documents + 1 entries, the first token of each document and the end; it is not kept.
@@ -41,7 +43,7 @@ class RowIndex {
   int64_t num_left_out() const { return num_left_out_; }
 
   int64_t memory_bytes() const {
-    return static_cast<int64_t>((starts_.size() + first_tokens_.size()) * sizeof(int64_t));
+    return static_cast<int64_t>((starts_.size() + first_tokens_.size() + fences_.size()) * sizeof(int64_t));
   }
 
   // Throws std::out_of_range unless 0 <= row < num_rows().
@@ -60,6 +62,10 @@ class RowIndex {
   }
 
  private:
+  static constexpr size_t kDocumentsPerFence = 16;
+
+  void set_fences();
+
   RowMode mode_;
   int64_t capacity_;
   int64_t num_rows_ = 0;
@@ -69,6 +75,9 @@ class RowIndex {
   // Per non-empty document and one end: stream, its first place in the line; document, its first row.
   std::vector<int64_t> starts_;
   std::vector<int64_t> first_tokens_;  // document mode only
+  // Entry k: the last document (or the end) that starts at or before place k * 2^fence_shift_.
+  std::vector<int64_t> fences_;
+  int fence_shift_ = 0;
 };
 
 }  // namespace taco
