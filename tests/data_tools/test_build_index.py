@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from corpora import SHARED
 
 from data_tools.build_index import index_dataset
+from data_tools.encode import EncodeOptions
+from data_tools.preprocess import preprocess
 from pretrain.data.batches import RowSource
-from pretrain.data.indexed_dataset import IndexedDatasetWriter
+from pretrain.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
 from pretrain.data.manifest import SpecialIds, TokenizerInfo
 
 ROOT = Path(__file__).parents[2]
@@ -66,3 +69,37 @@ def test_mistakes_are_explained(tmp_path: Path, arguments: list[str], words: str
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared corpora; set TACO_SHARED_DATA")
+@pytest.mark.parametrize(
+    ("corpus", "vocab", "fill_rate"),
+    [
+        ("mix_en.train", "bert-base-uncased", 0.994),
+        ("ja_aozora", "bert-base-chinese", 0.998),
+        ("zh_wiki", "bert-base-chinese", 0.94),  # half of the documents fill more than half a row each
+    ],
+)
+def test_packing_whole_corpora_comes_near_what_is_possible(
+    tmp_path: Path, corpus: str, vocab: str, fill_rate: float
+) -> None:
+    options = EncodeOptions(str(SHARED / "vocab" / vocab / "vocab.txt"))
+    preprocess([str(SHARED / "corpus" / f"{corpus}.jsonl.zst")], options, str(tmp_path / "a"))
+    report = index_dataset(str(tmp_path / "a"), "pack", 512)
+    assert report["fill_rate"] > fill_rate
+    lengths = np.diff(IndexedDataset(tmp_path / "a").document_offsets)
+    rest = lengths % 510
+    pieces = np.concatenate((np.full((lengths // 510).sum(), 512), rest[rest > 0] + 2))
+    assert report["rows"] <= 1.003 * least_rows(pieces, 512)
+
+
+def least_rows(pieces: np.ndarray, places: int) -> int:
+    """No packing needs fewer rows: the bound L2 of Martello and Toth (1990), "Knapsack Problems", section 8.3."""
+    best = -(-int(pieces.sum()) // places)
+    for small in range(1, places // 2 + 1):
+        alone = pieces > places - small
+        large = ~alone & (2 * pieces > places)
+        rest = pieces[~alone & ~large & (pieces >= small)].sum() - (places * large.sum() - pieces[large].sum())
+        best = max(best, int(alone.sum() + large.sum() + max(0, -(-rest // places))))
+    return best
