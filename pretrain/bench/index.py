@@ -96,9 +96,16 @@ def summarise(setting: dict[str, Any], runs: Runs) -> dict[str, Any]:
             "sentence_build_megatron_over_taco": seconds["megatron-sentence"] / seconds["taco-sentence"],
             "blend_megatron_over_taco": seconds["megatron-blend"] / seconds["taco-blend"],
             "order_megatron_over_taco": seconds["megatron-shuffle"] / seconds["taco-order"],
+            # How near the limit: both read the length of every sentence once.
+            "sentence_build_taco_over_memory": _whole(runs, seconds, "taco-sentence") / _whole(runs, seconds, "memory"),
         },
         "runs": runs,
     }
+
+
+def _whole(runs: Runs, seconds: dict[str, float], name: str) -> float:
+    """Seconds that a contender takes for all its rows."""
+    return seconds[name] * runs[name][0]["rows"]
 
 
 def table(report: dict[str, Any]) -> str:
