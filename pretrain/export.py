@@ -111,7 +111,7 @@ def _write(source: Path, manifest: CheckpointManifest, out: Path, record: dict[s
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        _write_model(weights, section, manifest, temporary)
+        write_model(weights, section, temporary, vocab_size=manifest.vocab_size, pad_token_id=manifest.pad_token_id)
         if (source / "tokenizer").is_dir():
             shutil.copytree(source / "tokenizer", temporary, dirs_exist_ok=True)
         difference = _compare_logits(weights, section, manifest.vocab_size, temporary)
@@ -142,8 +142,8 @@ def _replace(new: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_model(
-    weights: dict[str, torch.Tensor], section: ModelSection, manifest: CheckpointManifest, folder: Path
+def write_model(
+    weights: dict[str, torch.Tensor], section: ModelSection, folder: Path, *, vocab_size: int, pad_token_id: int
 ) -> None:
     """config.json and model.safetensors, written by transformers itself: tied weights are its business."""
     from transformers import BertConfig, BertForMaskedLM
@@ -152,7 +152,7 @@ def _write_model(
     from pretrain.model.hf import hf_config, to_hf_state_dict
 
     transformers_logging.disable_progress_bar()  # a bar per file of a second
-    config = hf_config(section, manifest.vocab_size, pad_token_id=manifest.pad_token_id)
+    config = hf_config(section, vocab_size, pad_token_id=pad_token_id)
     model = BertForMaskedLM(BertConfig(**config))
     model.load_state_dict(to_hf_state_dict(weights, section), strict=True)
     model.save_pretrained(folder)

@@ -45,8 +45,6 @@ _FREE_KEYS = (
     "checkpoint",
     "deepspeed",
 )
-# Exceptions among them: ZeRO's flat buffers hold the parameters in another order.
-_FIXED_KEYS = ("zero.round_robin_gradients",)
 _KEPT_VARIABLES = ("SLURM_", "NCCL_", "GLOO_", "OMP_", "CUDA_", "TORCH_", "DS_", "MASTER_", "WORLD_SIZE")
 
 
@@ -161,13 +159,8 @@ class RunFolder:
         if not isinstance(old, dict):
             raise ConfigError(f"{path}: is no configuration of a run; choose another run.output_dir")
         changes = compare(_with_later_keys(old), config.model_dump(mode="json"))
-        allowed = tuple(allowed)
         free = (*_FREE_KEYS, *allowed)
-        refused = [
-            text
-            for key, text in changes.items()
-            if not any(_is_part_of(key, name) for name in free) or (key in _FIXED_KEYS and key not in allowed)
-        ]
+        refused = [text for key, text in changes.items() if not any(_is_part_of(key, name) for name in free)]
         if refused:
             listing = "\n".join(f"  - {text}" for text in refused)
             raise ConfigError(

@@ -33,6 +33,12 @@ LAYOUTS = {
     "DP2 ZeRO-1": (2, "zero.stage=1"),
     "DP2 ZeRO-2": (2, "zero.stage=2"),
     "DP4 ZeRO-3": (4, "zero.stage=3"),
+    "DP2 ZeRO-2 round robin, offloaded": (
+        2,
+        "zero.stage=2",
+        "zero.round_robin_gradients=true",
+        "zero.offload_optimizer={device: cpu}",
+    ),
     "TP2 ZeRO-0": (2, "parallel.tensor=2", "zero.stage=0"),
     "TP2 x DP2 ZeRO-1": (4, "parallel.tensor=2", "zero.stage=1"),
     "TP2 + SP ZeRO-2": (2, "parallel.tensor=2", "parallel.sequence=true", "zero.stage=2"),
