@@ -39,6 +39,7 @@ MAX_IDLE_GPU_MIB = 1024
 MIN_FREE_TEMPORARY = 1 << 30
 MIN_FREE_SHARED_MEMORY = 512 << 20
 _SAMPLE_BYTES = 1 << 20
+_PIECE = 512  # characters of a line of a report, beside its node's name
 # fp32 weights and both AdamW moments, and a 16-bit copy with headers: what a checkpoint holds per parameter.
 _CHECKPOINT_BYTES_PER_PARAMETER = 14
 
@@ -56,14 +57,35 @@ class NodeReport:
     data: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps(asdict(self))
+    def to_lines(self) -> list[str]:
+        """The report as text: `report NODE I/N PIECE`, one line for each of N pieces.
+
+        srun mixes what its tasks print, and keeps lines whole only as long as they are shorter than 1024 bytes.
+        """
+        text = json.dumps(asdict(self))
+        pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
+        return [f"report {self.node} {number}/{len(pieces)} {piece}" for number, piece in enumerate(pieces)]
 
     @classmethod
-    def from_json(cls, line: str) -> NodeReport:
-        """The report of a line of `to_json`."""
-        return cls(**json.loads(line))
+    def from_lines(cls, lines: Iterable[str]) -> list[NodeReport]:
+        """All complete reports among `lines`, whatever else is there and in whatever order."""
+        found: dict[str, dict[str, str]] = {}
+        for line in lines:
+            mark, _, rest = line.rstrip("\n").partition(" ")
+            node, _, rest = rest.partition(" ")
+            place, _, piece = rest.partition(" ")
+            if mark == "report" and "/" in place:
+                found.setdefault(node, {})[place] = piece
+        return [report for pieces in found.values() if (report := cls._join(pieces)) is not None]
+
+    @classmethod
+    def _join(cls, pieces: Mapping[str, str]) -> NodeReport | None:
+        """The report of all pieces `I/N`; None where one is missing or is not what was printed."""
+        try:
+            count = int(next(iter(pieces)).partition("/")[2])
+            return cls(**json.loads("".join(pieces[f"{number}/{count}"] for number in range(count))))
+        except (KeyError, TypeError, ValueError):
+            return None
 
 
 def inspect_machine(config: RunConfig, *, num_gpus: int, environment: Mapping[str, str] | None = None) -> NodeReport:

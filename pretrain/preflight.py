@@ -78,10 +78,10 @@ def report(
     allow_change: AllowOption = None,
     gpus: Annotated[int | None, typer.Option(help="processes on this machine, each with a GPU of its own")] = None,
 ) -> None:
-    """Print one line of JSON about this machine, for `compare`."""
+    """Print about this machine, for `compare`."""
     from pretrain.config import load_config
 
-    typer.echo(_inspect(load_config(config, overrides or ()), gpus).to_json())
+    typer.echo("\n".join(_inspect(load_config(config, overrides or ()), gpus).to_lines()))
 
 
 @app.command("compare", epilog="Example: taco preflight compare --nodes 'gpu1 gpu2' < reports")
@@ -92,7 +92,7 @@ def compare(nodes: NodesOption) -> None:
     """
     from pretrain.node_checks import NodeReport, find_failing
 
-    reports = [NodeReport.from_json(line) for line in sys.stdin if line.startswith('{"node"')]
+    reports = NodeReport.from_lines(sys.stdin)
     names = nodes.split()
     failing = find_failing(reports, names)
     for line in _describe_failing(failing, names):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -182,12 +183,30 @@ def test_hosts_that_take_one_address_for_their_own_are_named() -> None:
     assert "mend /etc/hosts" in failing["n1"][0]
 
 
+def lines_of(found: list[NodeReport]) -> list[str]:
+    return [line for report in found for line in report.to_lines()]
+
+
+def test_reports_are_read_whatever_order_their_lines_come_in() -> None:
+    """srun mixes the lines of its tasks, and cuts those of 1024 bytes and more."""
+    long = {f"/data/{number}": "x y  z " * 30 for number in range(20)}
+    found = reports(data=long)
+    lines = lines_of(found)
+    assert max(map(len, lines)) < 1024 - 255  # a node's name at its longest
+    random.Random(3).shuffle(lines)
+    assert sorted(NodeReport.from_lines(line + "\n" for line in lines), key=lambda report: report.node) == found
+    without = [line for line in lines if not line.startswith("report n2 3/")]
+    assert [report.node for report in NodeReport.from_lines(sorted(without))] == ["n1", "n3", "n4"]
+    for damaged in ("report n5 0/1 {", "report n5 0/x {}", "report n5 0/1 [1]", 'report n5 0/1 {"other": 1}', "report"):
+        assert NodeReport.from_lines([damaged]) == []
+
+
 def test_compare_tells_people_and_the_script(tmp_path: Path) -> None:
-    lines = ["noise of a library", *(report.to_json() for report in reports(problems=["GPU 3: hot"]))]
+    lines = ["noise of a library", *lines_of(reports(problems=["GPU 3: hot"]))]
     done = run_preflight("compare", "--nodes", " ".join(NODES), stdin="\n".join(lines))
     assert (done.returncode, done.stdout) == (1, "n2\n")
     assert "preflight: n2: GPU 3: hot" in done.stderr
-    lines = [report.to_json() for report in reports()]
+    lines = lines_of(reports())
     done = run_preflight("compare", "--nodes", " ".join(NODES), stdin="\n".join(lines))
     assert (done.returncode, done.stdout) == (0, "")
     assert "4 machines are well: n1 10.0.0.1" in done.stderr

@@ -117,6 +117,7 @@ def last_row_at(index: RowIndex, place: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer reserves terabytes itself")
 def test_a_file_beyond_32_bits_is_read_in_little_memory(tmp_path: Path) -> None:
     """Opening, indexing and a thousand random rows; the process may not reserve the file's size twice."""
     write_sparse(tmp_path / "big", "uint16")
