@@ -6,6 +6,7 @@
 #   make moves        continue a run of every layout in every other one, and write the table of docs/parallelism.md
 #   make sanitize     the C++ code and the tests of its extension under address, undefined-behaviour and thread sanitizers
 #   make parity       hold every layout of four processes against one, and write the table in docs/parallelism.md
+#   make gpu          tests that need a GPU, on one
 #   make soak         long tests; then preprocessing killed at random for SECONDS (600), and every byte compared
 
 SHELL := /bin/bash
@@ -18,7 +19,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 CORPUS := data_tools/sample_corpus/public_domain_en.jsonl.zst
 
-.PHONY: install quickstart test check lint moves parity sanitize soak clean help
+.PHONY: install quickstart test check lint moves parity sanitize soak gpu clean help
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -90,6 +91,10 @@ moves: install
 soak: install
 	$(BIN)/python -m pytest -q -m soak
 	$(BIN)/python tests/soak/soak_preprocess.py --seconds $(or $(SECONDS),600)
+
+# Needs the CUDA release of torch (README), so it installs nothing: PYTHON=... names another interpreter than .venv's.
+gpu:
+	DS_ACCELERATOR=cuda $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),$(BIN)/python) -m pytest tests/gpu -q -rA -n 4
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache

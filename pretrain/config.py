@@ -105,6 +105,10 @@ class TrainSection(_Section):
         description="steps in a row without a finite loss and gradient, each skipped, that end the run",
     )
     compile: bool = Field(False, description="compile the encoder layers with torch.compile")
+    deterministic: bool = Field(
+        False,
+        description="on a GPU: kernels that repeat to the last bit, slower ones where it must be (a CPU always does)",
+    )
     eval_batches: int = Field(32, ge=1, description="micro-batches of the validation split per evaluation, all ranks")
     replica_check_every: int | None = Field(
         100,

@@ -82,6 +82,18 @@ def choose_device(wanted: str, launch: Launch) -> torch.device:
     return torch.device("cuda", launch.local_rank)
 
 
+def make_deterministic() -> None:
+    """Have every kernel of a GPU give the same bits again from the same input; before the first of them.
+
+    What has no such kernel raises. Memory is not filled beforehand: nothing here reads what it has not written.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def start_process_group(launch: Launch, device: torch.device) -> None:
     """Join the process group (gloo on CPU, NCCL on GPUs) and tell DeepSpeed about it; harmless when called again."""
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")

@@ -39,6 +39,7 @@ _FREE_KEYS = (
     "train.eval_every",
     "train.eval_batches",
     "train.max_bad_steps",
+    "train.deterministic",
     "train.replica_check_every",
     "parallel",  # the layout is compared with the checkpoint's own
     "zero",

@@ -99,6 +99,8 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str]) -> None:
     start_logging(None, launch.rank)
     train_rows, validation_rows = _open_rows(config)
     device = parallel.choose_device(config.run.device, launch)
+    if config.train.deterministic:
+        parallel.make_deterministic()
     _check_device(config, device, launch)
     folder = RunFolder(config.run.output_dir)
     parallel.start_process_group(launch, device)

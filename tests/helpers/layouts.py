@@ -82,7 +82,7 @@ class Case:
     grid: Grid
     zero: int = 1
     recompute: Recompute = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     setting: str = PLAIN
 
     @property

@@ -152,11 +152,21 @@ def tensors(batch: Batch) -> tuple[Any, ...]:
 
 def find_references(folder: Path) -> References:
     """Train the plain process in each setting."""
-    configs = [load(folder, *SETTING, *overrides) for overrides in SETTINGS.values()]
-    plain = dict(zip(SETTINGS, run_ranks(1, _plain_outcomes, configs)[0], strict=True))
+    plain = plain_outcomes(folder, tuple(SETTINGS))
     ((in_bf16,),) = layout_outcomes(folder, [Case(Grid(), precision="bf16")])
-    model, _ = build(configs[0])
-    return References(plain, in_bf16, {name: p.detach().clone() for name, p in model.named_parameters()})
+    return References(plain, in_bf16, initial_weights(folder))
+
+
+def plain_outcomes(folder: Path, settings: Sequence[str]) -> dict[str, Outcome]:
+    """What the plain process finds in each of some settings."""
+    configs = [load(folder, *SETTING, *SETTINGS[name]) for name in settings]
+    return dict(zip(settings, run_ranks(1, _plain_outcomes, configs)[0], strict=True))
+
+
+def initial_weights(folder: Path) -> Weights:
+    """Where all of them start."""
+    model, _ = build(load(folder, *SETTING))
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def _plain_outcomes(configs: Sequence[RunConfig]) -> list[Outcome]:
@@ -166,9 +176,9 @@ def _plain_outcomes(configs: Sequence[RunConfig]) -> list[Outcome]:
 # -- the engine in a layout --------------------------------------------------------------------------------------------
 
 
-def layout_outcomes(folder: Path, cases: Sequence[Case]) -> list[list[Outcome]]:
+def layout_outcomes(folder: Path, cases: Sequence[Case], overrides: Sequence[str] = ()) -> list[list[Outcome]]:
     """What every rank finds in each of the cases, which share one grid: `[case][rank]`."""
-    configs = [load(folder, *case.overrides) for case in cases]
+    configs = [load(folder, *case.overrides, *overrides) for case in cases]
     by_rank = run_ranks(cases[0].grid.num_processes, train_all, configs, timeout=280)
     return [list(outcomes) for outcomes in zip(*by_rank, strict=True)]
 
@@ -187,14 +197,22 @@ def train(config: RunConfig) -> tuple[Figures, Weights]:
 
 def start_mesh(config: RunConfig) -> parallel.Mesh:
     """Meet the other ranks."""
-    parallel.start_process_group(parallel.read_launch(), torch.device("cpu"))
-    return parallel.start_mesh(config.parallel, torch.device("cpu"))
+    device = device_of(config)
+    if config.train.deterministic:
+        parallel.make_deterministic()
+    parallel.start_process_group(parallel.read_launch(), device)
+    return parallel.start_mesh(config.parallel, device)
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """Where this rank trains: the CPU, unless the case is moved to a GPU."""
+    return parallel.choose_device(config.run.device, parallel.read_launch())
 
 
 def train_on(mesh: parallel.Mesh, config: RunConfig) -> tuple[Figures, Weights]:
     """One rank of the real engine: figures of the steps and of an evaluation, and whole final weights of its stage."""
     model, source = build(config, mesh)
-    engine = (PlainEngine if mesh.pp_size == 1 else PipelinedEngine)(config, model, torch.device("cpu"), mesh)
+    engine = (PlainEngine if mesh.pp_size == 1 else PipelinedEngine)(config, model, device_of(config), mesh)
     per_step = config.train.global_batch_size // config.train.micro_batch_size
     figures: Figures = []
     for step in range(STEPS):
@@ -230,7 +248,7 @@ def whole_weights(engine: Engine, mesh: parallel.Mesh) -> Weights:
             distributed.all_gather(parts, part.contiguous(), group=mesh.tensor_group)
             part = torch.cat(parts, dim=parameter.partition_dim)
             part = part[: getattr(parameter, "num_words", len(part))]
-        weights[name] = part
+        weights[name] = part.cpu()
     return weights
 
 
@@ -266,7 +284,7 @@ def _watched(module: Any, name: str, tell: Callable[[Any, dict[str, Any]], None]
 
 
 def _hash_pairs(found: tuple[torch.Tensor, torch.Tensor], call: dict[str, Any]) -> dict[int, str]:
-    digest = hashlib.sha256(b"".join(pairs.numpy().tobytes() for pairs in found)).hexdigest()
+    digest = hashlib.sha256(b"".join(pairs.cpu().numpy().tobytes() for pairs in found)).hexdigest()
     return {call["micro_batch_index"]: digest}
 
 
