@@ -6,17 +6,15 @@ nobody disturbed. Needs root and SLURM's packages (`tests/slurm/local_slurm.sh i
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from job_faults import Fault, KilledRank, PowerLoss, Preemption, TimeLimitSignal, TimeLimitSignalUnderTorchrun, ranks_of
 from slurm_cluster import LOCAL_SLURM, ROOT, Cluster, log_of, running_cluster
 from small_runs import write_cyclic_dataset, write_small_run
 
@@ -67,18 +65,6 @@ def state_of(run: Path, step: int = STEPS) -> dict[str, str]:
 
 def has_reached(run: Path, step: int) -> bool:
     return any(record["step"] >= step for record in read_metrics(run))
-
-
-def ranks_of(config: Path) -> list[psutil.Process]:
-    """Running training processes with this configuration, in the order of their ranks."""
-    found: dict[int, psutil.Process] = {}
-    for process in psutil.process_iter(["cmdline"]):
-        if "pretrain.train" in (process.info["cmdline"] or []) and str(config) in process.info["cmdline"]:
-            with contextlib.suppress(psutil.Error):
-                rank = process.environ().get("RANK")
-                if rank is not None:
-                    found[int(rank)] = process
-    return [found[rank] for rank in sorted(found)]
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------
@@ -134,60 +120,6 @@ def test_tensor_and_pipeline_parallel_over_two_nodes_one_process_per_gpu(cluster
 
 
 # -- faults that a run survives ----------------------------------------------------------------------------------------
-
-
-class Fault:
-    """Something that is done to a running job; `restarts` at the least follow from it."""
-
-    settings: dict[str, str] = {}
-    options: tuple[str, ...] = ()
-
-    def inject(self, cluster: Cluster, job: str, config: Path) -> None:
-        raise NotImplementedError
-
-    def heal(self, cluster: Cluster) -> None:
-        """Undo what outlives the job."""
-
-
-class TimeLimitSignal(Fault):
-    """What SLURM sends before the time limit (`--signal=B:USR1@300`), sent by hand."""
-
-    def inject(self, cluster: Cluster, job: str, config: Path) -> None:
-        cluster.call("scancel", "--batch", "--signal=USR1", job)
-
-
-class TimeLimitSignalUnderTorchrun(TimeLimitSignal):
-    settings = {"TACO_LAUNCHER": "torchrun"}
-
-
-class Preemption(Fault):
-    """An urgent job wants all nodes: ranks get SIGTERM, save, and end in good order, which SLURM takes for done."""
-
-    def inject(self, cluster: Cluster, job: str, config: Path) -> None:
-        urgent = ("--partition=urgent", "--nodes=4", "--exclusive", "--mem=0", "--output=/dev/null")
-        cluster.call("sbatch", *urgent, "--wrap=sleep 2")
-
-
-class KilledRank(Fault):
-    """SIGKILL to one rank."""
-
-    def inject(self, cluster: Cluster, job: str, config: Path) -> None:
-        ranks_of(config)[1].send_signal(signal.SIGKILL)
-
-
-class PowerLoss(Fault):
-    """The node without the batch shell is gone with everything on it."""
-
-    node = ""
-
-    def inject(self, cluster: Cluster, job: str, config: Path) -> None:
-        first = cluster.show(job, "BatchHost")
-        nodes = cluster.call("scontrol", "show", "hostnames", cluster.show(job, "NodeList")).split()
-        self.node = next(node for node in nodes if node != first)
-        cluster.call(LOCAL_SLURM, "fail", self.node, "power")
-
-    def heal(self, cluster: Cluster) -> None:
-        cluster.call(LOCAL_SLURM, "heal", self.node)
 
 
 @pytest.mark.parametrize(
