@@ -23,7 +23,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
@@ -31,6 +31,9 @@ from pretrain import durable, parallel
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 from pretrain.runlog import get_logger
+
+if TYPE_CHECKING:
+    import torch.distributed as distributed
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
@@ -169,12 +172,24 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 class CheckpointStore:
-    """The checkpoints of one run; every method is called by all ranks together."""
+    """The checkpoints of one run; every method is called by all ranks together.
 
-    def __init__(self, root: Path, *, keep: int, keep_every: int | None = None) -> None:
+    Args:
+        group: what ranks vote in; one of its own where saves run in a thread beside training.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        keep: int,
+        keep_every: int | None = None,
+        group: distributed.ProcessGroup | None = None,
+    ) -> None:
         self.root = root
         self.keep = keep
         self.keep_every = keep_every
+        self._group = group
 
     def prepare(self) -> None:
         """Make the folder and remove what an interrupted save left.
@@ -205,12 +220,16 @@ class CheckpointStore:
             records = write_state(temporary)
         except OSError as error:
             problem = str(error)
-        failure = parallel.first_failure(problem)
+        failure = parallel.first_failure(problem, self._group)
         if failure is not None:
-            self._on_rank_0(lambda: shutil.rmtree(temporary, ignore_errors=True), "")
+            self._discard(temporary)
             raise CheckpointError(f"{final}: not saved, earlier checkpoints are untouched: {failure}")
-        files = [record for share in parallel.gather_objects(records) for record in share]
-        self._on_rank_0(lambda: self._commit(temporary, final, manifest, files, extra), f"{final}: not saved")
+        files = [record for share in parallel.gather_objects(records, self._group) for record in share]
+        try:
+            self._on_rank_0(lambda: self._commit(temporary, final, manifest, files, extra), f"{final}: not saved")
+        except CheckpointError:
+            self._discard(temporary)
+            raise
         return final
 
     def newest_good(self) -> Path | None:
@@ -220,22 +239,23 @@ class CheckpointStore:
             CheckpointError: there are checkpoints, and none of them is good or all were set aside by an earlier start.
         """
         # Rank 0's listing: ranks on other nodes may see an older state of a shared folder.
-        found, aside = parallel.gather_objects((list_checkpoints(self.root), sorted(self.root.glob("step-*.bad"))))[0]
+        listing = (list_checkpoints(self.root), sorted(self.root.glob("step-*.bad")))
+        found, aside = parallel.gather_objects(listing, self._group)[0]
         bad = [f"{folder}: was set aside by an earlier start" for folder in aside]
         for folder in found:
             self._refuse_other_release(folder)
             problems = find_problems(folder, part=parallel.rank(), num_parts=parallel.world_size())
-            failure = parallel.first_failure(problems[0] if problems else None)
+            failure = parallel.first_failure(problems[0] if problems else None, self._group)
             if failure is None:
                 return folder
             log.warning("checkpoint %s is not used: %s", folder.name, failure)
             bad.append(failure)
             self._on_rank_0(lambda folder=folder: _set_aside(folder), f"{folder}: cannot be set aside")  # type: ignore[misc]
         if bad:
-            listing = "\n  ".join(bad)
+            reasons = "\n  ".join(bad)
             raise CheckpointError(
                 f"{self.root}: no checkpoint is good; they are kept as *.bad. To train from step 0 move the folder "
-                f"away\n  {listing}"
+                f"away\n  {reasons}"
             )
         return None
 
@@ -247,7 +267,7 @@ class CheckpointStore:
             problem = str(error)
         except CheckpointError:
             pass  # damage is found, voted on and set aside by the caller
-        failure = parallel.first_failure(problem)
+        failure = parallel.first_failure(problem, self._group)
         if failure is not None:
             raise CheckpointVersionError(failure)
 
@@ -280,6 +300,9 @@ class CheckpointStore:
         durable.write_text(self.root / "latest", final.name + "\n")
         self._prune()
 
+    def _discard(self, temporary: Path) -> None:
+        self._on_rank_0(lambda: shutil.rmtree(temporary, ignore_errors=True), "")
+
     def _prune(self) -> None:
         for folder in superfluous(list_checkpoints(self.root), self.keep, self.keep_every):
             remove_checkpoint(folder)
@@ -292,7 +315,7 @@ class CheckpointStore:
                 action()
             except OSError as error:
                 problem = str(error)
-        failure = parallel.first_failure(problem)
+        failure = parallel.first_failure(problem, self._group)
         if failure is not None:
             raise CheckpointError(f"{complaint}: {failure}")
 

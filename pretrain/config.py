@@ -220,6 +220,9 @@ class CheckpointSection(_Section):
     hours_between_failures: float | None = Field(
         None, gt=0.0, description="of the whole job, on average; saves as often as loses least time by that"
     )
+    asynchronous: bool = Field(
+        True, description="train on while a checkpoint is written; takes a copy of the rank's state in CPU memory"
+    )
     keep: int = Field(3, ge=1, description="newest good checkpoints that stay")
     keep_every: int | None = Field(None, ge=1, description="checkpoints of steps that this divides stay too")
 

@@ -1,7 +1,7 @@
 """The one door to DeepSpeed: configuration in, four verbs out.
 
-The trainer sees `train_step`, `evaluate`, `save_state` and `load_state`; whether ZeRO splits optimizer state, gradients
-or parameters is decided here and nowhere else.
+The trainer sees `train_step`, `evaluate`, `capture_state` and `load_state`; whether ZeRO splits optimizer state,
+gradients or parameters is decided here and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as distributed
 
 from pretrain import parallel
+from pretrain.captured_state import CapturedState, HostMemory, find_non_finite
 from pretrain.config import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.deepspeed_config import OWNED_DEEPSPEED_KEYS, build_ds_config, zero_stage
@@ -27,7 +28,7 @@ from pretrain.model.pretraining import PretrainingLosses
 from pretrain.optim import build_optimizer, is_tensor_parallel, parameter_groups
 from pretrain.parallel import Mesh
 from pretrain.replicas import Drift, ReplicaCheck
-from pretrain.state_files import StateReader, read_counters, write_counters, write_state
+from pretrain.state_files import Range, StateReader, read_counters
 from pretrain.zero_state import describe_parameters, read_loss_scale, set_loss_scale, zero_state
 
 # Told elsewhere without importing torch; callers of the engine find them here.
@@ -91,6 +92,7 @@ class Engine(ABC):
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.ds_config, mpu=mesh.mpu)
         self.state = zero_state(self.engine, zero_stage(config), mesh, shapes)
         self._replicas = ReplicaCheck(self.engine.module, mesh, device)
+        self._host_memory = HostMemory(is_page_locked=device.type == "cuda")
 
     @abstractmethod
     def _run_step(self, micro_batches: Sequence[Batch]) -> tuple[list[PretrainingLosses], float | None]:
@@ -165,16 +167,34 @@ class Engine(ABC):
         """Parameters of which ranks hold copies that differ; the same list on every rank."""
         return self._replicas.find_drift()
 
+    def capture_state(self, *, copies: bool) -> CapturedState:
+        """This rank's share of weights and optimizer state as it is now; no rank waits for another here.
+
+        Args:
+            copies: into memory of the CPU that training never touches, and that the next capture takes again; else
+                the state itself, good for writing until the next step.
+        """
+        self._wait_for_device()
+        ranges = self.state.ranges()
+        values: Callable[[Range], torch.Tensor] = self.state.values
+        problem = find_non_finite(ranges, values)
+        if copies:
+            values = self._host_memory.copy(ranges, values)
+            self._wait_for_device()
+        return CapturedState(parallel.rank(), ranges, values, self.state.shapes, self._counters(), problem)
+
     def save_state(self, folder: Path) -> list[FileRecord]:
-        """Write this rank's share of weights and optimizer state into `folder`; what it wrote, already durable.
+        """Capture and write at once; what was written, already durable.
 
         Raises:
             OSError: the disk refuses; no other rank waits for this one here.
         """
-        records = [write_state(folder, parallel.rank(), self.state.ranges(), self.state.values, self.state.shapes)]
-        if parallel.rank() == 0:
-            records.append(write_counters(folder, self._counters()))
-        return records
+        return self.capture_state(copies=False).write(folder)
+
+    def _wait_for_device(self) -> None:
+        """Let what was started on a GPU, in whatever stream, come to its end."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def load_state(self, folder: Path) -> None:
         """Take weights and optimizer state from `folder`, whatever layout wrote it; collective.

@@ -251,20 +251,34 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def gather_objects(value: T) -> list[T]:
-    """Every rank's `value`, in rank order, on every rank (plain types only: they travel as bytes)."""
+def start_side_group() -> distributed.ProcessGroup | None:
+    """A second group of all ranks, on the CPU, for a thread beside training; None where there is one rank. Collective.
+
+    Collectives of a group must come in the same order on all ranks, and two threads in one group would mix theirs.
+    """
+    import torch.distributed as distributed
+
+    return distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if world_size() > 1 else None
+
+
+def gather_objects(value: T, group: distributed.ProcessGroup | None = None) -> list[T]:
+    """Every rank's `value`, in rank order, on every rank (plain types only: they travel as bytes).
+
+    Args:
+        group: one of all ranks, from `start_side_group`; None: the one that training uses.
+    """
     import torch.distributed as distributed
 
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    distributed.all_gather_object(values, value)
+    distributed.all_gather_object(values, value, group=group)
     return values
 
 
-def first_failure(problem: str | None) -> str | None:
+def first_failure(problem: str | None, group: distributed.ProcessGroup | None = None) -> str | None:
     """The vote that ends every risky step: the first problem of any rank, the same answer on every rank."""
-    problems = gather_objects(problem)
+    problems = gather_objects(problem, group)
     return next((f"rank {i}: {text}" for i, text in enumerate(problems) if text is not None), None)
 
 

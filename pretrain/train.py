@@ -22,6 +22,7 @@ from pretrain.runlog import get_logger
 if TYPE_CHECKING:
     import torch
 
+    from pretrain.checkpoint import CheckpointStore
     from pretrain.config import RunConfig
     from pretrain.data.batches import BatchSource, RowSource
     from pretrain.data.indexed_dataset import IndexedDataset
@@ -234,7 +235,6 @@ def _build_trainer(
     stop: StopRequest,
 ) -> Trainer:
     from pretrain import parallel
-    from pretrain.checkpoint import CheckpointStore
     from pretrain.metrics import MetricsLog
     from pretrain.model.build import build_model
     from pretrain.trainer import Trainer
@@ -259,12 +259,22 @@ def _build_trainer(
         validation_source=(
             _batches(config, validation_rows, VALIDATION_SEED, device.type) if validation_rows else None
         ),
-        store=CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every),
+        store=_build_store(config, folder),
         description=_describe_checkpoint(config, train_rows),
         checkpoint_extras=tuple(p for p in (folder.path / "config.yaml", folder.tokenizer) if p.exists()),
         metrics=MetricsLog(folder.path, is_active=parallel.rank() == 0, use_tensorboard=config.run.tensorboard),
         stop=stop,
     )
+
+
+def _build_store(config: RunConfig, folder: RunFolder) -> CheckpointStore:
+    """Where checkpoints go; ranks that save beside training need a group of their own for it."""
+    from pretrain import parallel
+    from pretrain.checkpoint import CheckpointStore
+
+    section = config.checkpoint
+    group = parallel.start_side_group() if section.asynchronous else None
+    return CheckpointStore(folder.checkpoints, keep=section.keep, keep_every=section.keep_every, group=group)
 
 
 def _describe_rows(rows: RowSource) -> str:

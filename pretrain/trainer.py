@@ -7,7 +7,6 @@ So the state of a run is its weights, its optimizer and one number, and a resume
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +24,9 @@ from pretrain.optim import learning_rate
 from pretrain.replicas import ReplicaDriftError, describe_drift
 from pretrain.resilience import BadSteps, PreemptedError, StopRequest, best_save_interval
 from pretrain.runlog import Eta, format_count, format_seconds, get_logger, progress_bar
+from pretrain.saving import Saver
 
 log = get_logger(__name__)
-
-_GUESSED_SAVE_SECONDS = 10.0  # until the first one has been measured
 
 
 @dataclass(frozen=True)
@@ -60,13 +58,11 @@ class Trainer:
         self.validation_source = validation_source
         self.store = store
         self.description = description
-        self.checkpoint_extras = checkpoint_extras
         self.metrics = metrics
         self.stop = stop
         self.bad_steps = BadSteps(config.run.output_dir, config.train.max_bad_steps, config.precision == "fp16")
         self.state = TrainState()
-        self._saved_at = (0, time.monotonic())
-        self._save_seconds = _GUESSED_SAVE_SECONDS
+        self.saver = Saver(engine, store, checkpoint_extras, metrics, is_asynchronous=config.checkpoint.asynchronous)
         self._compared_at = 0
         self._throughput = Throughput()
         self._num_skipped = 0
@@ -80,7 +76,7 @@ class Trainer:
         self._check_fits(folder, manifest)
         self.engine.load_state(folder)
         self.state = TrainState(manifest.step, manifest.consumed_samples)
-        self._saved_at = (manifest.step, time.monotonic())
+        self.saver.start_from(manifest.step)
         log.info("continuing from %s", folder)
 
     def _check_fits(self, folder: Path, manifest: CheckpointManifest) -> None:
@@ -107,7 +103,15 @@ class Trainer:
             PreemptedError: a signal asked for the end; everything is saved.
             NonFiniteLossError: too many losses in a row were no numbers; nothing of them is saved.
             ReplicaDriftError: ranks hold copies of a parameter that differ; nothing of it is saved.
+            CheckpointError: a save failed, or was refused because of values that are no numbers.
         """
+        try:
+            self._train()
+        finally:
+            self.saver.settle()
+        return self.state
+
+    def _train(self) -> None:
         total = self.config.train.steps
         micro_batches = prefetch(self.train_source, self._micro_batch_indices(), self.config.data.prefetch)
         accum = self.config.grad_accum_steps(self.engine.mesh.dp_size)
@@ -117,13 +121,12 @@ class Trainer:
                 result = self.engine.train_step(
                     [next(micro_batches) for _ in range(accum)],
                     learning_rate=learning_rate(self.state.step, self.config.optim, total),
-                    requests=(self.stop.is_set, self._is_save_due_by_time()),
+                    requests=(self.stop.is_set, self._is_save_due_by_time(), self.saver.has_failed),
                 )
                 self._advance(result)
                 bar.update(self.state.step)
                 self._report(result, eta)
                 self._validate_and_save(result)
-        return self.state
 
     def _micro_batch_indices(self) -> Iterator[int]:
         """Global numbers of this rank's micro-batches from the current state on.
@@ -141,10 +144,11 @@ class Trainer:
         rows = self.config.train.global_batch_size
         step, loss, norm = self.state.step + 1, result.loss, result.grad_norm
         if self.bad_steps.note(step, loss, norm, is_skipped=result.is_skipped):
+            self.saver.wait()  # so that all ranks know the same last checkpoint
             suspects = self._suspects(result)
             if parallel.rank() == 0:
                 self.bad_steps.write_down(step, loss, norm, suspects)
-            self.bad_steps.check_limit(step, self._saved_at[0])
+            self.bad_steps.check_limit(step, self.saver.committed_step)
         self.state = TrainState(self.state.step + 1, self.state.consumed_samples + rows)
         self._num_skipped += result.is_skipped
         self._throughput.add(rows * self.config.data.seq_length)
@@ -192,7 +196,7 @@ class Trainer:
             f"grad norm {result.grad_norm:.3f}",
             f"{format_count(tokens_per_second)} tokens/s",
             f"skipped {self._num_skipped}",
-            f"unsaved {format_seconds(self._unsaved_seconds())}",
+            f"unsaved {format_seconds(self.saver.unsaved_seconds)}",
             f"eta {format_seconds(eta)}",
         )
         return " | ".join(fields)
@@ -201,14 +205,19 @@ class Trainer:
 
     def _validate_and_save(self, result: StepResult) -> None:
         step, train, every = self.state.step, self.config.train, self.config.checkpoint.every_steps
-        stop_requested, save_requested = result.requests
+        stop_requested, save_requested, save_failed = result.requests
         is_last = step == train.steps
+        if save_failed:
+            self.saver.wait()  # raises on every rank
+        self.saver.poll()
         if train.replica_check_every is not None and step % train.replica_check_every == 0:
             self.compare_replicas()
         if self.validation_source is not None and (step % train.eval_every == 0 or is_last):
             self.validate()
         if is_last or stop_requested or save_requested or (every is not None and step % every == 0):
             self.save()
+        if is_last or stop_requested:
+            self.saver.wait()
         if stop_requested and not is_last:
             raise PreemptedError(
                 f"stopped at step {step} of {train.steps} as asked; everything is saved, "
@@ -255,31 +264,24 @@ class Trainer:
             return
         drifts = self.engine.find_drift()
         if drifts:
-            raise ReplicaDriftError(describe_drift(drifts, self.state.step, last_saved_step=self._saved_at[0]))
+            self.saver.settle()
+            raise ReplicaDriftError(describe_drift(drifts, self.state.step, self.saver.committed_step))
         self._compared_at = self.state.step
 
     def _is_save_due_by_time(self) -> bool:
         section = self.config.checkpoint
         limits = [] if section.every_minutes is None else [60 * section.every_minutes]
         if section.hours_between_failures is not None:
-            limits.append(best_save_interval(self._save_seconds, section.hours_between_failures))
-        return any(self._unsaved_seconds() >= limit for limit in limits)
-
-    def _unsaved_seconds(self) -> float:
-        """Work that would be lost by a crash now."""
-        return time.monotonic() - self._saved_at[1]
+            limits.append(best_save_interval(self.saver.stall_seconds, section.hours_between_failures))
+        # Never before the last one is written: a save that begins then would only stop training.
+        return not self.saver.is_writing and any(self.saver.seconds_since_capture >= limit for limit in limits)
 
     def save(self) -> None:
-        """Write a checkpoint of the current state, unless it has just been written."""
-        if self._saved_at[0] == self.state.step:
+        """Save the current state, unless it was just captured; it may still be on its way to the disk afterwards."""
+        if self.saver.captured_step == self.state.step:
             return
         self.compare_replicas()
-        start = time.monotonic()
-        manifest = replace(self.description, step=self.state.step, consumed_samples=self.state.consumed_samples)
-        folder = self.store.save(manifest, self.engine.save_state, self.checkpoint_extras)
-        self._saved_at = (self.state.step, time.monotonic())
-        self._save_seconds = time.monotonic() - start
-        log.info("saved %s in %s", folder, format_seconds(self._save_seconds))
+        self.saver.save(replace(self.description, step=self.state.step, consumed_samples=self.state.consumed_samples))
         self._throughput.restart()
 
 

@@ -74,7 +74,9 @@ class ZeroState(ABC):
         tensor = piece.optimized.detach()
         if wanted.kind != WEIGHT:
             state = self.optimizer.state.get(piece.optimized)
-            tensor = state[wanted.kind] if state else torch.zeros_like(tensor)
+            if not state:
+                return tensor.new_zeros(wanted.length)
+            tensor = state[wanted.kind]
         return tensor.view(-1).narrow(0, piece.offset + wanted.start - piece.start, wanted.length)
 
     def read(self, reader: StateReader, num_steps: int) -> None:

@@ -17,7 +17,7 @@ import pytest
 from forked import run_ranks
 from small_runs import small_config, write_small_run
 
-from pretrain import trainer as trainer_module
+from pretrain import saving
 from pretrain.checkpoint import CheckpointManifest, find_checkpoint, list_checkpoints
 from pretrain.export import export_checkpoint
 from pretrain.metrics import read_metrics
@@ -257,7 +257,7 @@ def train_on(config: Path, *overrides: str) -> None:
 
 def train_failing(config: Path) -> None:
     """One rank of a run that believes a save to cost nothing before it has measured one."""
-    trainer_module._GUESSED_SAVE_SECONDS = 0.0
+    saving._GUESSED_STALL_SECONDS = 0.0
     train(config=config, overrides=[], dry_run=False, allow_change=None)
 
 

@@ -1,0 +1,185 @@
+"""Saving while training goes on: a state captured between two steps, and a thread that makes a checkpoint of it.
+
+What a save is does not depend on the thread: the same files, the same commit (`checkpoint.py`). The thread's votes go
+through a group of their own, in the order of the saves, and there is one save at a time; so no collective of training
+waits for one of saving, or the other way round.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from pretrain import parallel
+from pretrain.checkpoint import CheckpointManifest, CheckpointStore, step_folder
+from pretrain.engine import Engine
+from pretrain.errors import CheckpointError
+from pretrain.metrics import MetricsLog
+from pretrain.runlog import get_logger
+
+log = get_logger(__name__)
+
+_GUESSED_STALL_SECONDS = 10.0  # until the first one has been measured
+
+
+class NonFiniteStateError(CheckpointError):
+    """Weights or moments are NaN or infinite; nothing of them is saved."""
+
+
+class Saver:
+    """The saves of one run; every rank calls `save` and `wait` at the same steps.
+
+    Attributes:
+        captured_step: of the newest state that was captured, on every rank the same.
+        committed_step: of the newest state that is a checkpoint by what this rank knows.
+        stall_seconds: that training stood still for the newest save: capturing, and waiting for its end.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: CheckpointStore,
+        extras: tuple[Path, ...],
+        metrics: MetricsLog,
+        *,
+        is_asynchronous: bool,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._extras = extras
+        self._metrics = metrics
+        self._is_asynchronous = is_asynchronous
+        self._write: _Write | None = None
+        self.stall_seconds = _GUESSED_STALL_SECONDS
+        self.start_from(0)
+
+    def start_from(self, step: int) -> None:
+        """Take the state of `step` for saved: training begins there, now."""
+        self.captured_step = self.committed_step = step
+        self._went_on_at = self._unsaved_since = time.monotonic()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a save has begun of which nobody has heard the end."""
+        return self._write is not None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the save on its way has come to grief on this rank: a reason to call `wait` on all of them."""
+        return self._write is not None and self._write.error is not None
+
+    @property
+    def seconds_since_capture(self) -> float:
+        """Work since the newest capture, saved or on its way."""
+        return time.monotonic() - self._went_on_at
+
+    @property
+    def unsaved_seconds(self) -> float:
+        """Work that would be lost by a crash now: a save counts from its commit on."""
+        return time.monotonic() - self._unsaved_since
+
+    def save(self, manifest: CheckpointManifest) -> None:
+        """Capture the state of `manifest.step` and have it written; an earlier save ends first.
+
+        Raises:
+            NonFiniteStateError: it holds values that are no numbers, on any rank.
+            CheckpointError: this save, or the one before that was still on its way, failed on any rank.
+        """
+        self.wait()
+        start = time.monotonic()
+        captured = self._engine.capture_state(copies=self._is_asynchronous)
+        self._refuse_non_finite(manifest.step, captured.problem)
+        self.captured_step = manifest.step
+        work = partial(self._store.save, manifest, captured.write, self._extras)
+        self._write = _Write(manifest.step, work, has_thread=self._is_asynchronous)
+        self._went_on_at = time.monotonic()
+        self.stall_seconds = self._went_on_at - start
+        if not self._is_asynchronous:
+            self.wait()
+
+    def poll(self) -> None:
+        """Take notice of a save that has ended well; never waits."""
+        if self._write is not None and self._write.is_done and self._write.error is None:
+            self._finish(self._write)
+
+    def wait(self) -> None:
+        """Wait for the save on its way, if there is one, until it is committed on all ranks.
+
+        Raises:
+            CheckpointError: it failed on any rank.
+        """
+        if self._write is None:
+            return
+        start = time.monotonic()
+        self._write.join()
+        self.stall_seconds += time.monotonic() - start
+        self._finish(self._write)
+
+    def settle(self) -> None:
+        """Wait for the save on its way when the run ends for another reason, which its failure must not hide."""
+        try:
+            self.wait()
+        except Exception as error:  # noqa: BLE001  # told, and the other reason is about to be raised
+            log.warning("%s", error)
+
+    def _finish(self, write: _Write) -> None:
+        self._write = None
+        if write.error is not None:
+            raise write.error
+        self.committed_step, self._unsaved_since = write.step, self._went_on_at
+        log.info(
+            "saved %s: written in %.1f s, training stood still for %.2f s",
+            write.folder,
+            write.seconds,
+            self.stall_seconds,
+        )
+        self._metrics.write(
+            {"step": write.step, "save_write_seconds": write.seconds, "save_stall_seconds": self.stall_seconds}
+        )
+
+    def _refuse_non_finite(self, step: int, problem: str | None) -> None:
+        failure = parallel.first_failure(problem)
+        if failure is not None:
+            last = f"the last one is of step {self.committed_step}" if self.committed_step else "there is none yet"
+            raise NonFiniteStateError(
+                f"{step_folder(self._store.root, step)}: not saved, earlier checkpoints are untouched ({last}): "
+                f"{failure}; give the same command again to continue from there; if it comes back lower optim.lr, or "
+                "leave that rank's GPU or node out"
+            )
+
+
+class _Write:
+    """One save on its way to the disk, in a thread or not, and what has become of it."""
+
+    def __init__(self, step: int, work: Callable[[], Path], *, has_thread: bool) -> None:
+        self.step = step
+        self.folder: Path | None = None
+        self.error: BaseException | None = None
+        self.seconds = 0.0
+        self._work = work
+        # A daemon, so that a process that has to end can: what it leaves is a .tmp folder.
+        self._thread = threading.Thread(target=self._run, name=f"save-{step}", daemon=True) if has_thread else None
+        if self._thread is not None:
+            self._thread.start()
+        else:
+            self._run()
+
+    @property
+    def is_done(self) -> bool:
+        return self._thread is None or not self._thread.is_alive()
+
+    def join(self) -> None:
+        """Wait for the end; signals are still heard meanwhile."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        start = time.monotonic()
+        try:
+            self.folder = self._work()
+        except BaseException as error:  # noqa: BLE001  # the main thread raises it
+            self.error = error
+        self.seconds = time.monotonic() - start
