@@ -227,6 +227,25 @@ class CheckpointSection(_Section):
     keep_every: int | None = Field(None, ge=1, description="checkpoints of steps that this divides stay too")
 
 
+class WatchdogSection(_Section):
+    """When a run that makes no progress is ended, and which rank counts as slow; docs/train.md says how.
+
+    `*_seconds` of a kind: the least time-out, which grows with what the run itself takes; empty: none.
+    """
+
+    enabled: bool = True
+    heartbeat_seconds: float = Field(5.0, ge=0.05, description="between the signs of life in RUN/heartbeats")
+    start_seconds: float | None = Field(1200.0, gt=0.0, description="most silence up to the end of the first step")
+    step_seconds: float | None = Field(300.0, gt=0.0, description="most silence in a step, at least")
+    evaluation_seconds: float | None = Field(1200.0, gt=0.0, description="most silence in an evaluation, at least")
+    checkpoint_seconds: float | None = Field(1200.0, gt=0.0, description="most silence in a save, at least")
+    factor: float = Field(10.0, ge=1.0, description="or so many times the slowest of the last hundred of its kind")
+    collective_seconds: float = Field(1800.0, gt=0.0, description="time-out of the process group, the last line")
+    slow_share: float | None = Field(
+        0.3, gt=0.0, description="a rank whose own work takes so much longer than the median is named; empty: none"
+    )
+
+
 class RunConfig(_Section):
     """Everything that describes one run."""
 
@@ -241,6 +260,7 @@ class RunConfig(_Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     fp16: Fp16Section = Fp16Section()
     checkpoint: CheckpointSection = CheckpointSection()
+    watchdog: WatchdogSection = WatchdogSection()
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="passed through to DeepSpeed's configuration")
 
     @property

@@ -6,7 +6,7 @@ torch, so that a mistake is told in the first second and before any process wait
 
 from __future__ import annotations
 
-from pretrain.config import DataSection, RunConfig, SplitsSection, TrainSection
+from pretrain.config import DataSection, RunConfig, SplitsSection, TrainSection, WatchdogSection
 from pretrain.deepspeed_config import check_passed_through
 from pretrain.zero_checks import check_hierarchy_size, check_zero
 
@@ -47,7 +47,7 @@ def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
         )
     if not all(0.0 <= beta < 1.0 for beta in optim.betas):
         problems.append(f"optim.betas ({list(optim.betas)}) must lie in [0, 1), for example [0.9, 0.999]")
-    problems += _check_data(data) + check_passed_through(config) + check_zero(config)
+    problems += _check_data(data) + _check_watchdog(config.watchdog) + check_passed_through(config) + check_zero(config)
     return problems + _check_layout(config, world_size)
 
 
@@ -150,6 +150,17 @@ def _check_data(data: DataSection) -> list[str]:
                 "data.validation=[] or leave data.splits out"
             )
     return problems
+
+
+def _check_watchdog(watchdog: WatchdogSection) -> list[str]:
+    """Time-outs that the process group's own would come before."""
+    names = ("start_seconds", "step_seconds", "evaluation_seconds", "checkpoint_seconds")
+    return [
+        f"watchdog.{name} ({seconds:g}) must be below watchdog.collective_seconds ({watchdog.collective_seconds:g}), "
+        f"which would end the run first and say less; raise the latter to {2 * seconds:g}"
+        for name in names
+        if watchdog.enabled and (seconds := getattr(watchdog, name)) and seconds >= watchdog.collective_seconds
+    ]
 
 
 def _check_tensor_parallel(config: RunConfig) -> list[str]:

@@ -22,8 +22,10 @@ from pretrain.captured_state import CapturedState, HostMemory, find_non_finite
 from pretrain.config import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.deepspeed_config import OWNED_DEEPSPEED_KEYS, build_ds_config, zero_stage
+from pretrain.device_clock import DeviceClock
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
+from pretrain.heartbeat import Heartbeat
 from pretrain.model.pretraining import PretrainingLosses
 from pretrain.optim import build_optimizer, is_tensor_parallel, parameter_groups
 from pretrain.parallel import Mesh
@@ -49,7 +51,8 @@ class StepResult:
 
     `is_skipped`: no weight has changed, because a gradient was not finite. `bad_micro_batches`: global numbers of this
     rank's own micro-batches whose loss was not finite; the one field that differs between ranks. `requests[i]` is True
-    where any rank's i-th request was: what one rank wants, all hear of at the same step.
+    where any rank's i-th request was: what one rank wants, all hear of at the same step. `work_seconds` is what each
+    rank gave for itself, in rank order.
     """
 
     loss: float
@@ -59,6 +62,7 @@ class StepResult:
     is_skipped: bool
     requests: tuple[bool, ...]
     bad_micro_batches: tuple[int, ...] = ()
+    work_seconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,18 @@ class EvalResult:
 class Engine(ABC):
     """DeepSpeed behind four verbs; a subclass says how micro-batches go through the model."""
 
-    def __init__(self, config: RunConfig, model: torch.nn.Module, device: torch.device, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        model: torch.nn.Module,
+        device: torch.device,
+        mesh: Mesh,
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
         import deepspeed
 
         self.config = config
+        self.heartbeat = heartbeat or Heartbeat()
         self.device = device
         self.mesh = mesh
         shapes = describe_parameters(model)
@@ -90,6 +102,9 @@ class Engine(ABC):
             optimizer = build_optimizer(model, config.optim, shard_group=shard_group, tensor_group=mesh.tensor_group)
         self.ds_config = build_ds_config(config, mesh.dp_size)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.ds_config, mpu=mesh.mpu)
+        self.clock = DeviceClock(device)
+        if self.clock.is_used:  # the host only queues what a GPU does
+            self.heartbeat.work_stages = frozenset({"data"})
         self.state = zero_state(self.engine, zero_stage(config), mesh, shapes)
         self._replicas = ReplicaCheck(self.engine.module, mesh, device)
         self._host_memory = HostMemory(is_page_locked=device.type == "cuda")
@@ -103,9 +118,17 @@ class Engine(ABC):
         """Forward without dropout; the losses that this rank knows, each with its micro-batch."""
 
     def train_step(
-        self, micro_batches: Sequence[Batch], *, learning_rate: float, requests: Sequence[bool] = ()
+        self,
+        micro_batches: Sequence[Batch],
+        *,
+        learning_rate: float,
+        requests: Sequence[bool] = (),
+        work_seconds: float | None = None,
     ) -> StepResult:
-        """Forward and backward over this rank's micro-batches, then one optimizer step at `learning_rate`."""
+        """Forward and backward over this rank's micro-batches, then one optimizer step at `learning_rate`.
+
+        All ranks give `work_seconds`, which every one of them then learns from all, or none does.
+        """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         known, grad_norm = self._run_step(micro_batches)
@@ -114,9 +137,13 @@ class Engine(ABC):
             losses += torch.stack([step.total, step.mlm, step.contrastive])
         # All tensor ranks of the last stage know the same losses.
         losses /= len(micro_batches) * self.mesh.dp_size * self.mesh.tp_size
-        # One small collective per step carries the losses and every rank's requests.
-        votes = torch.tensor([float(wanted) for wanted in requests], dtype=torch.float64, device=self.device)
-        loss, mlm_loss, contrastive_loss, *counts = parallel.sum_over_ranks(torch.cat([losses, votes])).tolist()
+        # One small collective per step carries the losses, every rank's requests and what else they have to say.
+        told = [float(wanted) for wanted in requests] + _own_place(work_seconds)
+        self.heartbeat.enter("losses")
+        sums = parallel.sum_over_ranks(torch.cat([losses, losses.new_tensor(told)]))
+        loss, mlm_loss, contrastive_loss, *rest = sums.tolist()
+        self.heartbeat.add_work(self.clock.take())
+        counts, work = rest[: len(requests)], rest[len(requests) :]
         if grad_norm is None:
             found = self.engine.get_global_grad_norm()
             # A first step that overflows in fp16 is skipped before DeepSpeed has any norm.
@@ -127,7 +154,7 @@ class Engine(ABC):
         )
         wanted = tuple(count > 0 for count in counts)
         bad = () if math.isfinite(loss) else _not_finite(known, micro_batches)
-        return StepResult(loss, mlm_loss, contrastive_loss, grad_norm, is_skipped, wanted, bad)
+        return StepResult(loss, mlm_loss, contrastive_loss, grad_norm, is_skipped, wanted, bad, tuple(work))
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> EvalResult:
@@ -226,6 +253,15 @@ class Engine(ABC):
         }
 
 
+def _own_place(value: float | None) -> list[float]:
+    """One number per rank, of which this one knows its own: the sum over ranks is what each of them said."""
+    if value is None:
+        return []
+    own = [0.0] * parallel.world_size()
+    own[parallel.rank()] = value
+    return own
+
+
 def _not_finite(known: Sequence[PretrainingLosses], micro_batches: Sequence[Batch]) -> tuple[int, ...]:
     """Global numbers of the micro-batches whose loss this rank knows, and which is NaN or infinite."""
     pairs = zip(known, micro_batches, strict=False)  # only the last stage of a pipeline knows losses
@@ -251,10 +287,14 @@ class PlainEngine(Engine):
         known: list[PretrainingLosses] = []
         grad_norm: float | None = None
         for batch in micro_batches:
-            step = self._forward(batch)
+            self.heartbeat.enter("forward")
+            with self.clock.running():
+                step = self._forward(batch)
+            self.heartbeat.enter("backward")
             self.engine.backward(step.total)
             known.append(PretrainingLosses(*(value.detach() for value in step)))
             if self.engine.is_gradient_accumulation_boundary():
+                self.heartbeat.enter("optimizer")
                 grad_norm = self._plain_grad_norm()
             with self._no_update(unless=grad_norm is None or math.isfinite(grad_norm)):
                 self.engine.step()
@@ -277,6 +317,7 @@ class PlainEngine(Engine):
     def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
         self.engine.eval()
         for batch in micro_batches:
+            self.heartbeat.enter("evaluation")
             yield self._forward(batch), batch
 
     def _forward(self, batch: Batch) -> PretrainingLosses:

@@ -94,8 +94,11 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def start_process_group(launch: Launch, device: torch.device) -> None:
-    """Join the process group (gloo on CPU, NCCL on GPUs) and tell DeepSpeed about it; harmless when called again."""
+def start_process_group(launch: Launch, device: torch.device, timeout: timedelta = COLLECTIVE_TIMEOUT) -> None:
+    """Join the process group (gloo on CPU, NCCL on GPUs) and tell DeepSpeed about it; harmless when called again.
+
+    `timeout`: after which a collective fails that not all ranks have joined.
+    """
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if device.type == "cpu":
         # DeepSpeed chooses its accelerator while it is imported and would take a GPU that run.device=cpu leaves alone.
@@ -110,7 +113,7 @@ def start_process_group(launch: Launch, device: torch.device) -> None:
             store = distributed.HashStore()
             distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         else:
-            distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+            distributed.init_process_group(backend, timeout=timeout)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _start_deepspeed(launch)
@@ -142,6 +145,28 @@ def stop_process_group() -> None:
 
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+# What gloo and NCCL say when the other side has gone, and not when they were called wrongly.
+_LOST_CONTACT = (
+    "gloo/transport/",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+    "ncclRemoteError",
+    "communicator was aborted",
+    "Timed out waiting",
+    "ollective operation timeout",
+)
+
+
+def is_lost_contact(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank or the network has gone, and not by a mistake of the program."""
+    import torch.distributed as distributed
+
+    is_network = isinstance(error, distributed.DistNetworkError | distributed.DistStoreError)
+    return is_network or any(words in str(error) for words in _LOST_CONTACT)
 
 
 # -- the grid ----------------------------------------------------------------------------------------------------------

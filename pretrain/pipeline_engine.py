@@ -6,8 +6,10 @@ the collective that ends a step tells them to the others.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,22 +17,50 @@ import torch
 from pretrain.config import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.engine import Engine
+from pretrain.heartbeat import Heartbeat
 from pretrain.model.pipeline import BertPipeline
 from pretrain.model.pretraining import PretrainingLosses
 from pretrain.parallel import Mesh
+
+# Instructions in which a stage waits for no other one.
+_WORK = frozenset({"data", "load micro batch", "forward pass", "backward pass"})
 
 
 class PipelinedEngine(Engine):
     """PipelineEngine around a `model.pipeline.BertPipeline`."""
 
-    def __init__(self, config: RunConfig, model: BertPipeline, device: torch.device, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        model: BertPipeline,
+        device: torch.device,
+        mesh: Mesh,
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
         # DeepSpeed sends tensors between stages by collectives inside autograd's backward, and torch warns of that.
         warnings.filterwarnings(
             "ignore", category=UserWarning, message="c10d::.* an autograd kernel was not registered"
         )
-        super().__init__(config, model, device, mesh)
+        super().__init__(config, model, device, mesh, heartbeat)
+        self._tell_instructions()
         if hasattr(self.engine.optimizer, "scaled_global_norm"):
             self.engine.optimizer.scaled_global_norm = lambda norm_type=2: _global_norm(self.engine.optimizer)
+
+    def _tell_instructions(self) -> None:
+        """Let the heartbeat know which instruction of DeepSpeed's schedule runs; each stage has its own sequence."""
+        if not self.clock.is_used:
+            self.heartbeat.work_stages = _WORK
+
+        def told(name: str, instruction: Callable[..., None]) -> Callable[..., None]:
+            def call(engine: Any, **arguments: Any) -> None:
+                self.heartbeat.enter(name, in_lockstep=False)
+                with self.clock.running() if name in _WORK else contextlib.nullcontext():
+                    instruction(engine, **arguments)
+
+            return call
+
+        instructions = self.engine._INSTRUCTION_MAP.items()
+        self.engine._INSTRUCTION_MAP = {kind: told(_in_words(kind), function) for kind, function in instructions}
 
     def _run_step(self, micro_batches: Sequence[Batch]) -> tuple[list[PretrainingLosses], float | None]:
         self.engine.module.expect(batch.micro_batch_index for batch in micro_batches)
@@ -45,6 +75,11 @@ class PipelinedEngine(Engine):
         )
         if self.engine.is_last_stage():
             yield from zip(self.engine.module.losses, batches, strict=True)
+
+
+def _in_words(instruction: type) -> str:
+    """ForwardPass -> forward pass."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", instruction.__name__).lower()
 
 
 def _global_norm(zero: Any) -> torch.Tensor:

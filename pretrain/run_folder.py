@@ -1,7 +1,7 @@
 """One run, one folder: who holds it, which configuration it belongs to, in which environment it ran.
 
 config.yaml ds_config.json env.json metrics.jsonl tokenizer/ checkpoints/ logs/ tensorboard/ report.html
-slurm/ done.json stop
+heartbeats/ slurm/ done.json stop
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ _FREE_KEYS = (
     "parallel",  # the layout is compared with the checkpoint's own
     "zero",
     "checkpoint",
+    "watchdog",
     "deepspeed",
 )
 _KEPT_VARIABLES = ("SLURM_", "NCCL_", "GLOO_", "OMP_", "CUDA_", "TORCH_", "DS_", "MASTER_", "WORLD_SIZE")
@@ -56,6 +57,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
+        self.heartbeats = path / "heartbeats"
         self.tokenizer = path / "tokenizer"
         self.stop_file = path / "stop"
         self._done = path / "done.json"
@@ -134,6 +136,19 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"run.output_dir {self.path}: cannot be used: {error}") from None
         return None
+
+    def clear_heartbeats(self) -> None:
+        """Remove the signs of life of an earlier start.
+
+        Raises:
+            TacoError: the folder cannot be written.
+        """
+        try:
+            self.heartbeats.mkdir(exist_ok=True)
+            for old in self.heartbeats.iterdir():
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise TacoError(f"{self.heartbeats}: cannot be cleared: {error}; free space or remove it") from None
 
     def mark_done(self, step: int) -> None:
         """Say durably that the run has done its last step; whoever asks compares `step` with train.steps."""

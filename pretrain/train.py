@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
     from pretrain.data.batches import BatchSource, RowSource
     from pretrain.data.indexed_dataset import IndexedDataset
     from pretrain.engine import Engine
+    from pretrain.heartbeat import Heartbeat
+    from pretrain.metrics import MetricsLog
     from pretrain.model.pipeline import BertPipeline
     from pretrain.model.pretraining import BertForPretraining
     from pretrain.parallel import Launch, Mesh
     from pretrain.resilience import StopRequest
     from pretrain.run_folder import RunFolder
+    from pretrain.stragglers import Stragglers
     from pretrain.trainer import Trainer
 
 app = new_program()
@@ -53,7 +57,7 @@ def train(
 ) -> None:
     """Pretrain BERT: one process of the run (start with torchrun, or alone).
 
-    Exit codes: 0 done, 1 error, 2 configuration, 75 stopped by a signal with everything saved.
+    Exit codes: 0 done, 1 error, 2 configuration, 75 stopped by a signal with everything saved, 124 the run hung.
     """
     from pretrain.config import load_config
     from pretrain.parallel import read_launch
@@ -90,10 +94,14 @@ def _print_plan(config: RunConfig, launch: Launch) -> None:
 
 
 def _run(config: RunConfig, launch: Launch, allowed: list[str]) -> None:
+    from datetime import timedelta
+
     from pretrain import parallel
+    from pretrain.heartbeat import Heartbeat
     from pretrain.resilience import StopRequest
     from pretrain.run_folder import RunFolder
     from pretrain.runlog import start_logging
+    from pretrain.watchdog import lost_contact, start_watchdog
 
     stop = StopRequest()
     stop.install()
@@ -104,18 +112,30 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str]) -> None:
         parallel.make_deterministic()
     _check_device(config, device, launch)
     folder = RunFolder(config.run.output_dir)
-    parallel.start_process_group(launch, device)
+    parallel.start_process_group(launch, device, timedelta(seconds=config.watchdog.collective_seconds))
+    heartbeat, watchdog = Heartbeat(), None
     try:
-        _claim(folder, config, allowed)
+        token = _claim(folder, config, allowed)
+        watchdog = start_watchdog(config.watchdog, folder, heartbeat, launch, token)
         if launch.rank == 0:
             stop.watch(folder.stop_file)
         start_logging(folder.logs, launch.rank)
         mesh = parallel.start_mesh(config.parallel, device)
-        trainer = _build_trainer(config, folder, train_rows, validation_rows, device, mesh, stop)
+        trainer = _build_trainer(config, folder, train_rows, validation_rows, device, mesh, stop, heartbeat)
         _train(trainer, config.train.steps, folder)
+    except RuntimeError as error:
+        if not parallel.is_lost_contact(error):
+            raise
+        if watchdog is not None:
+            watchdog.wait_for_verdict()
+        raise lost_contact(error, heartbeat, folder.checkpoints) from error
     finally:
+        heartbeat.kind = "end"
+        heartbeat.enter("end")
         folder.release()
         parallel.stop_process_group()
+        if watchdog is not None:
+            watchdog.stop()
 
 
 def _train(trainer: Trainer, steps: int, folder: RunFolder) -> None:
@@ -204,8 +224,8 @@ def _check_device(config: RunConfig, device: torch.device, launch: Launch) -> No
         raise ConfigError("; ".join(problems))
 
 
-def _claim(folder: RunFolder, config: RunConfig, allowed: list[str]) -> None:
-    """Rank 0 takes the folder; every rank ends with its error if it cannot."""
+def _claim(folder: RunFolder, config: RunConfig, allowed: list[str]) -> str:
+    """Rank 0 takes the folder; every rank ends with its error if it cannot. Returns a name of this start of the run."""
     from pretrain import parallel
     from pretrain.errors import ConfigError, TacoError
 
@@ -215,14 +235,16 @@ def _claim(folder: RunFolder, config: RunConfig, allowed: list[str]) -> None:
         try:
             folder.claim()
             changes = folder.check_config(config, allowed)
+            folder.clear_heartbeats()
         except TacoError as error:
             problem = (error.exit_code, str(error))
-    problem = parallel.gather_objects(problem)[0]
+    problem, token = parallel.gather_objects((problem, uuid.uuid4().hex))[0]
     if problem is not None:
         code, message = problem
         raise (ConfigError if code == ConfigError.exit_code else TacoError)(message)
     for change in changes:
         log.info("changed since this run was started: %s", change)
+    return token
 
 
 def _build_trainer(
@@ -233,6 +255,7 @@ def _build_trainer(
     device: torch.device,
     mesh: Mesh,
     stop: StopRequest,
+    heartbeat: Heartbeat,
 ) -> Trainer:
     from pretrain import parallel
     from pretrain.metrics import MetricsLog
@@ -250,8 +273,9 @@ def _build_trainer(
     train_source = _batches(config, train_rows, config.run.seed, device.type, config.data.weights)
     for line in _describe_epochs(config, train_source):
         log.info("%s", line)
-    engine = _build_engine(config, model, device, mesh)
+    engine = _build_engine(config, model, device, mesh, heartbeat)
     _describe_run(config, folder, engine.ds_config, device)
+    metrics = MetricsLog(folder.path, is_active=parallel.rank() == 0, use_tensorboard=config.run.tensorboard)
     return Trainer(
         config=config,
         engine=engine,
@@ -262,8 +286,9 @@ def _build_trainer(
         store=_build_store(config, folder),
         description=_describe_checkpoint(config, train_rows),
         checkpoint_extras=tuple(p for p in (folder.path / "config.yaml", folder.tokenizer) if p.exists()),
-        metrics=MetricsLog(folder.path, is_active=parallel.rank() == 0, use_tensorboard=config.run.tensorboard),
+        metrics=metrics,
         stop=stop,
+        stragglers=_watch_stragglers(config, mesh, metrics),
     )
 
 
@@ -275,6 +300,19 @@ def _build_store(config: RunConfig, folder: RunFolder) -> CheckpointStore:
     section = config.checkpoint
     group = parallel.start_side_group() if section.asynchronous else None
     return CheckpointStore(folder.checkpoints, keep=section.keep, keep_every=section.keep_every, group=group)
+
+
+def _watch_stragglers(config: RunConfig, mesh: Mesh, metrics: MetricsLog) -> Stragglers | None:
+    """Who names slow ranks, where there are several and somebody wants to know; collective."""
+    import socket
+
+    from pretrain import parallel
+    from pretrain.stragglers import Stragglers
+
+    share = config.watchdog.slow_share
+    if share is None or not config.watchdog.enabled or parallel.world_size() == 1:
+        return None
+    return Stragglers(share, parallel.gather_objects(socket.gethostname()), mesh.pp_size, metrics)
 
 
 def _describe_rows(rows: RowSource) -> str:
@@ -293,17 +331,21 @@ def _count(model: BertForPretraining | BertPipeline) -> int:
 
 
 def _build_engine(
-    config: RunConfig, model: BertForPretraining | BertPipeline, device: torch.device, mesh: Mesh
+    config: RunConfig,
+    model: BertForPretraining | BertPipeline,
+    device: torch.device,
+    mesh: Mesh,
+    heartbeat: Heartbeat,
 ) -> Engine:
     if mesh.pp_size == 1:
         from pretrain.engine import PlainEngine
 
-        return PlainEngine(config, model, device, mesh)
+        return PlainEngine(config, model, device, mesh, heartbeat)
     from pretrain.model.pipeline import BertPipeline
     from pretrain.pipeline_engine import PipelinedEngine
 
     assert isinstance(model, BertPipeline)  # build_model looks at the same mesh
-    return PipelinedEngine(config, model, device, mesh)
+    return PipelinedEngine(config, model, device, mesh, heartbeat)
 
 
 def _describe_epochs(config: RunConfig, source: BatchSource) -> list[str]:

@@ -25,6 +25,7 @@ from pretrain.replicas import ReplicaDriftError, describe_drift
 from pretrain.resilience import BadSteps, PreemptedError, StopRequest, best_save_interval
 from pretrain.runlog import Eta, format_count, format_seconds, get_logger, progress_bar
 from pretrain.saving import Saver
+from pretrain.stragglers import Stragglers
 
 log = get_logger(__name__)
 
@@ -51,6 +52,7 @@ class Trainer:
         checkpoint_extras: tuple[Path, ...],
         metrics: MetricsLog,
         stop: StopRequest,
+        stragglers: Stragglers | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -61,6 +63,8 @@ class Trainer:
         self.metrics = metrics
         self.stop = stop
         self.bad_steps = BadSteps(config.run.output_dir, config.train.max_bad_steps, config.precision == "fp16")
+        self.heartbeat = engine.heartbeat
+        self.stragglers = stragglers
         self.state = TrainState()
         self.saver = Saver(engine, store, checkpoint_extras, metrics, is_asynchronous=config.checkpoint.asynchronous)
         self._compared_at = 0
@@ -118,15 +122,27 @@ class Trainer:
         eta = Eta(self.state.step, total)
         with progress_bar("training", self.state.step, total, is_shown=parallel.rank() == 0) as bar:
             while self.state.step < total:
+                self.heartbeat.begin_step(self.state.step + 1)
+                work_seconds, step_seconds = self._take_work()
                 result = self.engine.train_step(
                     [next(micro_batches) for _ in range(accum)],
                     learning_rate=learning_rate(self.state.step, self.config.optim, total),
                     requests=(self.stop.is_set, self._is_save_due_by_time(), self.saver.has_failed),
+                    work_seconds=work_seconds,
                 )
+                self.heartbeat.end_step()
                 self._advance(result)
+                if self.stragglers is not None and result.work_seconds and parallel.rank() == 0:
+                    self.stragglers.note(self.state.step, result.work_seconds, step_seconds)
                 bar.update(self.state.step)
                 self._report(result, eta)
                 self._validate_and_save(result)
+
+    def _take_work(self) -> tuple[float | None, float]:
+        """What this rank tells the others of its work in the last steps, on the steps that are logged."""
+        if self.stragglers is None or (self.state.step + 1) % self.config.train.log_every:
+            return None, 0.0
+        return self.heartbeat.take_work()
 
     def _micro_batch_indices(self) -> Iterator[int]:
         """Global numbers of this rank's micro-batches from the current state on.
@@ -144,7 +160,7 @@ class Trainer:
         rows = self.config.train.global_batch_size
         step, loss, norm = self.state.step + 1, result.loss, result.grad_norm
         if self.bad_steps.note(step, loss, norm, is_skipped=result.is_skipped):
-            self.saver.wait()  # so that all ranks know the same last checkpoint
+            self._wait_for_save()  # so that all ranks know the same last checkpoint
             suspects = self._suspects(result)
             if parallel.rank() == 0:
                 self.bad_steps.write_down(step, loss, norm, suspects)
@@ -208,7 +224,7 @@ class Trainer:
         stop_requested, save_requested, save_failed = result.requests
         is_last = step == train.steps
         if save_failed:
-            self.saver.wait()  # raises on every rank
+            self._wait_for_save()  # raises on every rank
         self.saver.poll()
         if train.replica_check_every is not None and step % train.replica_check_every == 0:
             self.compare_replicas()
@@ -217,7 +233,7 @@ class Trainer:
         if is_last or stop_requested or save_requested or (every is not None and step % every == 0):
             self.save()
         if is_last or stop_requested:
-            self.saver.wait()
+            self._wait_for_save()
         if stop_requested and not is_last:
             raise PreemptedError(
                 f"stopped at step {step} of {train.steps} as asked; everything is saved, "
@@ -226,7 +242,8 @@ class Trainer:
 
     def validate(self) -> EvalResult:
         """Both losses and the masked-token accuracy on a fixed sample of the validation rows."""
-        result = self.engine.evaluate(self._validation_batches())
+        with self.heartbeat.during("evaluation"):
+            result = self.engine.evaluate(self._validation_batches())
         self.metrics.write(
             {
                 "step": self.state.step,
@@ -276,12 +293,19 @@ class Trainer:
         # Never before the last one is written: a save that begins then would only stop training.
         return not self.saver.is_writing and any(self.saver.seconds_since_capture >= limit for limit in limits)
 
+    def _wait_for_save(self) -> None:
+        """Stand still until the save on its way, if there is one, is committed."""
+        with self.heartbeat.during("checkpoint"):
+            self.saver.wait()
+
     def save(self) -> None:
         """Save the current state, unless it was just captured; it may still be on its way to the disk afterwards."""
         if self.saver.captured_step == self.state.step:
             return
         self.compare_replicas()
-        self.saver.save(replace(self.description, step=self.state.step, consumed_samples=self.state.consumed_samples))
+        with self.heartbeat.during("checkpoint"):
+            manifest = replace(self.description, step=self.state.step, consumed_samples=self.state.consumed_samples)
+            self.saver.save(manifest)
         self._throughput.restart()
 
 

@@ -5,6 +5,7 @@ One file per result and log; the first rank that fails ends the others, and its 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,61 @@ def run_ranks(
         return [_result(folder, rank) for rank in range(world_size)]
 
 
+class Ranks:
+    """Forked processes that a test may stop and kill, as long as they run; processes and logs in rank order."""
+
+    def __init__(self, processes: list[int], folder: Path) -> None:
+        self.processes = processes
+        self._folder = folder
+        self._codes: dict[int, int] = {}
+
+    def log(self, rank: int) -> str:
+        """What the rank has printed so far."""
+        return (self._folder / f"log{rank}").read_text(errors="replace")
+
+    def wait(self, timeout: float, ranks: list[int] | None = None) -> list[int]:
+        """Exit codes (negative: signals) of these ranks, or of all, once they have ended.
+
+        Raises:
+            RankFailedError: a rank runs for longer than `timeout` seconds.
+        """
+        end = time.monotonic() + timeout
+        wanted = list(range(len(self.processes))) if ranks is None else ranks
+        while left := [rank for rank in wanted if rank not in self._codes]:
+            for rank in left:
+                process, status = os.waitpid(self.processes[rank], os.WNOHANG)
+                if process:
+                    self._codes[rank] = os.waitstatus_to_exitcode(status)
+            if time.monotonic() > end:
+                logs = "\n".join(f"-- rank {rank}\n{self.log(rank)[-2000:]}" for rank in wanted)
+                raise RankFailedError(f"ranks {left} still run after {timeout} s; exit codes {self._codes}\n{logs}")
+            time.sleep(0.01)
+        return [self._codes[rank] for rank in wanted]
+
+    def kill(self) -> None:
+        """End what still runs."""
+        for rank, process in enumerate(self.processes):
+            if rank not in self._codes:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+
+
+@contextlib.contextmanager
+def started_ranks(world_size: int, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Ranks]:
+    """As `run_ranks`, but without waiting: what still runs at the end of the block is killed.
+
+    A rank that raises SystemExit ends with its code.
+    """
+    port = _free_port()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ranks = Ranks([_fork(rank, world_size, port, folder, work, args, kwargs) for rank in range(world_size)], folder)
+        try:
+            yield ranks
+        finally:
+            ranks.kill()
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -66,6 +122,9 @@ def _fork(rank: int, world_size: int, port: int, folder: Path, work: Callable[..
         )  # fmt: skip
         outcome: tuple[bool, Any] = (True, work(*args, **kwargs))
         status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+        outcome = (False, traceback.format_exc())
     except BaseException:  # noqa: BLE001  # whatever ends the rank is the test's result
         outcome = (False, traceback.format_exc())
     (folder / f"result{rank}.tmp").write_bytes(pickle.dumps(outcome))

@@ -1,0 +1,93 @@
+"""The watchdog's second line: a small process beside each rank, for C code that never lets the interpreter go.
+
+The watchdog's thread tells it by a pipe that it lives, and how long it may be silent. Where nothing comes for so long,
+although the rank's process is not stopped, the guard asks it for its stacks (SIGQUIT, which is answered in C) and kills
+it. The guard ends with the rank, imports nothing but the standard library, and counts no time in which it was stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_PERIOD = 1.0
+_STACK_SECONDS = 2.0
+
+
+def start(rank: int, stacks: Path) -> subprocess.Popen[bytes] | None:
+    """Start the guard of this process; None where the machine has no room for another process."""
+    command = [sys.executable, "-S", "-E", __file__, str(os.getpid()), str(rank), str(stacks)]
+    try:
+        # In a session of its own: Ctrl-C in the terminal is a wish to the rank alone.
+        guard = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    except OSError:
+        return None
+    assert guard.stdin is not None
+    os.set_blocking(guard.stdin.fileno(), False)  # a guard that is stopped must not stop the watchdog
+    return guard
+
+
+def tell(guard: subprocess.Popen[bytes], limit: float) -> None:
+    """Say that this rank's watchdog lives, and that it may be silent for `limit` seconds from now on."""
+    assert guard.stdin is not None
+    with contextlib.suppress(OSError):  # the guard was killed; the first line goes on without it
+        os.write(guard.stdin.fileno(), f"{limit:.3f}\n".encode())
+
+
+def stop(guard: subprocess.Popen[bytes]) -> None:
+    """End the guard."""
+    assert guard.stdin is not None
+    with contextlib.suppress(OSError):
+        guard.stdin.close()
+    guard.wait()
+
+
+def guard_process(process: int, rank: str, stacks: str) -> None:
+    """Watch `process` until its pipe is closed."""
+    limit, silent, last = float("inf"), 0.0, time.monotonic()
+    while True:
+        readable, _, _ = select.select([0], [], [], _PERIOD)
+        now = time.monotonic()
+        if readable:
+            told = os.read(0, 1 << 16)
+            if not told:
+                return
+            limit, silent = float(told.split()[-1]), 0.0
+        elif not _is_stopped(process):
+            silent += min(now - last, 2 * _PERIOD)
+        last = now
+        if silent > limit:
+            _end(process, rank, stacks, silent)
+            return
+
+
+def _is_stopped(process: int) -> bool:
+    """Whether a signal or a debugger holds the process."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return True  # no such process any more: the pipe closes in a moment
+
+
+def _end(process: int, rank: str, stacks: str, silent: float) -> None:
+    who = "" if rank == "0" else f"[rank {rank}] "
+    os.write(
+        2,
+        f"{who}error: hang: nothing of process {process} runs for {silent:.0f} s, C code keeps its interpreter or a "
+        f"disk does not answer; killed, stacks are in {stacks}\n".encode(),
+    )
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGQUIT)
+        time.sleep(_STACK_SECONDS)
+        os.kill(process, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    guard_process(int(sys.argv[1]), sys.argv[2], sys.argv[3])
