@@ -5,6 +5,7 @@
 #   make check        lint, types and fast tests, before each commit
 #   make moves        continue a run of every layout in every other one, and write the table of docs/parallelism.md
 #   make sanitize     the C++ code and the tests of its extension under address, undefined-behaviour and thread sanitizers
+#   make reliability  inject every fault that the tests know, and write the table of docs/reliability.md
 #   make parity       hold every layout of four processes against one, and write the table in docs/parallelism.md
 #   make gpu          tests that need a GPU, on one
 #   make soak         long tests; then preprocessing killed at random for SECONDS (600), and every byte compared
@@ -19,7 +20,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 CORPUS := data_tools/sample_corpus/public_domain_en.jsonl.zst
 
-.PHONY: install quickstart test check lint moves parity sanitize soak gpu clean help
+.PHONY: install quickstart test check lint moves parity reliability sanitize soak gpu clean help
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -87,6 +88,9 @@ sanitize: install
 
 moves: install
 	$(BIN)/python tests/distributed/moves_table.py
+
+reliability: install
+	$(BIN)/python tests/faults/reliability_table.py
 
 soak: install
 	$(BIN)/python -m pytest -q -m soak

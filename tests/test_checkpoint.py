@@ -96,6 +96,7 @@ def every_file(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
 
 
+@pytest.mark.fault("damaged-checkpoint")
 @pytest.mark.parametrize("seed", range(25))
 def test_one_flipped_bit_anywhere_is_found(store: CheckpointStore, seed: int) -> None:
     folder = save(store, 10)
@@ -126,6 +127,7 @@ def is_unchanged(flipped: bytearray, content: bytes) -> bool:
         return False
 
 
+@pytest.mark.fault("damaged-checkpoint")
 def test_truncated_and_missing_files_are_found(store: CheckpointStore) -> None:
     folder = save(store, 10)
     first, second = every_file(folder)
@@ -143,6 +145,7 @@ def test_shares_of_all_ranks_cover_every_file(store: CheckpointStore) -> None:
     assert [len(find_problems(folder, part=part, num_parts=2)) for part in (0, 1)] == [1, 1]
 
 
+@pytest.mark.fault("damaged-checkpoint")
 def test_a_bad_checkpoint_is_kept_aside_and_the_previous_one_used(store: CheckpointStore) -> None:
     save(store, 10, 20)
     every_file(step_folder(store.root, 20))[0].unlink()
@@ -150,6 +153,7 @@ def test_a_bad_checkpoint_is_kept_aside_and_the_previous_one_used(store: Checkpo
     assert (store.root / "step-0000020.bad").is_dir()
 
 
+@pytest.mark.fault("no-good-checkpoint")
 def test_only_bad_checkpoints_are_a_refusal_not_a_fresh_start(store: CheckpointStore) -> None:
     save(store, 10, 20)
     for folder in list_checkpoints(store.root):
@@ -161,6 +165,7 @@ def test_only_bad_checkpoints_are_a_refusal_not_a_fresh_start(store: CheckpointS
         store.newest_good()
 
 
+@pytest.mark.fault("latest")
 @pytest.mark.parametrize("content", ["", "step-0000099\n", None])
 def test_latest_is_only_a_hint(store: CheckpointStore, content: str | None) -> None:
     folder = save(store, 10)
@@ -171,6 +176,7 @@ def test_latest_is_only_a_hint(store: CheckpointStore, content: str | None) -> N
     assert store.newest_good() == folder
 
 
+@pytest.mark.fault("kill-in-save")
 def test_an_interrupted_save_is_ignored_and_removed(store: CheckpointStore) -> None:
     good = save(store, 10)
     left_over = store.root / "step-0000020.tmp"
@@ -180,6 +186,7 @@ def test_an_interrupted_save_is_ignored_and_removed(store: CheckpointStore) -> N
     assert not left_over.exists()
 
 
+@pytest.mark.fault("full-disk")
 def test_a_failed_write_leaves_the_earlier_checkpoint(store: CheckpointStore) -> None:
     good = save(store, 10)
 
@@ -193,6 +200,7 @@ def test_a_failed_write_leaves_the_earlier_checkpoint(store: CheckpointStore) ->
     assert find_problems(good) == []
 
 
+@pytest.mark.fault("full-disk")
 def test_a_failed_commit_leaves_the_earlier_checkpoint(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     good = save(store, 10)
 
@@ -205,6 +213,7 @@ def test_a_failed_commit_leaves_the_earlier_checkpoint(store: CheckpointStore, m
     assert list_checkpoints(store.root) == [good]
 
 
+@pytest.mark.fault("malicious")
 def test_a_manifest_cannot_point_outside_its_folder(store: CheckpointStore, tmp_path: Path) -> None:
     folder = save(store, 10)
     (tmp_path / "secret").write_text("x")
@@ -214,6 +223,7 @@ def test_a_manifest_cannot_point_outside_its_folder(store: CheckpointStore, tmp_
     assert any("outside the checkpoint" in problem for problem in find_problems(folder))
 
 
+@pytest.mark.fault("damaged-checkpoint")
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1}', '{"format_version": 99}'])
 def test_a_damaged_manifest_is_a_typed_error(store: CheckpointStore, text: str) -> None:
     folder = save(store, 10)

@@ -78,6 +78,7 @@ def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
     assert "circle" in refusal(write(tmp_path, {"extends": "other.yaml"}))
 
 
+@pytest.mark.fault("bad-config")
 def test_unknown_keys_suggest_the_near_name_or_the_right_section(tmp_path: Path) -> None:
     path = write(tmp_path, {**MINIMAL, "train": {"micro_batch_sise": 4, "lr": 1.0}})
     message = refusal(path)
@@ -85,6 +86,7 @@ def test_unknown_keys_suggest_the_near_name_or_the_right_section(tmp_path: Path)
     assert "did you mean optim.lr?" in message
 
 
+@pytest.mark.fault("bad-config")
 def test_all_problems_are_told_together(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, {"run": {}, "data": {"train": []}, "train": {"steps": "many"}}))
     assert "run.output_dir: is required" in message
@@ -93,6 +95,7 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
     assert "'many'" in message
 
 
+@pytest.mark.fault("bad-config")
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -131,6 +134,7 @@ def test_file_problems_name_the_file(tmp_path: Path) -> None:
     assert "expected sections" in refusal(broken)
 
 
+@pytest.mark.fault("malicious")
 def test_yaml_cannot_construct_objects(tmp_path: Path) -> None:
     path = tmp_path / "evil.yaml"
     path.write_text(f"run: !!python/object/apply:os.mkdir ['{tmp_path / 'canary'}']\n")
@@ -155,6 +159,7 @@ def test_one_process_where_the_configuration_says_two() -> None:
     assert "parallel.data=1" in problem
 
 
+@pytest.mark.fault("bad-config")
 def test_every_problem_of_a_layout_is_told_at_once_with_the_layouts_that_fit(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
     overrides = ["parallel.tensor=5", "parallel.pipeline=13", "parallel.sequence=true", "zero.stage=2"]

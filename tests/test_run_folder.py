@@ -25,6 +25,7 @@ def started(folder: Path, **sections: object) -> RunFolder:
     return run
 
 
+@pytest.mark.fault("two-runs")
 def test_second_run_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     first = started(tmp_path / "run")
     with pytest.raises(TacoError, match=f"in use by host .*, process {os.getpid()}"):
@@ -51,6 +52,7 @@ def test_the_same_configuration_continues(tmp_path: Path) -> None:
     assert run.check_config(config(tmp_path / "run")) == []
 
 
+@pytest.mark.fault("changed-run")
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
     changed = config(tmp_path / "run", optim={"lr": 0.5}, data={"train": ["y"]})

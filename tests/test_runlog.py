@@ -42,6 +42,7 @@ def test_every_rank_has_a_file_and_only_the_first_speaks(tmp_path: Path, capsys:
     assert "hello from 1" in (tmp_path / "rank_00001.log").read_text()
 
 
+@pytest.mark.fault("logging")
 def test_a_log_folder_that_cannot_be_made_costs_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "logs").write_text("a file")
     start_logging(tmp_path / "logs", 0)

@@ -126,6 +126,7 @@ def test_counters_come_back(tmp_path: Path) -> None:
     assert read_counters(tmp_path) == counters
 
 
+@pytest.mark.fault("full-disk")
 @pytest.mark.parametrize("room", [0, 100, 200])
 def test_a_full_disk_is_an_oserror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     written = HashingFile.write

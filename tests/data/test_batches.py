@@ -193,6 +193,7 @@ def write_with(prefix: Path, **changes: Any) -> None:
         writer.finalize(tokenizer=type(tokenizer_info())(**info))
 
 
+@pytest.mark.fault("tokenizer")
 def test_datasets_of_different_tokenizers_are_refused(tmp_path: Path) -> None:
     write_with(tmp_path / "a")
     write_with(tmp_path / "renamed", name="copy.txt")
@@ -219,6 +220,7 @@ def test_a_dataset_without_a_manifest_and_no_dataset_are_refused(prefixes: list[
         RowSource([], "stream", 16)
 
 
+@pytest.mark.fault("tokenizer")
 def test_an_id_outside_the_vocabulary_is_a_data_error(prefixes: list[Path]) -> None:
     path = Path(f"{prefixes[0]}.bin")
     path.write_bytes(b"\xff" * path.stat().st_size)

@@ -32,12 +32,14 @@ def test_sound_files_open_with_what_they_hold(tmp_path: Path, corpus: int) -> No
     assert plain_read(*sound_files(corpus)) == expected
 
 
+@pytest.mark.fault("data-index")
 @settings(IN_TMP, max_examples=500)
 @given(corpus=st.integers(0, len(CORPORA) - 1), mutations=mutations)
 def test_damage_is_refused_or_harmless(tmp_path: Path, corpus: int, mutations: list[Mutation]) -> None:
     attack(tmp_path, corpus, mutations)
 
 
+@pytest.mark.fault("data-index")
 @pytest.mark.slow
 @settings(IN_TMP, max_examples=20_000)
 @given(corpus=st.integers(0, len(CORPORA) - 1), mutations=mutations)
@@ -45,6 +47,7 @@ def test_damage_is_refused_or_harmless_at_length(tmp_path: Path, corpus: int, mu
     attack(tmp_path, corpus, mutations)
 
 
+@pytest.mark.fault("data-index")
 def test_every_flipped_bit_is_refused_or_moves_a_document(tmp_path: Path) -> None:
     """Without a manifest, which has a hash, borders between documents are the one thing that a bit can move."""
     num_bits = len(sound_files(0)[0]) * 8
@@ -53,6 +56,7 @@ def test_every_flipped_bit_is_refused_or_moves_a_document(tmp_path: Path) -> Non
     assert all(bit // 8 >= 34 + 12 * 7 for bit in opened)
 
 
+@pytest.mark.fault("data-index")
 def test_damage_costs_no_memory_and_needs_no_assertions(tmp_path: Path) -> None:
     """64 MiB more than an interpreter that has read a dataset: a hostile count that was believed would end this."""
     assert run_campaign(tmp_path, 2_000, "-O").endswith("assertions off\n")

@@ -62,6 +62,7 @@ def test_tables_are_built_once_and_then_mapped(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("a.index/.*.tmp"))
 
 
+@pytest.mark.fault("index-race")
 def test_every_flipped_bit_and_every_cut_is_noticed_and_the_file_built_again(tmp_path: Path) -> None:
     cached("pack", FACTS, Maker(), [tmp_path])
     path = only_file(tmp_path)
@@ -95,6 +96,7 @@ def test_folders_that_refuse_are_passed_over(tmp_path: Path, caplog: pytest.LogC
     assert make.calls == 2
 
 
+@pytest.mark.fault("index-race")
 def test_a_full_disk_leaves_nothing_and_the_tables_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -147,6 +149,7 @@ def start_racers(folder: Path, count: int, seconds: float) -> list[subprocess.Po
     ]
 
 
+@pytest.mark.fault("index-race")
 def test_of_four_processes_one_builds(tmp_path: Path) -> None:
     racers = start_racers(tmp_path, 4, 0.3)
     (tmp_path / "go").touch()
@@ -154,6 +157,7 @@ def test_of_four_processes_one_builds(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("built-by-*"))) == 1
 
 
+@pytest.mark.fault("index-race")
 def test_when_the_builder_is_killed_the_next_one_builds(tmp_path: Path) -> None:
     racers = start_racers(tmp_path, 3, 2.0)
     (tmp_path / "go").touch()

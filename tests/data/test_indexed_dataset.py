@@ -93,6 +93,7 @@ POINTERS = 34 + 4 * NUM_SEQUENCES
 DOCUMENT_INDICES = POINTERS + 8 * NUM_SEQUENCES
 
 
+@pytest.mark.fault("data-index")
 @pytest.mark.parametrize(
     ("offset", "data", "named"),
     [
@@ -129,6 +130,7 @@ def test_a_damaged_index_names_file_field_expected_and_found(
     assert verify(prefix) == [str(error.value)]
 
 
+@pytest.mark.fault("data-size")
 @pytest.mark.parametrize(("size", "found"), [(0, 0), (15, 15), (17, 17), (1000, 1000)])
 def test_a_bin_of_another_size_is_told_in_bytes(prefix: Path, size: int, found: int) -> None:
     with open(f"{prefix}.bin", "r+b") as file:
@@ -137,6 +139,7 @@ def test_a_bin_of_another_size_is_told_in_bytes(prefix: Path, size: int, found: 
         IndexedDataset(prefix)
 
 
+@pytest.mark.fault("data-index")
 @pytest.mark.parametrize("size", [0, 8, 33, 34, 100, 165, 167])
 def test_an_index_of_another_size_is_refused(prefix: Path, size: int) -> None:
     with open(f"{prefix}.idx", "r+b") as file:
@@ -180,6 +183,7 @@ def test_patched_headers_give_an_error_or_an_equal_dataset(prefix: Path, data: s
     assert np.array_equal(np.diff(dataset.document_indices) >= 0, [True] * 5)
 
 
+@pytest.mark.fault("data-index")
 def test_checks_hold_without_assertions(prefix: Path) -> None:
     patch(prefix, ".idx", 0, b"X")
     program = f"from pretrain.data.indexed_dataset import verify; print(verify({str(prefix)!r})[0])"
@@ -187,6 +191,7 @@ def test_checks_hold_without_assertions(prefix: Path) -> None:
     assert "magic: expected" in result.stdout
 
 
+@pytest.mark.fault("data-index")
 def test_hostile_counts_allocate_nothing(prefix: Path) -> None:
     patch(prefix, ".idx", 18, number(2**60))
     tracemalloc.start()
@@ -206,6 +211,7 @@ def test_a_manifest_of_another_dataset_is_refused(tmp_path: Path) -> None:
         IndexedDataset(tmp_path / "a")
 
 
+@pytest.mark.fault("data-size")
 def test_verify_finds_every_flipped_bit_of_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 8)
     with IndexedDatasetWriter(tmp_path / "a", "uint16") as writer:
@@ -271,6 +277,7 @@ def test_a_failed_overwrite_keeps_the_old_dataset(tmp_path: Path) -> None:
     assert verify(tmp_path / "a") == []
 
 
+@pytest.mark.fault("preprocess")
 def test_a_crash_while_publishing_leaves_nothing_that_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path / "a", DOCUMENTS)
     real_replace, calls = Path.replace, []
@@ -321,6 +328,7 @@ def test_a_missing_folder_is_explained(tmp_path: Path) -> None:
         write_dataset(tmp_path / "no" / "a", DOCUMENTS)
 
 
+@pytest.mark.fault("preprocess")
 def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path) -> None:
     program = f"""
 import resource, signal, numpy

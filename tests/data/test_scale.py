@@ -72,6 +72,7 @@ def sparse(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[i
     return tmp_path / "big", write_sparse(tmp_path / "big", request.param)
 
 
+@pytest.mark.fault("data-limits")
 @pytest.mark.slow
 def test_documents_of_a_file_beyond_32_bits(sparse: tuple[Path, dict[int, int]]) -> None:
     prefix, marks = sparse
@@ -85,6 +86,7 @@ def test_documents_of_a_file_beyond_32_bits(sparse: tuple[Path, dict[int, int]])
         assert dataset.tokens[place] == token
 
 
+@pytest.mark.fault("data-limits")
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["stream", "document"])
 def test_rows_of_a_file_beyond_32_bits(sparse: tuple[Path, dict[int, int]], mode: str) -> None:
@@ -116,6 +118,7 @@ def last_row_at(index: RowIndex, place: int) -> int:
     return low
 
 
+@pytest.mark.fault("data-limits")
 @pytest.mark.slow
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer reserves terabytes itself")
 def test_a_file_beyond_32_bits_is_read_in_little_memory(tmp_path: Path) -> None:
@@ -144,6 +147,7 @@ def limit_address_space() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
+@pytest.mark.fault("data-limits")
 @pytest.mark.slow
 def test_more_than_2_to_the_31_documents() -> None:
     """All but the last few are empty. Offsets that are only zeros cost no memory: they are one page, mapped often."""

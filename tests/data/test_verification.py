@@ -34,6 +34,7 @@ def flipped(path: Path, bit: int) -> Iterator[None]:
         path.write_bytes(good)
 
 
+@pytest.mark.fault("data-index")
 @pytest.mark.parametrize("piece", [1, 1 << 20])
 def test_every_flipped_bit_of_the_index_is_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     monkeypatch.setattr(index_damage, "_PIECE", piece)
@@ -116,6 +117,7 @@ def test_damaged_chunks_are_told_in_order_by_any_number_of_threads(
     assert sum(read) == manifest.bin_bytes + manifest.idx_bytes == verification.count_bytes(tmp_path / "a")
 
 
+@pytest.mark.fault("data-size")
 def test_a_truncated_bin_tells_what_is_missing_and_what_else_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +178,7 @@ def test_damage_of_the_manifest_stops_there(tmp_path: Path) -> None:
     assert "content differs from what was written" in problem.message
 
 
+@pytest.mark.fault("data-size")
 def test_two_hundred_random_bits_over_all_files_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 1 << 12)
     folder = tmp_path / "a.tokenizer"

@@ -102,6 +102,7 @@ def complete(folder: Path, inputs: list[str]) -> float:
     return time.monotonic() - begin
 
 
+@pytest.mark.fault("preprocess")
 @pytest.mark.slow
 def test_killed_at_any_moment_and_continued_with_other_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAUSE_PER_CHUNK", "0.02")  # or a fast machine is done before it is killed
@@ -130,6 +131,7 @@ def test_killed_at_any_moment_and_continued_with_other_workers(tmp_path: Path, m
     assert continued >= 1
 
 
+@pytest.mark.fault("preprocess")
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("workers", [1, 2])
@@ -239,6 +241,7 @@ def test_damage_goes_back_to_what_can_be_believed(unfinished: tuple[Path, list[s
             (folder / f"out{suffix}").unlink()
 
 
+@pytest.mark.fault("preprocess")
 @pytest.mark.parametrize("step", range(8))
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_killed_while_the_dataset_is_put_in_place(tmp_path: Path, step: int, overwrite: bool) -> None:
@@ -330,6 +333,7 @@ def test_too_many_rejects_end_the_run_until_more_are_allowed(tmp_path: Path) -> 
     assert_same(tmp_path, "out", "whole")
 
 
+@pytest.mark.fault("two-runs")
 def test_a_second_run_is_refused(tmp_path: Path) -> None:
     import fcntl
 
@@ -344,6 +348,7 @@ def test_a_second_run_is_refused(tmp_path: Path) -> None:
     assert leftovers(tmp_path, "out") == []
 
 
+@pytest.mark.fault("preprocess")
 @pytest.mark.slow
 def test_a_full_disk_keeps_what_the_journal_vouches_for(tmp_path: Path) -> None:
     import resource

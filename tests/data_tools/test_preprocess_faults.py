@@ -70,6 +70,7 @@ def worker_signaller(number: int) -> Callable[[], None]:
     return send
 
 
+@pytest.mark.fault("preprocess")
 @pytest.mark.parametrize(("number", "moments"), [(signal.SIGKILL, {1, 5, 10}), (signal.SIGSTOP, {3})])
 def test_killed_and_stopped_workers_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int, moments: set[int]
@@ -84,6 +85,7 @@ def test_killed_and_stopped_workers_change_nothing(
     assert not psutil.Process().children()
 
 
+@pytest.mark.fault("preprocess")
 def test_a_chunk_that_kills_every_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_tools.encode.make_encoder", deadly)
     with pytest.raises(TacoError, match=r"x.jsonl .chunk \d+, up to byte \d+ on disk.: 3 workers died over it"):
@@ -95,6 +97,7 @@ def deadly(options: EncodeOptions) -> Callable[[Any], Any]:
     return lambda chunk: os._exit(1)
 
 
+@pytest.mark.fault("preprocess")
 def test_a_second_pass_that_is_cut_off_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path, "whole", dedup=True)
     original = duplicates.copy_unique

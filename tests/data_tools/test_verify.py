@@ -35,6 +35,7 @@ def test_sound_datasets(prefix: Path):
     assert done.stdout.count("sound: 5 documents") == 2
 
 
+@pytest.mark.fault("data-size")
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
 def test_every_flipped_bit_is_found(prefix: Path, suffix: str):
     path = Path(f"{prefix}{suffix}")
@@ -62,6 +63,7 @@ def test_damage_is_named_and_ends_with_1(prefix: Path):
     assert "missing" in results[1]["problems"][0]
 
 
+@pytest.mark.fault("tokenizer")
 def test_damage_in_the_tokenizer_folder_is_found(prefix: Path):
     folder = Path(f"{prefix}.tokenizer")
     for path in sorted(folder.iterdir()):
@@ -75,6 +77,7 @@ def test_damage_in_the_tokenizer_folder_is_found(prefix: Path):
     assert f"{folder / 'vocab.txt'}: No such file" in check_dataset(str(prefix))["problems"][0]
 
 
+@pytest.mark.fault("tokenizer")
 def test_a_tokenizer_put_beside_the_data_later_must_have_made_it(prefix: Path):
     json_path, vocab = Path(f"{prefix}.json"), Path(f"{prefix}.tokenizer") / "vocab.txt"
     replace(Manifest.load(json_path), tokenizer_files=()).save(json_path)

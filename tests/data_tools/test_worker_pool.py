@@ -37,6 +37,7 @@ def test_large_items_reach_the_worker(tmp_path: Path) -> None:
     assert run(tmp_path, items) == items
 
 
+@pytest.mark.fault("preprocess")
 @pytest.mark.parametrize(("word", "reason"), [("die", "was killed by SIGKILL"), ("leave", "ended with code 3")])
 def test_items_of_dead_workers_are_done_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], word: str, reason: str
@@ -51,11 +52,13 @@ def test_items_of_dead_workers_are_done_again(
     assert "a new one does it again" in warnings[0]
 
 
+@pytest.mark.fault("preprocess")
 def test_an_item_that_kills_three_workers_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(TacoError, match=r"item die: 3 workers died over it.*SIGKILL; probably for lack of memory"):
         run(tmp_path, [*range(8), "die", *range(8)], describe=lambda item: f"item {item}")
 
 
+@pytest.mark.fault("preprocess")
 def test_a_stopped_worker_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +68,7 @@ def test_a_stopped_worker_is_replaced(
     assert "did nothing for" in capfd.readouterr().err
 
 
+@pytest.mark.fault("preprocess")
 def test_an_item_that_takes_far_too_long_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "_LOOK_SECONDS", 0.02)
     monkeypatch.setattr(worker_pool, "_SLOW_SECONDS", 0.05)

@@ -129,6 +129,7 @@ def save_once(name: str, folder: Path, saved: dict[str, Path], reference: Any, *
     return saved[name]
 
 
+@pytest.mark.fault("other-layout")
 @pytest.mark.parametrize(("source", "target"), MOVES)
 def test_a_run_moves(
     source: str, target: str, folder: Path, saved: dict[str, Path], reference: Any, tmp_path: Path
@@ -145,6 +146,7 @@ def test_a_run_moves(
     assert (origin / "state" / "counters.json").read_bytes() == (tmp_path / "state" / "counters.json").read_bytes()
 
 
+@pytest.mark.fault("other-layout")
 def test_lamb_moves_too(folder: Path, tmp_path: Path) -> None:
     config = load(folder, *SETTING, "optim.name=lamb")
     reference = run_ranks(1, plain_process, config)[0][0]
@@ -156,6 +158,7 @@ def test_lamb_moves_too(folder: Path, tmp_path: Path) -> None:
         assert deviation(figures, reference[SAVED_AT:STEPS]) < TOLERANCE
 
 
+@pytest.mark.fault("other-layout")
 def test_bf16_moves_to_fp32_and_back(folder: Path, tmp_path: Path, saved: dict[str, Path], reference: Any) -> None:
     """The files hold the fp32 weights in every precision, so these moves lose nothing."""
     for name in ("bf16", "fp32"):
@@ -175,6 +178,7 @@ def refuse(config: RunConfig, origin: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.fault("other-layout")
 def test_another_model_is_refused_on_all_ranks(
     folder: Path, tmp_path: Path, saved: dict[str, Path], reference: Any
 ) -> None:

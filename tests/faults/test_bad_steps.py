@@ -45,6 +45,7 @@ def poisoned(config: Path, bad: dict[int, float], *overrides: str) -> None:
     train(config=config, overrides=list(overrides), dry_run=False, allow_change=None)
 
 
+@pytest.mark.fault("non-finite")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 def test_a_bad_micro_batch_skips_the_step_on_every_rank(layout: tuple[Any, ...], factor: float, tmp_path: Path) -> None:
@@ -66,6 +67,7 @@ def test_a_bad_micro_batch_skips_the_step_on_every_rank(layout: tuple[Any, ...],
     assert (run / "report.html").is_file()
 
 
+@pytest.mark.fault("non-finite")
 def test_too_many_bad_steps_in_a_row_end_the_run_and_keep_the_last_good_state(tmp_path: Path) -> None:
     config = write_small_run(tmp_path, train__steps=9, train__max_bad_steps=3, checkpoint={"every_steps": 2})
     bad = {step * PER_STEP: float("nan") for step in (2, 4, 5, 6)}
@@ -78,6 +80,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_keep_the_last_good_state(tm
     assert all(tensor.isfinite().all() for tensor in read_weights(folder).values())
 
 
+@pytest.mark.fault("non-finite")
 def test_what_scaling_skips_is_no_bad_step_and_what_is_not_skipped_ends_the_run(tmp_path: Path) -> None:
     scaled = BadSteps(tmp_path, limit=2, is_scaled=True)
     assert not any(scaled.note(step, 5.0, float("inf"), is_skipped=True) for step in range(20))
@@ -88,6 +91,7 @@ def test_what_scaling_skips_is_no_bad_step_and_what_is_not_skipped_ends_the_run(
         scaled.note(23, float("nan"), 1.0, is_skipped=False)
 
 
+@pytest.mark.fault("logging")
 def test_a_folder_that_cannot_be_written_is_no_second_fault(tmp_path: Path) -> None:
     BadSteps(tmp_path / "absent", 2, is_scaled=False).write_down(3, float("nan"), 1.0, [(0, 4)])
     assert not (tmp_path / "absent").exists()

@@ -58,6 +58,7 @@ def compress_with_checksum(data: bytes) -> bytes:
 COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": compress_with_checksum}
 
 
+@pytest.mark.fault("input-lines")
 def test_every_bad_line_is_listed_and_no_good_one_is_lost(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(GOOD + b"".join(line + b"\n" + GOOD for line in BAD_LINES))
     for workers in (0, 2):
@@ -74,6 +75,7 @@ def test_every_bad_line_is_listed_and_no_good_one_is_lost(tmp_path: Path) -> Non
         assert verify(tmp_path / "out") == []
 
 
+@pytest.mark.fault("input-lines")
 @pytest.mark.slow
 @pytest.mark.parametrize("line", BAD_LINES[::3], ids=range(0, len(BAD_LINES), 3))
 def test_a_bad_line_ends_the_run_with_file_and_line(tmp_path: Path, line: bytes) -> None:
@@ -108,6 +110,7 @@ HOSTILE_TEXTS = [
 ]
 
 
+@pytest.mark.fault("input-lines")
 @pytest.mark.slow
 @pytest.mark.parametrize("escaped", [True, False], ids=["escaped", "raw"])
 def test_hostile_unicode_has_the_same_ids_for_any_worker_count(tmp_path: Path, escaped: bool) -> None:
@@ -122,6 +125,7 @@ def test_hostile_unicode_has_the_same_ids_for_any_worker_count(tmp_path: Path, e
     assert [dataset.document(i).tolist() for i in range(len(dataset))] == reference
 
 
+@pytest.mark.fault("input-lines")
 def test_what_is_not_utf8_is_named_skipped_or_replaced(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"the cat\n\nth\xe9 cat\n\nsat\xff\xfe\n\nmat")
     preprocess(tmp_path, "--input", "x.txt").check_error("x.txt:3", "byte 11", "0xe9")
@@ -138,6 +142,7 @@ def test_what_is_not_utf8_is_named_skipped_or_replaced(tmp_path: Path) -> None:
     assert [replaced.document(i).tolist() for i in range(4)] == expected
 
 
+@pytest.mark.fault("archives")
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [*COMPRESS, "parquet"])
 def test_a_cut_or_damaged_compressed_file_is_named_and_nothing_looks_finished(tmp_path: Path, suffix: str) -> None:
@@ -162,6 +167,7 @@ def test_a_cut_or_damaged_compressed_file_is_named_and_nothing_looks_finished(tm
     assert len(IndexedDataset(tmp_path / "out1")) == len(texts)
 
 
+@pytest.mark.fault("archives")
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_a_decompression_bomb_meets_its_limit_in_little_memory(tmp_path: Path, suffix: str) -> None:
@@ -174,6 +180,7 @@ def test_a_decompression_bomb_meets_its_limit_in_little_memory(tmp_path: Path, s
     assert looks_finished(tmp_path) == []
 
 
+@pytest.mark.fault("input-lines")
 @pytest.mark.slow
 def test_a_line_of_200_megabytes_can_be_skipped_in_little_memory(tmp_path: Path) -> None:
     with (tmp_path / "x.jsonl").open("wb") as file:
@@ -189,6 +196,7 @@ def test_a_line_of_200_megabytes_can_be_skipped_in_little_memory(tmp_path: Path)
     assert len(IndexedDataset(tmp_path / "out")) == 2
 
 
+@pytest.mark.fault("input-lines")
 @pytest.mark.parametrize(
     ("content", "words"),
     [(b"", ["x.jsonl", "empty"]), (b"\n\n \n", ["no document"]), (b'{"text": ""}\n{"text": " "}\n', ["2 empty"])],
@@ -199,6 +207,7 @@ def test_a_corpus_of_nothing_is_an_error(tmp_path: Path, content: bytes, words: 
     assert looks_finished(tmp_path) == []
 
 
+@pytest.mark.fault("input-lines")
 def test_a_corpus_of_one_token(tmp_path: Path) -> None:
     write_lines(tmp_path / "x.jsonl", ["the"])
     preprocess(tmp_path, "--input", "x.jsonl").check()
@@ -207,6 +216,7 @@ def test_a_corpus_of_one_token(tmp_path: Path) -> None:
     assert run_data(tmp_path, "verify", "out").check().stdout
 
 
+@pytest.mark.fault("input-lines")
 @pytest.mark.slow
 @pytest.mark.parametrize("text", [b"the cat sat. ", b"thecatsat"], ids=["words", "one word"])
 def test_a_document_of_100_million_characters(tmp_path: Path, text: bytes) -> None:

@@ -33,6 +33,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.fault("preprocess")
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_full_disk_loses_nothing_and_room_lets_it_go_on(
@@ -49,6 +50,7 @@ def test_a_full_disk_loses_nothing_and_room_lets_it_go_on(
     assert verify(folder / "out") == []
 
 
+@pytest.mark.fault("preprocess")
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_overwriting_keeps_the_old_dataset(
     tmp_path: Path, disk: Callable[[str], Path]
@@ -63,6 +65,7 @@ def test_a_disk_that_fills_up_while_overwriting_keeps_the_old_dataset(
     assert verify(folder / "out") == []
 
 
+@pytest.mark.fault("preprocess")
 @pytest.mark.slow
 def test_a_read_only_disk_is_named(tmp_path: Path, disk: Callable[[str], Path]) -> None:
     disk("size=1m")

@@ -34,6 +34,7 @@ PROGRAM = textwrap.dedent(
 )
 
 
+@pytest.mark.fault("index-race")
 @pytest.mark.slow
 def test_four_processes_build_each_table_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(NUM_ROUNDS)]

@@ -23,6 +23,7 @@ def soak(*words: object) -> dict[str, int]:
     return tally
 
 
+@pytest.mark.fault("preprocess")
 @pytest.mark.slow
 def test_random_faults_leave_no_trace() -> None:
     tally = soak("--seconds", 1, "--megabytes", 20, "--faults", 6)
@@ -30,6 +31,7 @@ def test_random_faults_leave_no_trace() -> None:
     assert tally["runs"] > tally["rounds"]
 
 
+@pytest.mark.fault("preprocess")
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no shared corpora; set TACO_SHARED_DATA")
 def test_every_corpus_with_one_and_two_workers_killed_twice() -> None:

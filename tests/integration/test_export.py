@@ -141,6 +141,7 @@ def test_another_checkpoints_export_needs_overwrite(run: Path, tmp_path: Path) -
     assert export_checkpoint(find_checkpoint(run), tmp_path / "out", overwrite=True)["is_new"]
 
 
+@pytest.mark.fault("export")
 def test_a_failed_replacement_keeps_the_older_export(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_failed_replacement_keeps_the_older_export(
     assert not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.fault("damaged-checkpoint")
 def test_a_damaged_checkpoint_is_not_exported(run: Path, tmp_path: Path) -> None:
     import_folder(random_bert(tmp_path / "hf"), tmp_path / "start")
     checkpoint = find_checkpoint(tmp_path / "start")
@@ -193,6 +195,7 @@ def test_a_wrong_conversion_is_caught_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("export")
 def test_a_full_disk_during_export_leaves_no_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> float:
         raise OSError(28, "No space left on device")

@@ -107,6 +107,7 @@ def test_run_folder_holds_what_the_documentation_says(uninterrupted: Path) -> No
     assert [r["step"] for r in validation] == [20, 40, 60]
 
 
+@pytest.mark.fault("kill")
 @pytest.mark.slow
 def test_killed_twice_and_resumed_is_bitwise_equal(uninterrupted: Path, tmp_path: Path) -> None:
     config = write_small_run(tmp_path, **LONG_RUN)
@@ -123,6 +124,7 @@ def test_killed_twice_and_resumed_is_bitwise_equal(uninterrupted: Path, tmp_path
     assert losses_of(tmp_path / "run") == losses_of(uninterrupted)
 
 
+@pytest.mark.fault("stop-signal")
 @pytest.mark.slow
 def test_sigterm_saves_exits_75_and_continues_bitwise(uninterrupted: Path, tmp_path: Path) -> None:
     config = write_small_run(tmp_path, **LONG_RUN)
@@ -137,6 +139,7 @@ def test_sigterm_saves_exits_75_and_continues_bitwise(uninterrupted: Path, tmp_p
     assert state_of(tmp_path / "run") == state_of(uninterrupted)
 
 
+@pytest.mark.fault("kill")
 @pytest.mark.slow
 def test_two_ranks_killed_and_resumed_are_bitwise_equal(tmp_path: Path) -> None:
     clean, broken = tmp_path / "clean", tmp_path / "broken"
@@ -156,6 +159,7 @@ def test_two_ranks_killed_and_resumed_are_bitwise_equal(tmp_path: Path) -> None:
     assert losses_of(broken / "run") == losses_of(clean / "run")
 
 
+@pytest.mark.fault("stop-signal")
 @pytest.mark.slow
 def test_interrupt_from_the_terminal_saves_once_on_all_ranks(tmp_path: Path) -> None:
     """Ctrl-C reaches the launcher and both ranks, and the launcher forwards it: still one orderly stop."""
@@ -196,6 +200,7 @@ def test_complete_run_says_so_and_changes_nothing(uninterrupted: Path) -> None:
     assert len(losses_of(uninterrupted)) == STEPS
 
 
+@pytest.mark.fault("damaged-checkpoint")
 @pytest.mark.slow
 def test_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_used(tmp_path: Path, uninterrupted: Path) -> None:
     config = write_small_run(tmp_path, **{**LONG_RUN, "checkpoint": {"every_steps": 20, "keep": 3}})
@@ -214,6 +219,7 @@ def test_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_used(tmp_pa
     assert state_of(tmp_path / "run") == state_of(uninterrupted)
 
 
+@pytest.mark.fault("other-layout")
 @pytest.mark.slow
 @pytest.mark.usefixtures("_megatron")
 def test_a_run_continues_in_other_layouts_and_exports_the_same_model_from_each(tmp_path: Path) -> None:

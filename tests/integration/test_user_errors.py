@@ -36,11 +36,13 @@ def refused(*arguments: str, code: int = 2) -> str:
     return message
 
 
+@pytest.mark.fault("bad-config")
 def test_missing_configuration_and_missing_option(tmp_path: Path) -> None:
     assert "no such configuration file" in refused("--config", str(tmp_path / "absent.yaml"))
     assert "Missing option '--config'" in refused()
 
 
+@pytest.mark.fault("bad-config")
 def test_unknown_key_wrong_type_and_impossible_batch(tmp_path: Path) -> None:
     config = str(write_small_run(tmp_path))
     assert "did you mean train.steps?" in refused("--config", config, "train.stepz=3")
@@ -64,6 +66,7 @@ def test_dataset_without_a_complete_row(tmp_path: Path) -> None:
     assert "a smaller data.seq_length" in message
 
 
+@pytest.mark.fault("tokenizer")
 def test_validation_made_with_another_vocabulary(tmp_path: Path) -> None:
     write_cyclic_dataset(tmp_path / "train")
     write_cyclic_dataset(tmp_path / "validation", words="other")
@@ -71,6 +74,7 @@ def test_validation_made_with_another_vocabulary(tmp_path: Path) -> None:
     assert "preprocess both with the same one" in message
 
 
+@pytest.mark.fault("tokenizer")
 def test_resume_on_data_of_another_vocabulary(tmp_path: Path) -> None:
     config = str(write_small_run(tmp_path, train__steps=2, optim__warmup_steps=1, checkpoint__every_steps=1))
     assert taco("train", "--config", config)[0] == 0
@@ -81,6 +85,7 @@ def test_resume_on_data_of_another_vocabulary(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "checkpoints" / "step-0000002").is_dir()
 
 
+@pytest.mark.fault("tokenizer")
 def test_tokenizer_beside_the_data_is_missing_or_another_one(tmp_path: Path) -> None:
     config = str(write_small_run(tmp_path))
     beside = tmp_path / "train.tokenizer"
@@ -91,6 +96,7 @@ def test_tokenizer_beside_the_data_is_missing_or_another_one(tmp_path: Path) -> 
     assert "holds another tokenizer" in refused("--config", config, code=1)
 
 
+@pytest.mark.fault("changed-run")
 def test_output_folder_of_another_run(tmp_path: Path) -> None:
     config = str(write_small_run(tmp_path, train__steps=2, optim__warmup_steps=1))
     assert taco("train", "--config", config)[0] == 0
@@ -102,12 +108,14 @@ def test_output_folder_of_another_run(tmp_path: Path) -> None:
     assert "holds data.csv" in refused("--config", config, f"run.output_dir={tmp_path / 'else'}")
 
 
+@pytest.mark.fault("bad-config")
 def test_a_gpu_where_there_is_none_and_fp16_on_the_cpu(tmp_path: Path) -> None:
     config = str(write_small_run(tmp_path))
     assert "torch sees no GPU here" in refused("--config", config, "run.device=cuda")
     assert "needs a CUDA GPU" in refused("--config", config, "precision=fp16")
 
 
+@pytest.mark.fault("bad-config")
 def test_one_process_where_the_configuration_says_two(tmp_path: Path) -> None:
     message = refused("--config", str(write_small_run(tmp_path)), "parallel.data=2")
     assert "torchrun --nproc-per-node 2" in message
@@ -122,6 +130,7 @@ def test_missing_extension_names_the_command(tmp_path: Path, monkeypatch: pytest
     assert "python setup.py build_ext --inplace" in message
 
 
+@pytest.mark.fault("bad-config")
 def test_a_deepspeed_key_that_is_ours(tmp_path: Path) -> None:
     message = refused("--config", str(write_small_run(tmp_path)), "deepspeed={gradient_clipping: 1.0}")
     assert "deepspeed.gradient_clipping is set by optim.clip_grad_norm" in message

@@ -71,6 +71,7 @@ def test_weight_zero_draws_no_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert losses.total.requires_grad
 
 
+@pytest.mark.fault("degenerate-batch")
 def test_one_row_is_refused_only_where_there_is_a_contrast() -> None:
     one_row = _micro_batch((12,))
     one_row = (*one_row[:3], one_row[3] % 12, *one_row[4:])
@@ -102,6 +103,7 @@ def test_pairs_change_with_the_micro_batch_and_the_seed_only() -> None:
     assert other(*batch, index).contrastive != same
 
 
+@pytest.mark.fault("degenerate-batch")
 def test_nothing_valid_and_nothing_masked_costs_nothing() -> None:
     ids_BL, segment_BL, valid_BL, index_M, label_M, index = _micro_batch((12, 0, 0))
     losses = _model()(ids_BL, segment_BL * 0, valid_BL & False, index_M, label_M * 0 - 100, index)

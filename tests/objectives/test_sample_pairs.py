@@ -166,6 +166,7 @@ def test_every_pair_is_legal(data: st.DataObject) -> None:
             assert negatives <= allowed if is_valid and allowed else negatives == {-1}
 
 
+@pytest.mark.fault("degenerate-batch")
 def test_no_valid_token_gives_no_pairs() -> None:
     positive_BL, negative_BLK = _draw(~_all_valid(2, 3))
     assert (positive_BL == -1).all()
@@ -173,6 +174,7 @@ def test_no_valid_token_gives_no_pairs() -> None:
     assert negative_BLK.shape == (2, 3, 5)
 
 
+@pytest.mark.fault("degenerate-batch")
 def test_one_row_is_refused_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match=r"micro_batch_size \(1\).*raise train.micro_batch_size"):
         _draw(_all_valid(1, 8))

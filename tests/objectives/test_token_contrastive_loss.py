@@ -164,6 +164,7 @@ def _assert_zero(result: tuple[Tensor, Tensor, Tensor]) -> None:
     assert not grad_embedding.any()
 
 
+@pytest.mark.fault("degenerate-batch")
 def test_no_anchor_costs_nothing() -> None:
     inputs = _inputs((2, 4, 3), 2, seed=0)
     _assert_zero(_loss_and_gradients(inputs, anchor_mask_BL=torch.zeros(2, 4, dtype=torch.bool)))
@@ -171,6 +172,7 @@ def test_no_anchor_costs_nothing() -> None:
     _assert_zero(_loss_and_gradients({**inputs, "negative_BLK": torch.full((2, 4, 2), -1)}))
 
 
+@pytest.mark.fault("degenerate-batch")
 def test_no_valid_token_and_rows_of_one_token_cost_nothing() -> None:
     _assert_zero(_loss_and_gradients(_inputs((2, 4, 3), 2, seed=0, invalid=1.1)))
     _assert_zero(_loss_and_gradients(_inputs((2, 1, 3), 2, seed=0)))

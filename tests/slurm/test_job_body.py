@@ -203,6 +203,7 @@ def test_a_run_that_is_done_starts_nothing(cluster: FakeCluster) -> None:
     assert "all 10 steps were there already" in output
 
 
+@pytest.mark.fault("job")
 @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "PREEMPTED"])
 def test_a_job_that_slurm_is_ending_is_not_revived(cluster: FakeCluster, state: str) -> None:
     (cluster.folder / "train").write_text(SAVE_5)
@@ -224,6 +225,7 @@ def test_the_stop_file_ends_the_job_and_keeps_it_from_starting(cluster: FakeClus
     assert not cluster.is_requeued()
 
 
+@pytest.mark.fault("job")
 def test_a_crash_without_progress_stops_at_the_cap(cluster: FakeCluster) -> None:
     (cluster.folder / "train").write_text("exit 1")
     for restart in range(3):
@@ -234,6 +236,7 @@ def test_a_crash_without_progress_stops_at_the_cap(cluster: FakeCluster) -> None
     assert len([call for call in cluster.calls("scontrol") if call == ["requeue", "7"]]) == 2
 
 
+@pytest.mark.fault("job")
 def test_starts_that_a_dead_node_ended_count_too(cluster: FakeCluster) -> None:
     (cluster.run / "slurm").mkdir(parents=True)
     (cluster.run / "slurm" / "7.starts").write_text("0\n0\n0\n")
@@ -317,6 +320,7 @@ def test_failing_nodes_at_the_cap_come_with_the_option_to_type(cluster: FakeClus
     assert "sbatch --exclude=n2" in output
 
 
+@pytest.mark.fault("stop-signal")
 def test_the_signal_before_the_time_limit_reaches_the_ranks_and_the_job_is_requeued(cluster: FakeCluster) -> None:
     (cluster.folder / "train").write_text(
         'trap \'mkdir -p "$RUN/checkpoints/step-0000005"; exit 75\' USR1\ntouch "$FAKE/up"\n'

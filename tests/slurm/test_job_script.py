@@ -76,6 +76,7 @@ def test_slurm_accepts_every_script_as_it_stands(cluster: Cluster, script: Path)
     cluster.call("sbatch", "--test-only", *options, script)
 
 
+@pytest.mark.fault("shell")
 def test_two_nodes_train_after_a_preflight_and_a_second_job_continues(cluster: Cluster, tmp_path: Path) -> None:
     config = write_small_run(tmp_path, train__steps=6)
     run = tmp_path / f"run $(touch {tmp_path}/canary) `id` ; 'two"
@@ -125,11 +126,11 @@ def test_tensor_and_pipeline_parallel_over_two_nodes_one_process_per_gpu(cluster
 @pytest.mark.parametrize(
     "fault",
     [
-        TimeLimitSignal(),
-        pytest.param(TimeLimitSignalUnderTorchrun(), marks=pytest.mark.soak),
-        Preemption(),
-        KilledRank(),
-        PowerLoss(),
+        pytest.param(TimeLimitSignal(), marks=pytest.mark.fault("stop-signal")),
+        pytest.param(TimeLimitSignalUnderTorchrun(), marks=[pytest.mark.soak, pytest.mark.fault("stop-signal")]),
+        pytest.param(Preemption(), marks=pytest.mark.fault("stop-signal")),
+        pytest.param(KilledRank(), marks=pytest.mark.fault("kill")),
+        pytest.param(PowerLoss(), marks=pytest.mark.fault("node")),
     ],
     ids=lambda fault: type(fault).__name__,
 )
@@ -173,6 +174,7 @@ def test_slurm_itself_signals_before_the_time_limit(cluster: Cluster, tmp_path: 
 # -- jobs that must end ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("bad-config")
 def test_a_configuration_that_does_not_fit_ends_the_job_and_makes_nothing(cluster: Cluster, tmp_path: Path) -> None:
     config = write_small_run(tmp_path)
     job = cluster.submit(
@@ -184,6 +186,7 @@ def test_a_configuration_that_does_not_fit_ends_the_job_and_makes_nothing(cluste
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.fault("job")
 def test_a_crash_at_every_start_stops_at_the_cap(cluster: Cluster, tmp_path: Path) -> None:
     config = write_small_run(tmp_path)
     (tmp_path / "train.tokenizer" / "vocab.txt").write_text("of something else\n")
@@ -193,6 +196,7 @@ def test_a_crash_at_every_start_stops_at_the_cap(cluster: Cluster, tmp_path: Pat
     assert "2 starts in a row have got no further than step 0" in log_of(tmp_path, job)
 
 
+@pytest.mark.fault("two-runs")
 def test_the_second_job_on_a_folder_ends_and_the_first_goes_on_to_the_stop_file(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -212,6 +216,7 @@ def test_the_second_job_on_a_folder_ends_and_the_first_goes_on_to_the_stop_file(
     assert f"stop at step {stopped} of 100000; remove it" in log_of(tmp_path, first)
 
 
+@pytest.mark.fault("job")
 def test_a_cancelled_job_saves_and_is_not_revived(cluster: Cluster, tmp_path: Path) -> None:
     config = write_small_run(tmp_path, **{**LONG_RUN, "train__steps": 100_000})
     job = cluster.submit(tmp_path, SCRIPT, TACO_CONFIG=str(config), **QUICK)
@@ -223,6 +228,7 @@ def test_a_cancelled_job_saves_and_is_not_revived(cluster: Cluster, tmp_path: Pa
     assert cluster.show(job, "Restarts") == "0"
 
 
+@pytest.mark.fault("node")
 def test_a_node_that_does_not_see_the_data_is_named_and_left_out(cluster: Cluster, tmp_path: Path) -> None:
     config = write_small_run(tmp_path, train__steps=4, train__global_batch_size=12)
     data = tmp_path / "data"

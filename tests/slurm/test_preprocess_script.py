@@ -104,6 +104,7 @@ def test_mistakes_are_said_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("shell")
 @pytest.mark.slow
 def test_parts_are_made_interrupted_requeued_and_merged(cluster: Environment, tmp_path: Path) -> None:
     source = write_corpus(tmp_path, 8000, copies=16)  # enough for a signal to come in time

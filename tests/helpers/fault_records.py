@@ -1,0 +1,190 @@
+"""What tests of faults leave behind: which fault, how often it was injected and survived, what it cost.
+
+A test says which fault it injects with `@pytest.mark.fault("kill")`, and counts once. One that injects several, or that
+measures what they cost, takes the fixture `fault` and calls
+
+    fault.record("kill", injected=3, survived=3, lost_steps=5, recovery_seconds=4.2)
+
+Survived means that what `CATALOGUE` promises came true, to the bit where bits can be compared. Records travel with the
+reports of the tests, so that they arrive whichever process of pytest-xdist ran them. At the end of a run of pytest all
+of them lie in one file, a JSON object per line: that which TACO_FAULT_RECORDS names, or in pytest's cache.
+`make reliability` makes the table of docs/reliability.md from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PROPERTY = "fault"
+
+
+class Fault(NamedTuple):
+    """A row of the table: what goes wrong, and what happens then."""
+
+    what: str
+    then: str
+
+
+# In the order of the table.
+CATALOGUE = {
+    "kill": Fault(
+        "a rank is killed (SIGKILL) at a random step",
+        "the other ranks end by themselves with one line; the same command goes on from the last checkpoint",
+    ),
+    "kill-in-save": Fault("a rank is killed at any moment of a save", "the checkpoint before is whole and is used"),
+    "power-loss": Fault(
+        "the power fails at any moment of a save: what was not fsynced is lost, cut or reordered",
+        "every save that had returned is whole",
+    ),
+    "stop-signal": Fault(
+        "SIGTERM, SIGINT, SIGUSR1 or SIGUSR2 to one rank, to all, or to the job",
+        "all ranks save the same step once, and end with code 75; the same command goes on",
+    ),
+    "second-signal": Fault(
+        "another signal while saving", "an echo is ignored; a later one ends at once; nothing breaks"
+    ),
+    "hang": Fault("a rank is stopped, slow, or hangs", "it is named, or the run ends with every rank's stack"),
+    "node": Fault("a node loses power, or does not see the data", "the job goes on without it"),
+    "full-disk": Fault(
+        "the disk is full, or read-only, while a checkpoint is written",
+        "every rank ends with the reason; earlier checkpoints stay, nothing half is left",
+    ),
+    "logging": Fault(
+        "the disk is full under metrics, TensorBoard events or log files",
+        "said once; training goes on, to the same bits",
+    ),
+    "two-runs": Fault(
+        "two runs in one folder", "the second is refused and told who the first is; a dead one holds nothing"
+    ),
+    "latest": Fault("`latest` is empty, wrong or missing", "the newest good checkpoint is used all the same"),
+    "damaged-checkpoint": Fault(
+        "a file of a checkpoint is cut, longer, or has one bit flipped",
+        "found before it is loaded; set aside, and the one before is used",
+    ),
+    "missing-shard": Fault("the file of one rank is missing", "all ranks reject that checkpoint together"),
+    "no-good-checkpoint": Fault("no checkpoint is good", "refused with a list; never a start from step 0"),
+    "other-layout": Fault(
+        "other numbers of ranks, tensor and pipeline sizes, or ZeRO stage on resume",
+        "the same weights and moments, to the bit",
+    ),
+    "changed-run": Fault(
+        "configuration or data differ from those of the run", "refused with the difference, unless a key is allowed"
+    ),
+    "non-finite": Fault(
+        "losses or gradients are NaN or infinite",
+        "all ranks skip the same step and write down its rows; too many in a row end the run with the last good state",
+    ),
+    "spike": Fault("the loss jumps", "warned of, skipped or rolled back, as configured"),
+    "drift": Fault(
+        "a bit of one replica's weights flips in memory",
+        "parameter and ranks are named, nothing of it is saved; a new start repairs it",
+    ),
+    "data-size": Fault(
+        "`.bin` is cut, longer, empty or has a bit flipped", "refused with both sizes, or found by hash"
+    ),
+    "data-index": Fault(
+        "`.idx` is damaged or hostile", "exactly what the format says, or a typed error in bounded memory"
+    ),
+    "data-limits": Fault("datasets beyond 2^31 tokens, 2^32 bytes, 2^31 documents", "right offsets at every limit"),
+    "index-race": Fault("four processes build one index table; its builder dies", "built once, never seen half"),
+    "input-lines": Fault("bad lines, bad UTF-8, odd sizes in a corpus", "file and line, or counted and listed"),
+    "archives": Fault("compressed files are cut, damaged or bombs", "an error that names the file, in bounded memory"),
+    "preprocess": Fault(
+        "preprocessing, or its worker, is killed or stopped; its disk is full",
+        "the same command goes on; every byte as undisturbed",
+    ),
+    "tokenizer": Fault("another tokenizer than the data's", "refused at start, by hash and by the largest id"),
+    "bad-config": Fault(
+        "wrong keys and values, impossible sizes", "exit code 2 before any rank waits, with the nearest that works"
+    ),
+    "degenerate-batch": Fault(
+        "no masked token, no pair, rows of padding, a micro-batch of one",
+        "refused at start, or a defined loss; never NaN",
+    ),
+    "clock": Fault("the clock jumps", "nothing notices: durations come from monotonic clocks"),
+    "port": Fault("the port is taken; two runs on one machine", "one line that names the port; both runs end well"),
+    "memory": Fault("memory runs out", "one line with what the run needs per rank, and what makes it less"),
+    "export": Fault("export is killed, or its disk is full", "no half folder; the older export stays"),
+    "malicious": Fault("files that would run code, or lead out of their folder", "refused; nothing of them is run"),
+    "shell": Fault("shell characters and line breaks in names given to job scripts", "taken as names"),
+    "job": Fault(
+        "a SLURM job crashes again and again, is cancelled, or is doubled", "ends, or stays ended, with the reason"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FaultRecord:
+    """Faults of one kind that one test injected; what they cost at most, where it was measured."""
+
+    fault: str
+    test: str
+    injected: int
+    survived: int
+    lost_steps: int | None = None
+    recovery_seconds: float | None = None
+
+
+class FaultRecorder:
+    """What a test has to say about the faults that it injected."""
+
+    def __init__(self, item: pytest.Item) -> None:
+        self._item = item
+
+    def record(
+        self,
+        fault: str,
+        *,
+        injected: int,
+        survived: int,
+        lost_steps: int | None = None,
+        recovery_seconds: float | None = None,
+    ) -> None:
+        """Note faults of one kind; steps that were trained again, and seconds from the restart to the first new step.
+
+        Raises:
+            KeyError: `CATALOGUE` knows no such fault.
+        """
+        CATALOGUE[fault]
+        record = FaultRecord(fault, self._item.nodeid, injected, survived, lost_steps, recovery_seconds)
+        self._item.user_properties.append((PROPERTY, asdict(record)))
+
+
+def names_of(item: pytest.Item) -> list[str]:
+    """The faults that a test is marked with.
+
+    Raises:
+        pytest.UsageError: `CATALOGUE` knows no such fault.
+    """
+    names = [str(name) for mark in item.iter_markers("fault") for name in mark.args]
+    unknown = [name for name in names if name not in CATALOGUE]
+    if unknown:
+        raise pytest.UsageError(
+            f"{item.nodeid}: unknown fault {unknown[0]!r}; tests/helpers/fault_records.py lists them"
+        )
+    return names
+
+
+def note_outcome(item: pytest.Item, *, passed: bool) -> None:
+    """Count a marked test that has recorded nothing itself as one fault, survived if it passed."""
+    recorded = {value["fault"] for name, value in item.user_properties if name == PROPERTY}  # type: ignore[index]
+    for name in names_of(item):
+        if name not in recorded:
+            FaultRecorder(item).record(name, injected=1, survived=int(passed))
+
+
+def write_records(path: Path, records: Iterable[FaultRecord]) -> None:
+    """Replace `path` by the records, one JSON object per line, in the order of the tests' names."""
+    lines = sorted(json.dumps(asdict(record)) for record in records)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read_records(path: Path) -> list[FaultRecord]:
+    """What `write_records` wrote."""
+    return [FaultRecord(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
