@@ -272,9 +272,15 @@ class CheckpointStore:
             raise CheckpointVersionError(failure)
 
     def _prepare(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
+        durable.make_folders(self.root)
+        for replaced in self.root.glob("step-*.old.tmp"):  # killed between the two renames of `_commit`
+            final = replaced.with_name(replaced.name.removesuffix(".old.tmp"))
+            if not final.exists():
+                replaced.rename(final)
         for left_over in self.root.glob("step-*.tmp"):
             shutil.rmtree(left_over)
+        for left_over in self.root.glob(".latest.*.tmp"):
+            left_over.unlink()
 
     def _commit(
         self,
@@ -295,8 +301,8 @@ class CheckpointStore:
         if final.exists():
             final.rename(old)
         temporary.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
         durable.sync_folder(self.root)
+        shutil.rmtree(old, ignore_errors=True)
         durable.write_text(self.root / "latest", final.name + "\n")
         self._prune()
 

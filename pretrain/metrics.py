@@ -25,6 +25,7 @@ class MetricsLog:
     def __init__(self, run_dir: Path, *, is_active: bool, use_tensorboard: bool) -> None:
         self._path = run_dir / METRICS_FILE
         self._is_active = is_active
+        self._has_failed = False
         self._board: Any = None
         if is_active and use_tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -38,14 +39,27 @@ class MetricsLog:
         """Append one record; numbers also go to TensorBoard at their `step`."""
         if not self._is_active:
             return
+        self._append(record)
         try:
-            with self._path.open("ab") as file:
-                file.write(orjson.dumps(record) + b"\n")
             if self._board is not None:
                 self._write_board(record)
         except OSError as error:
-            log.warning("metrics are not written any more: %s", error)
-            self._is_active = False
+            log.warning("no TensorBoard events any more: %s", error)
+            self._board = None
+
+    def _append(self, record: dict[str, float | int | str]) -> None:
+        """Write a line; where that fails the record is lost, and the next one is tried all the same."""
+        # A write that failed may have left a part of its line, which must not swallow this record.
+        begin = b"\n" if self._has_failed else b""
+        try:
+            with self._path.open("ab") as file:
+                file.write(begin + orjson.dumps(record) + b"\n")
+        except OSError as error:
+            if not self._has_failed:
+                log.warning("records of metrics are lost until there is room: %s", error)
+            self._has_failed = True
+        else:
+            self._has_failed = False
 
     def close(self) -> None:
         """Flush what is buffered."""

@@ -72,7 +72,7 @@ class RunFolder:
         """
         try:
             self._refuse_strangers()
-            self.path.mkdir(parents=True, exist_ok=True)
+            durable.make_folders(self.path)
             self._lock = (self.path / "run.lock").open("a+", encoding="utf-8")
         except OSError as error:
             raise TacoError(f"run.output_dir {self.path}: cannot be used: {error}") from None

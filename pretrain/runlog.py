@@ -38,12 +38,24 @@ def start_logging(log_dir: Path | None, rank: int) -> None:
         return
     try:
         log_dir.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(log_dir / f"rank_{rank:05d}.log", encoding="utf-8")
+        file = _RankFile(log_dir / f"rank_{rank:05d}.log", encoding="utf-8")
     except OSError as error:
         root.warning("no log file: %s", error)
         return
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(file)
+
+
+class _RankFile(logging.FileHandler):
+    """A log file whose disk may fill up: said once, where `logging` would print a traceback for every line."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # a name of logging's
+        """Say on the console that lines are lost; the record comes back here, and is left alone."""
+        if not self._has_failed:
+            self._has_failed = True
+            logging.getLogger(_ROOT).warning("%s: log lines are lost: %s", self.baseFilename, sys.exc_info()[1])
 
 
 class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]

@@ -27,6 +27,7 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == [{"step": 1}]
 
 
+@pytest.mark.fault("logging")
 def test_a_full_disk_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = MetricsLog(tmp_path, is_active=True, use_tensorboard=False)
 
@@ -36,7 +37,25 @@ def test_a_full_disk_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Path, "open", full)
     log.write({"step": 1})
     monkeypatch.undo()
-    assert not log._is_active
+    log.write({"step": 2})
+    assert read_metrics(tmp_path) == [{"step": 2}]
+
+
+@pytest.mark.fault("logging")
+def test_half_a_line_does_not_swallow_the_next_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MetricsLog(tmp_path, is_active=True, use_tensorboard=False)
+    written = Path.open
+
+    def half(self: Path, mode: str) -> None:
+        with written(self, mode) as file:
+            file.write(b'{"step": 1, "lo')
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", half)
+    log.write({"step": 1})
+    monkeypatch.undo()
+    log.write({"step": 2})
+    assert read_metrics(tmp_path) == [{"step": 2}]
 
 
 def test_tensorboard_events_are_written(tmp_path: Path) -> None:
@@ -47,6 +66,7 @@ def test_tensorboard_events_are_written(tmp_path: Path) -> None:
     assert events.stat().st_size > 0
 
 
+@pytest.mark.fault("logging")
 def test_a_folder_without_room_for_events_costs_a_warning(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("in the way")
     metrics = MetricsLog(tmp_path, is_active=True, use_tensorboard=True)

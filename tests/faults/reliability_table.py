@@ -1,7 +1,7 @@
 """Runs every test that injects a fault, and writes the table of docs/reliability.md from what the tests recorded.
 
     make reliability                                              about ten minutes on two cores
-    python tests/faults/reliability_table.py --records FILE       from the records of a run of pytest, such as `make test`
+    python tests/faults/reliability_table.py --records FILE       from the records of a run of pytest
 
 Exit code 1 if a test failed or a fault was not survived, and then nothing is written.
 """

@@ -36,7 +36,7 @@ def run_ranks(
     Raises:
         RankFailedError: a rank raised, died or did not end within `timeout` seconds.
     """
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         processes = {_fork(rank, world_size, port, folder, work, args, kwargs) for rank in range(world_size)}
@@ -89,7 +89,7 @@ def started_ranks(world_size: int, work: Callable[..., Any], *args: Any, **kwarg
 
     A rank that raises SystemExit ends with its code.
     """
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ranks = Ranks([_fork(rank, world_size, port, folder, work, args, kwargs) for rank in range(world_size)], folder)
@@ -99,7 +99,8 @@ def started_ranks(world_size: int, work: Callable[..., Any], *args: Any, **kwarg
             ranks.kill()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
