@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pretrain.durable import FileRecord
+from pretrain.errors import CheckpointError
 from pretrain.model.parameter_shape import ParameterShape
 from pretrain.runlog import get_logger
 from pretrain.state_files import WEIGHT, Range, write_counters, write_state
@@ -81,24 +82,41 @@ class HostMemory:
         self._is_page_locked = is_page_locked
         self._flat = torch.empty(0)
 
+    def reserve(self, ranges: Sequence[Range]) -> None:
+        """Take the memory for these ranges, and touch it, so that the first save need not.
+
+        Raises:
+            CheckpointError: it is not there.
+        """
+        total = sum(found.length for found in ranges)
+        if self._flat.numel() == total:
+            return
+        self._flat = torch.empty(0)  # the old memory goes before the new one comes
+        try:
+            self._flat = torch.empty(total).fill_(0.0)
+        except RuntimeError:
+            num_bytes = total * self._flat.element_size()
+            raise CheckpointError(
+                f"checkpoint.asynchronous: {num_bytes:,} bytes of CPU memory for a copy of this rank's state cannot be "
+                "had; set checkpoint.asynchronous=false, or start more data-parallel ranks"
+            ) from None
+        if self._is_page_locked:
+            _lock_pages(self._flat)
+
     def copy(self, ranges: Sequence[Range], values: Callable[[Range], Tensor]) -> Callable[[Range], Tensor]:
         """Copy the values [N] of all ranges, as fp32; the function that gives the copies.
 
         Copies from a GPU are only started: wait for the device before they are read.
         """
-        total = sum(found.length for found in ranges)
-        if self._flat.numel() != total:
-            self._flat = torch.empty(0)  # the old memory goes before the new one comes
-            self._flat = _page_locked(total) if self._is_page_locked else torch.empty(total)
+        self.reserve(ranges)
         parts = self._flat.split([found.length for found in ranges])
         for found, part_N in zip(ranges, parts, strict=True):
             part_N.copy_(values(found), non_blocking=self._is_page_locked)
         return dict(zip(ranges, parts, strict=True)).__getitem__
 
 
-def _page_locked(num_elements: int) -> Tensor:
-    """Uninitialised fp32 [num_elements]. torch's own pinned memory would take the next power of two in bytes."""
-    flat = torch.empty(num_elements)
+def _lock_pages(flat: Tensor) -> None:
+    """Page-lock memory as it lies: what torch pins by itself takes the next power of two in bytes."""
     runtime: Any = torch.cuda.cudart()
     code = int(runtime.cudaHostRegister(flat.data_ptr(), flat.nbytes, _PORTABLE))
     if code == 0:
@@ -110,4 +128,3 @@ def _page_locked(num_elements: int) -> Tensor:
             flat.nbytes,
             code,
         )
-    return flat

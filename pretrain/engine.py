@@ -194,6 +194,21 @@ class Engine(ABC):
         """Parameters of which ranks hold copies that differ; the same list on every rank."""
         return self._replicas.find_drift()
 
+    def reserve_copies(self) -> None:
+        """Take the CPU memory that `capture_state` copies to, before training begins; collective.
+
+        Raises:
+            CheckpointError: a rank does not get it.
+        """
+        problem = None
+        try:
+            self._host_memory.reserve(self.state.ranges())
+        except CheckpointError as error:
+            problem = str(error)
+        failure = parallel.first_failure(problem)
+        if failure is not None:
+            raise CheckpointError(failure)
+
     def capture_state(self, *, copies: bool) -> CapturedState:
         """This rank's share of weights and optimizer state as it is now; no rank waits for another here.
 

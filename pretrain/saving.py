@@ -30,7 +30,7 @@ class NonFiniteStateError(CheckpointError):
 
 
 class Saver:
-    """The saves of one run; every rank calls `save` and `wait` at the same steps.
+    """The saves of one run; every rank makes one, and calls `save` and `wait` at the same steps.
 
     Attributes:
         captured_step: of the newest state that was captured, on every rank the same.
@@ -53,6 +53,8 @@ class Saver:
         self._metrics = metrics
         self._is_asynchronous = is_asynchronous
         self._write: _Write | None = None
+        if is_asynchronous:
+            engine.reserve_copies()
         self.stall_seconds = _GUESSED_STALL_SECONDS
         self.start_from(0)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pretrain.captured_state import CapturedState, HostMemory, find_non_finite
+from pretrain.errors import CheckpointError
 from pretrain.model.parameter_shape import ParameterShape
 from pretrain.state_files import MOMENTS, WEIGHT, Range, StateReader
 
@@ -80,6 +81,12 @@ def test_copies_of_16_bit_state_are_written_as_the_state_itself(tmp_path: Path) 
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     with StateReader(tmp_path / "copies") as reader:
         assert torch.equal(reader.read_full("b", "exp_avg"), torch.arange(2.0, 11.0, 2.0))
+
+
+def test_memory_that_is_not_there_is_told_with_what_to_do() -> None:
+    too_much = Range(WEIGHT, "a", 0, 1, 0, 1 << 50)
+    with pytest.raises(CheckpointError, match=r"4,503,599,627,370,496 bytes .* set checkpoint.asynchronous=false"):
+        HostMemory(is_page_locked=False).reserve([too_much])
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from pretrain.checkpoint import CheckpointStore, find_problems, list_checkpoints
 from pretrain.durable import FileRecord, hashing_writer
 from pretrain.errors import CheckpointError
 from pretrain.metrics import MetricsLog, read_metrics
+from pretrain.resilience import best_save_interval
 from pretrain.saving import NonFiniteStateError, Saver
+from pretrain.trainer import Trainer
 
 WAIT = 20.0
 
@@ -48,6 +51,8 @@ class FakeEngine:
         self.problem: str | None = None
         self.num_begun = 0
         self.copied: list[bool] = []
+
+    def reserve_copies(self) -> None: ...
 
     def capture_state(self, *, copies: bool) -> CapturedState:
         self.copied.append(copies)
@@ -172,3 +177,22 @@ def test_what_was_loaded_is_saved(engine: FakeEngine, tmp_path: Path) -> None:
     saver.start_from(40)
     assert (saver.captured_step, saver.committed_step) == (40, 40)
     assert saver.unsaved_seconds < 0.05
+
+
+def is_due(*, stall: float, since: float, is_writing: bool = False, **section: float) -> bool:
+    limits = {"every_minutes": None, "hours_between_failures": None, **section}
+    fake: Any = SimpleNamespace(
+        config=SimpleNamespace(checkpoint=SimpleNamespace(**limits)),
+        saver=SimpleNamespace(is_writing=is_writing, stall_seconds=stall, seconds_since_capture=since),
+    )
+    return Trainer._is_save_due_by_time(fake)
+
+
+def test_how_often_to_save_follows_from_how_long_training_stood_still_and_saves_never_overtake_each_other() -> None:
+    best = best_save_interval(0.5, 6.0)
+    assert not is_due(stall=0.5, since=0.99 * best, hours_between_failures=6.0)
+    assert is_due(stall=0.5, since=1.01 * best, hours_between_failures=6.0)
+    assert not is_due(stall=0.5, since=50 * best, hours_between_failures=6.0, is_writing=True)
+    assert not is_due(stall=0.5, since=7200, every_minutes=10, is_writing=True)
+    assert is_due(stall=0.5, since=601, every_minutes=10)
+    assert not is_due(stall=0.5, since=7200)

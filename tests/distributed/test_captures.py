@@ -45,6 +45,8 @@ def _import_megatron_once() -> None:
 def capture_and_train_on(config: RunConfig, folder: Path) -> list[str | None]:
     """One rank: twice write the state at once, and a copy of it two steps later; then what poison is found."""
     engine, source = start_engine(config)
+    engine.reserve_copies()
+    assert engine.capture_state(copies=True).problem is None  # before the first step
     for first in (0, 4):
         train(engine, source, first, first + 2)
         engine.save_state(folder / f"at once {first}")
