@@ -21,7 +21,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,7 @@ class CheckpointManifest:
     config_sha256: str
     pad_token_id: int
     data: tuple[dict[str, Any], ...] = ()
+    spikes: dict[str, Any] = field(default_factory=dict)
     files: tuple[FileRecord, ...] = ()
     format_version: int = FORMAT_VERSION
 
@@ -232,8 +233,10 @@ class CheckpointStore:
             raise
         return final
 
-    def newest_good(self) -> Path | None:
+    def newest_good(self, every_steps: int | None = None) -> Path | None:
         """The newest checkpoint that verifies on all ranks; bad ones are renamed `.bad` with a warning.
+
+        With `every_steps` one whose step that divides, if there is such a one at all.
 
         Raises:
             CheckpointError: there are checkpoints, and none of them is good or all were set aside by an earlier start.
@@ -241,6 +244,8 @@ class CheckpointStore:
         # Rank 0's listing: ranks on other nodes may see an older state of a shared folder.
         listing = (list_checkpoints(self.root), sorted(self.root.glob("step-*.bad")))
         found, aside = parallel.gather_objects(listing, self._group)[0]
+        if every_steps is not None:
+            found = [folder for folder in found if _step_of(folder) % every_steps == 0] or found
         bad = [f"{folder}: was set aside by an earlier start" for folder in aside]
         for folder in found:
             self._refuse_other_release(folder)

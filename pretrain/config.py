@@ -227,6 +227,17 @@ class CheckpointSection(_Section):
     keep_every: int | None = Field(None, ge=1, description="checkpoints of steps that this divides stay too")
 
 
+class SpikeSection(_Section):
+    """What a loss spike is and what happens then; docs/train.md has the rule."""
+
+    policy: Literal["off", "warn", "skip", "rollback"] = Field(
+        "warn", description="skip: no update by that step; rollback: to the last checkpoint, leaving out the data since"
+    )
+    sigmas: float = Field(6.0, gt=0.0, description="standard deviations above the mean of the steps before")
+    window: int = Field(200, ge=2, description="steps that the mean remembers, and waits for before it judges")
+    max_rollbacks: int = Field(5, ge=1, description="rollbacks of one run; the next spike ends it")
+
+
 class WatchdogSection(_Section):
     """When a run that makes no progress is ended, and which rank counts as slow; docs/train.md says how.
 
@@ -260,6 +271,7 @@ class RunConfig(_Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     fp16: Fp16Section = Fp16Section()
     checkpoint: CheckpointSection = CheckpointSection()
+    spike: SpikeSection = SpikeSection()
     watchdog: WatchdogSection = WatchdogSection()
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="passed through to DeepSpeed's configuration")
 

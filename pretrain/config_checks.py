@@ -47,7 +47,8 @@ def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
         )
     if not all(0.0 <= beta < 1.0 for beta in optim.betas):
         problems.append(f"optim.betas ({list(optim.betas)}) must lie in [0, 1), for example [0.9, 0.999]")
-    problems += _check_data(data) + _check_watchdog(config.watchdog) + check_passed_through(config) + check_zero(config)
+    problems += _check_data(data) + _check_watchdog(config.watchdog) + _check_spike(config)
+    problems += check_passed_through(config) + check_zero(config)
     return problems + _check_layout(config, world_size)
 
 
@@ -150,6 +151,17 @@ def _check_data(data: DataSection) -> list[str]:
                 "data.validation=[] or leave data.splits out"
             )
     return problems
+
+
+def _check_spike(config: RunConfig) -> list[str]:
+    checkpoint = config.checkpoint
+    ways_to_save = (checkpoint.every_steps, checkpoint.every_minutes, checkpoint.hours_between_failures)
+    if config.spike.policy != "rollback" or any(way is not None for way in ways_to_save):
+        return []
+    return [
+        "spike.policy=rollback returns to the last checkpoint, and none is saved before the end; set "
+        "checkpoint.every_steps, or spike.policy=warn"
+    ]
 
 
 def _check_watchdog(watchdog: WatchdogSection) -> list[str]:

@@ -45,14 +45,20 @@ __all__ = [
 ]
 
 
+# Given the losses that this rank knows, whether the weights must stay as they are.
+Veto = Callable[[Sequence[PretrainingLosses]], bool]
+# The losses that this rank knows, and the gradient norm where DeepSpeed keeps none.
+StepOutcome = tuple[list[PretrainingLosses], float | None]
+
+
 @dataclass(frozen=True)
 class StepResult:
     """One optimizer step, the same on every rank: losses are means over all micro-batches of all ranks.
 
-    `is_skipped`: no weight has changed, because a gradient was not finite. `bad_micro_batches`: global numbers of this
-    rank's own micro-batches whose loss was not finite; the one field that differs between ranks. `requests[i]` is True
-    where any rank's i-th request was: what one rank wants, all hear of at the same step. `work_seconds` is what each
-    rank gave for itself, in rank order.
+    `is_skipped`: no weight has changed, because a gradient was not finite or the loss not wanted. `bad_micro_batches`:
+    global numbers of this rank's own micro-batches whose loss was not finite; the one field that differs between ranks.
+    `requests[i]` is True where any rank's i-th request was: what one rank wants, all hear of at the same step.
+    `work_seconds` is what each rank gave for itself, in rank order.
     """
 
     loss: float
@@ -110,8 +116,14 @@ class Engine(ABC):
         self._host_memory = HostMemory(is_page_locked=device.type == "cuda")
 
     @abstractmethod
-    def _run_step(self, micro_batches: Sequence[Batch]) -> tuple[list[PretrainingLosses], float | None]:
-        """Forward, backward and the optimizer's step; the losses that this rank knows, and the gradient norm."""
+    def _run_step(
+        self, micro_batches: Sequence[Batch], is_vetoed: Veto
+    ) -> tuple[list[PretrainingLosses], float | None]:
+        """Forward, backward and the optimizer's step; the losses that this rank knows, and the gradient norm.
+
+        `is_vetoed` is asked once, by all ranks, when all losses are there and no weight has changed; it may be a
+        collective. After a yes, weights and moments stay as they are.
+        """
 
     @abstractmethod
     def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
@@ -124,24 +136,28 @@ class Engine(ABC):
         learning_rate: float,
         requests: Sequence[bool] = (),
         work_seconds: float | None = None,
+        may_not_update: Callable[[float], bool] | None = None,
     ) -> StepResult:
         """Forward and backward over this rank's micro-batches, then one optimizer step at `learning_rate`.
 
-        All ranks give `work_seconds`, which every one of them then learns from all, or none does.
+        All ranks give `work_seconds`, which every one of them then learns from all, or none does. `may_not_update`
+        looks at the loss of the step, the same on all ranks, and says whether to leave all weights as they are.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        known, grad_norm = self._run_step(micro_batches)
-        losses = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for step in known:
-            losses += torch.stack([step.total, step.mlm, step.contrastive])
-        # All tensor ranks of the last stage know the same losses.
-        losses /= len(micro_batches) * self.mesh.dp_size * self.mesh.tp_size
-        # One small collective per step carries the losses, every rank's requests and what else they have to say.
         told = [float(wanted) for wanted in requests] + _own_place(work_seconds)
-        self.heartbeat.enter("losses")
-        sums = parallel.sum_over_ranks(torch.cat([losses, losses.new_tensor(told)]))
-        loss, mlm_loss, contrastive_loss, *rest = sums.tolist()
+        sums: list[float] = []
+        vetoed = False
+
+        def is_vetoed(known: Sequence[PretrainingLosses]) -> bool:
+            nonlocal sums, vetoed
+            if may_not_update is not None:
+                sums = self._sum_over_ranks(known, len(micro_batches), told)
+                vetoed = may_not_update(sums[0])
+            return vetoed
+
+        known, grad_norm = self._run_step(micro_batches, is_vetoed)
+        loss, mlm_loss, contrastive_loss, *rest = sums or self._sum_over_ranks(known, len(micro_batches), told)
         self.heartbeat.add_work(self.clock.take())
         counts, work = rest[: len(requests)], rest[len(requests) :]
         if grad_norm is None:
@@ -149,12 +165,41 @@ class Engine(ABC):
             # A first step that overflows in fp16 is skipped before DeepSpeed has any norm.
             grad_norm = math.nan if found is None else float(found)
         # Without ZeRO DeepSpeed looks at no gradient; `_run_step` did.
-        is_skipped = not self.engine.was_step_applied() or (
-            zero_stage(self.config) == 0 and not math.isfinite(grad_norm)
+        is_skipped = (
+            vetoed
+            or not self.engine.was_step_applied()
+            or (zero_stage(self.config) == 0 and not math.isfinite(grad_norm))
         )
         wanted = tuple(count > 0 for count in counts)
         bad = () if math.isfinite(loss) else _not_finite(known, micro_batches)
         return StepResult(loss, mlm_loss, contrastive_loss, grad_norm, is_skipped, wanted, bad, tuple(work))
+
+    def _sum_over_ranks(
+        self, known: Sequence[PretrainingLosses], num_micro_batches: int, told: Sequence[float]
+    ) -> list[float]:
+        """The mean losses of a step, then the sums of what each rank tells: one small collective per step."""
+        self.heartbeat.enter("losses")
+        losses = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for step in known:
+            losses += torch.stack([step.total, step.mlm, step.contrastive])
+        # All tensor ranks of the last stage know the same losses.
+        losses /= num_micro_batches * self.mesh.dp_size * self.mesh.tp_size
+        sums: list[float] = parallel.sum_over_ranks(torch.cat([losses, losses.new_tensor(told)])).tolist()
+        return sums
+
+    @contextlib.contextmanager
+    def _no_update(self, *, unless: bool) -> Iterator[None]:
+        """Keep weights and moments as they are through an optimizer step; DeepSpeed does the rest of its work."""
+        if unless:
+            yield
+            return
+        optimizer = self.engine.basic_optimizer  # the one inside whatever ZeRO wraps around it
+        update = optimizer.step
+        optimizer.step = lambda *_, **__: None
+        try:
+            yield
+        finally:
+            optimizer.step = update
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> EvalResult:
@@ -297,10 +342,13 @@ def _deepspeed_adamw(model: torch.nn.Module, config: RunConfig) -> torch.optim.O
 class PlainEngine(Engine):
     """DeepSpeedEngine: tensor and data parallelism with ZeRO 0-3, the whole depth of the model on every rank."""
 
-    def _run_step(self, micro_batches: Sequence[Batch]) -> tuple[list[PretrainingLosses], float | None]:
+    def _run_step(
+        self, micro_batches: Sequence[Batch], is_vetoed: Veto
+    ) -> tuple[list[PretrainingLosses], float | None]:
         self.engine.train()
         known: list[PretrainingLosses] = []
         grad_norm: float | None = None
+        may_update = True
         for batch in micro_batches:
             self.heartbeat.enter("forward")
             with self.clock.running():
@@ -311,23 +359,10 @@ class PlainEngine(Engine):
             if self.engine.is_gradient_accumulation_boundary():
                 self.heartbeat.enter("optimizer")
                 grad_norm = self._plain_grad_norm()
-            with self._no_update(unless=grad_norm is None or math.isfinite(grad_norm)):
+                may_update = not is_vetoed(known) and (grad_norm is None or math.isfinite(grad_norm))
+            with self._no_update(unless=may_update):
                 self.engine.step()
         return known, grad_norm
-
-    @contextlib.contextmanager
-    def _no_update(self, *, unless: bool) -> Iterator[None]:
-        """Keep weights and moments as they are through an optimizer step; DeepSpeed does the rest of its work."""
-        if unless:
-            yield
-            return
-        optimizer = self.engine.optimizer
-        update = optimizer.step
-        optimizer.step = lambda: None
-        try:
-            yield
-        finally:
-            optimizer.step = update
 
     def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
         self.engine.eval()

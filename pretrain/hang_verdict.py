@@ -39,9 +39,12 @@ def _has_run(before: Sign | None, now: Sign | None) -> bool:
 
 
 def _find_behind(signs: Sequence[Sign]) -> tuple[list[int], str]:
-    """Ranks in an earlier step, then in an earlier stage, then outside the collective in which others wait."""
-    position = min((sign.step, sign.ticks) for sign in signs)
-    last = [sign for sign in signs if (sign.step, sign.ticks) == position]
+    """Ranks in an earlier stage, or else outside the collective in which others wait.
+
+    Ticks go on where the number of the step goes back, as it does when a run returns to a checkpoint.
+    """
+    fewest = min(sign.ticks for sign in signs)
+    last = [sign for sign in signs if sign.ticks == fewest]
     if len(last) < len(signs):
         return [sign.rank for sign in last], "is behind"
     waiting = [sign for sign in signs if sign.is_waiting]

@@ -10,13 +10,14 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from pretrain.config import RunConfig
 from pretrain.data.batches import Batch
-from pretrain.engine import Engine
+from pretrain.engine import Engine, Veto
 from pretrain.heartbeat import Heartbeat
 from pretrain.model.pipeline import BertPipeline
 from pretrain.model.pretraining import PretrainingLosses
@@ -42,6 +43,7 @@ class PipelinedEngine(Engine):
             "ignore", category=UserWarning, message="c10d::.* an autograd kernel was not registered"
         )
         super().__init__(config, model, device, mesh, heartbeat)
+        self._is_vetoed: Veto = lambda _: False
         self._tell_instructions()
         if hasattr(self.engine.optimizer, "scaled_global_norm"):
             self.engine.optimizer.scaled_global_norm = lambda norm_type=2: _global_norm(self.engine.optimizer)
@@ -54,7 +56,7 @@ class PipelinedEngine(Engine):
         def told(name: str, instruction: Callable[..., None]) -> Callable[..., None]:
             def call(engine: Any, **arguments: Any) -> None:
                 self.heartbeat.enter(name, in_lockstep=False)
-                with self.clock.running() if name in _WORK else contextlib.nullcontext():
+                with self._around(name):
                     instruction(engine, **arguments)
 
             return call
@@ -62,7 +64,16 @@ class PipelinedEngine(Engine):
         instructions = self.engine._INSTRUCTION_MAP.items()
         self.engine._INSTRUCTION_MAP = {kind: told(_in_words(kind), function) for kind, function in instructions}
 
-    def _run_step(self, micro_batches: Sequence[Batch]) -> tuple[list[PretrainingLosses], float | None]:
+    def _around(self, name: str) -> AbstractContextManager[None]:
+        """What an instruction needs about it: a clock, or a look at the losses before the optimizer's step."""
+        if name == "optimizer step":
+            return self._no_update(unless=not self._is_vetoed(self.engine.module.losses))
+        return self.clock.running() if name in _WORK else contextlib.nullcontext()
+
+    def _run_step(
+        self, micro_batches: Sequence[Batch], is_vetoed: Veto
+    ) -> tuple[list[PretrainingLosses], float | None]:
+        self._is_vetoed = is_vetoed
         self.engine.module.expect(batch.micro_batch_index for batch in micro_batches)
         self.engine.train_batch(data_iter=map(_inputs_and_labels, micro_batches))
         return self.engine.module.losses, None

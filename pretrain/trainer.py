@@ -7,9 +7,10 @@ So the state of a run is its weights, its optimizer and one number, and a resume
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from pretrain.replicas import ReplicaDriftError, describe_drift
 from pretrain.resilience import BadSteps, PreemptedError, StopRequest, best_save_interval
 from pretrain.runlog import Eta, format_count, format_seconds, get_logger, progress_bar
 from pretrain.saving import Saver
+from pretrain.spikes import Spikes
 from pretrain.stragglers import Stragglers
 
 log = get_logger(__name__)
@@ -65,6 +67,7 @@ class Trainer:
         self.bad_steps = BadSteps(config.run.output_dir, config.train.max_bad_steps, config.precision == "fp16")
         self.heartbeat = engine.heartbeat
         self.stragglers = stragglers
+        self.spikes = Spikes(config.spike, config.run.output_dir)
         self.state = TrainState()
         self.saver = Saver(engine, store, checkpoint_extras, metrics, is_asynchronous=config.checkpoint.asynchronous)
         self._compared_at = 0
@@ -78,10 +81,14 @@ class Trainer:
             return
         manifest = CheckpointManifest.load(folder)
         self._check_fits(folder, manifest)
+        self._take_up(folder, manifest)
+        self.spikes.restore(manifest.spikes)
+        log.info("continuing from %s", folder)
+
+    def _take_up(self, folder: Path, manifest: CheckpointManifest) -> None:
         self.engine.load_state(folder)
         self.state = TrainState(manifest.step, manifest.consumed_samples)
         self.saver.start_from(manifest.step)
-        log.info("continuing from %s", folder)
 
     def _check_fits(self, folder: Path, manifest: CheckpointManifest) -> None:
         """Refuse what would continue something else than what was saved."""
@@ -108,6 +115,7 @@ class Trainer:
             NonFiniteLossError: too many losses in a row were no numbers; nothing of them is saved.
             ReplicaDriftError: ranks hold copies of a parameter that differ; nothing of it is saved.
             CheckpointError: a save failed, or was refused because of values that are no numbers.
+            TooManySpikesError: the loss spikes, and the run was rolled back too often; nothing of it is saved.
         """
         try:
             self._train()
@@ -117,7 +125,7 @@ class Trainer:
 
     def _train(self) -> None:
         total = self.config.train.steps
-        micro_batches = prefetch(self.train_source, self._micro_batch_indices(), self.config.data.prefetch)
+        micro_batches = self._open_stream()
         accum = self.config.grad_accum_steps(self.engine.mesh.dp_size)
         eta = Eta(self.state.step, total)
         with progress_bar("training", self.state.step, total, is_shown=parallel.rank() == 0) as bar:
@@ -129,14 +137,22 @@ class Trainer:
                     learning_rate=learning_rate(self.state.step, self.config.optim, total),
                     requests=(self.stop.is_set, self._is_save_due_by_time(), self.saver.has_failed),
                     work_seconds=work_seconds,
+                    may_not_update=self.spikes.is_spike if self.config.spike.policy == "skip" else None,
                 )
                 self.heartbeat.end_step()
                 self._advance(result)
                 if self.stragglers is not None and result.work_seconds and parallel.rank() == 0:
                     self.stragglers.note(self.state.step, result.work_seconds, step_seconds)
+                if self._is_rolled_back(result):
+                    micro_batches.close()
+                    micro_batches = self._open_stream()
+                    continue
                 bar.update(self.state.step)
                 self._report(result, eta)
                 self._validate_and_save(result)
+
+    def _open_stream(self) -> Generator[Batch, None, None]:
+        return prefetch(self.train_source, self._micro_batch_indices(), self.config.data.prefetch)
 
     def _take_work(self) -> tuple[float | None, float]:
         """What this rank tells the others of its work in the last steps, on the steps that are logged."""
@@ -168,6 +184,44 @@ class Trainer:
         self.state = TrainState(self.state.step + 1, self.state.consumed_samples + rows)
         self._num_skipped += result.is_skipped
         self._throughput.add(rows * self.config.data.seq_length)
+
+    def _is_rolled_back(self, result: StepResult) -> bool:
+        """Compare the loss with those before, act as the policy says, and tell whether that changed the state."""
+        step, loss, bound = self.state.step, result.loss, self.spikes.bound
+        is_spike, policy = self.spikes.is_spike(loss), self.config.spike.policy
+        self.spikes.add(loss)
+        if not is_spike:
+            return False
+        rows = [self.state.consumed_samples - self.config.train.global_batch_size, self.state.consumed_samples]
+        record: dict[str, Any] = {"step": step, "loss": loss, "bound": bound, "rows": rows, "action": policy}
+        if policy == "rollback":
+            record |= self._roll_back(loss)
+        log.warning("step %d: loss %.4f is a spike (bound %.4f): %s", step, loss, bound, _describe_action(record))
+        if parallel.rank() == 0:
+            self.spikes.write_down(record)
+        return "continued_from" in record
+
+    def _roll_back(self, loss: float) -> dict[str, Any]:
+        """Return to the last checkpoint and leave out the rows since; what spikes.jsonl says about it.
+
+        A checkpoint of the regular ones, which a run that was stopped and continued in between has too.
+        """
+        self.spikes.check_limit(self.state.step, loss)
+        consumed = self.state.consumed_samples
+        self._wait_for_save()  # it may be the one to return to, and votes through the store's group
+        with self.heartbeat.during("checkpoint"):
+            folder = self.store.newest_good(self.config.checkpoint.every_steps)
+            if folder is None:
+                return {"action": "warn", "reason": "there is no checkpoint to return to"}
+            manifest = CheckpointManifest.load(folder)
+            self._take_up(folder, manifest)
+        left_out = [end for _, end in self.spikes.history.skipped_rows]
+        skipped = (max([manifest.consumed_samples, *left_out]), consumed)
+        self.spikes.roll_back(manifest.spikes, skipped)
+        self.state = TrainState(manifest.step, consumed)
+        self._compared_at = 0
+        self._throughput.restart()
+        return {"continued_from": manifest.step, "skipped_rows": list(skipped)}
 
     def _suspects(self, result: StepResult) -> list[tuple[int, int]]:
         """First and last + 1 of the rows whose loss was not finite, or of all rows of the step where none was."""
@@ -303,10 +357,24 @@ class Trainer:
         if self.saver.captured_step == self.state.step:
             return
         self.compare_replicas()
+        manifest = replace(
+            self.description,
+            step=self.state.step,
+            consumed_samples=self.state.consumed_samples,
+            spikes=asdict(self.spikes.history),
+        )
         with self.heartbeat.during("checkpoint"):
-            manifest = replace(self.description, step=self.state.step, consumed_samples=self.state.consumed_samples)
             self.saver.save(manifest)
         self._throughput.restart()
+
+
+def _describe_action(record: Mapping[str, Any]) -> str:
+    if "continued_from" in record:
+        first, stop = record["skipped_rows"]
+        return f"back to the checkpoint of step {record['continued_from']}, leaving out rows {first} to {stop - 1}"
+    if record["action"] == "skip":
+        return "no weight has changed"
+    return str(record.get("reason", "the run goes on with it (spike.policy)"))
 
 
 def _without_targets(batch: Batch) -> Batch:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -279,7 +279,7 @@ def _continues_word(config: RunConfig) -> np.ndarray:
     return load_tokenizer(f"{config.data.train[0]}.tokenizer").continues_word()
 
 
-def prefetch(source: BatchSource, indices: Iterable[int], depth: int) -> Iterator[Batch]:
+def prefetch(source: BatchSource, indices: Iterable[int], depth: int) -> Generator[Batch, None, None]:
     """Micro-batches `indices` in order, up to `depth` of them prepared ahead in one thread (0: none, no thread).
 
     An exception of the thread is raised here, at its place in the order. Closing the iterator ends the thread.

@@ -1,0 +1,110 @@
+"""Loss spikes: what counts as one, and what happens then.
+
+A loss is a spike when it lies above mean + `spike.sigmas` standard deviations of the steps before, once there were
+`spike.window` of them. Mean and variance forget exponentially, and a spike enters them as if it had been at the bound:
+one wild step moves the bound little, and a loss that stays up is taken for the new normal in the end. The losses are
+the same on every rank, so all ranks decide alike without asking each other; what they go by is part of every
+checkpoint, so that a run that was killed decides as if it had not been.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pretrain.config import SpikeSection
+from pretrain.errors import TacoError
+from pretrain.runlog import get_logger
+
+SPIKES_FILE = "spikes.jsonl"
+# In a very smooth run a change that nobody would call a spike has many standard deviations.
+_LEAST_DEVIATION = 0.01
+
+log = get_logger(__name__)
+
+
+class TooManySpikesError(TacoError):
+    """The run was rolled back as often as it may be, and the loss spikes again."""
+
+
+@dataclass
+class SpikeHistory:
+    """What is known of the losses so far, plain numbers that a checkpoint holds.
+
+    `skipped_rows`: first and one past the last row of the training stream of each span that a rollback left out.
+    """
+
+    num_steps: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
+    num_rollbacks: int = 0
+    skipped_rows: list[list[int]] = field(default_factory=list)
+
+
+class Spikes:
+    """Compares every loss with those before it."""
+
+    def __init__(self, section: SpikeSection, folder: Path) -> None:
+        self.section = section
+        self.history = SpikeHistory()
+        self._file = folder / SPIKES_FILE
+
+    @property
+    def bound(self) -> float:
+        """The loss above which a step is a spike; infinity before there were enough steps, or where nobody asks."""
+        history = self.history
+        if self.section.policy == "off" or history.num_steps < self.section.window:
+            return math.inf
+        deviation = max(math.sqrt(history.variance), _LEAST_DEVIATION * abs(history.mean))
+        return history.mean + self.section.sigmas * deviation
+
+    def is_spike(self, loss: float) -> bool:
+        """Whether a step with this loss would be one; NaN and infinity are no spikes but bad steps."""
+        return math.isfinite(loss) and loss > self.bound
+
+    def add(self, loss: float) -> None:
+        """Take the loss of a step into mean and variance (exponentially weighted; West 1979 for the variance)."""
+        if not math.isfinite(loss):
+            return
+        history, loss = self.history, min(loss, self.bound)
+        history.num_steps += 1
+        weight = 1 / min(history.num_steps, self.section.window)
+        change = loss - history.mean
+        history.mean += weight * change
+        history.variance = (1 - weight) * (history.variance + weight * change**2)
+
+    def roll_back(self, saved: Mapping[str, Any], skipped_rows: tuple[int, int]) -> None:
+        """Take up what a checkpoint knew, and count this return to it."""
+        past = self.history
+        self.restore(saved)
+        self.history.num_rollbacks = past.num_rollbacks + 1
+        self.history.skipped_rows = [*past.skipped_rows, list(skipped_rows)]
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Continue with what a checkpoint knew; with nothing if it is of a release that kept no account of it."""
+        self.history = SpikeHistory(**saved)
+
+    def check_limit(self, step: int, loss: float) -> None:
+        """End the run that has been rolled back too often.
+
+        Raises:
+            TooManySpikesError: with what to do.
+        """
+        if self.history.num_rollbacks >= self.section.max_rollbacks:
+            raise TooManySpikesError(
+                f"step {step}: loss {loss:.4f} is above {self.bound:.4f}, and the run was rolled back "
+                f"{self.history.num_rollbacks} times already (spike.max_rollbacks); nothing of this is saved; look at "
+                f"{self._file}, lower optim.lr, or raise the limit with --allow-change spike"
+            )
+
+    def write_down(self, record: Mapping[str, Any]) -> None:
+        """Append a spike to spikes.jsonl; rank 0 calls it."""
+        try:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            log.warning("a loss spike is not written down: %s", error)
