@@ -77,6 +77,7 @@ def export_checkpoint(source: Path, out: Path, *, overwrite: bool = False) -> di
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "data": list(manifest.data),
     }
+    _tidy(out)
     if out.exists():
         done = _read_record(out)
         if done is not None and done["manifest_sha256"] == record["manifest_sha256"]:
@@ -129,7 +130,7 @@ def _write(source: Path, manifest: CheckpointManifest, out: Path, record: dict[s
 
 def _replace(new: Path, out: Path) -> None:
     """Put `new` in the place of `out`; the older export goes only when the new one is there."""
-    old = out.with_name(f".{out.name}.old")
+    old = _replaced(out)
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
@@ -139,6 +140,19 @@ def _replace(new: Path, out: Path) -> None:
         if old.exists():
             old.rename(out)
         raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(out: Path) -> Path:
+    """Where an older export waits until the new one is in its place."""
+    return out.with_name(f".{out.name}.old")
+
+
+def _tidy(out: Path) -> None:
+    """What a kill within `_replace` has left: the older export comes back where no newer one is there, else it goes."""
+    old = _replaced(out)
+    if old.exists() and not out.exists():
+        old.rename(out)
     shutil.rmtree(old, ignore_errors=True)
 
 

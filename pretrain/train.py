@@ -61,12 +61,15 @@ def train(
     """
     from pretrain.config import load_config
     from pretrain.parallel import read_launch
+    from pretrain.run_errors import machine_limits_explained
 
     launch = read_launch()
     if dry_run:
         _print_plan(load_config(config, overrides or ()), launch)
         return
-    _run(load_config(config, overrides or (), world_size=launch.world_size), launch, allow_change or [])
+    resolved = load_config(config, overrides or (), world_size=launch.world_size)
+    with machine_limits_explained(resolved, launch):
+        _run(resolved, launch, allow_change or [])
 
 
 def _print_plan(config: RunConfig, launch: Launch) -> None:

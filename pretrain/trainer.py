@@ -99,6 +99,11 @@ class Trainer:
                 f"tokens), data.train was made with {own.tokenizer_sha256[:12]} ({own.vocab_size} tokens); "
                 "use the run's own data"
             )
+        if changed := _changed_data(manifest, own):
+            raise CheckpointError(
+                f"{folder}: {changed} holds other data than this run was trained on; restore it, or give the new data "
+                "a prefix of its own, name that in data.train, and add --allow-change data.train"
+            )
         if manifest.layout != own.layout:
             log.info("saved with %s, continued with %s", manifest.layout, own.layout)
         if manifest.consumed_samples % self.config.train.micro_batch_size:
@@ -381,3 +386,10 @@ def _without_targets(batch: Batch) -> Batch:
     """The same rows with nothing to predict and no token for the contrastive loss."""
     nothing = np.full_like(batch.masked_label_M, -100)
     return replace(batch, valid_BL=np.zeros_like(batch.valid_BL), masked_label_M=nothing)
+
+
+def _changed_data(old: CheckpointManifest, new: CheckpointManifest) -> str | None:
+    """The first prefix that both name and whose tokens differ."""
+    before = {item["prefix"]: item["digest"] for item in old.data}
+    changed = (item["prefix"] for item in new.data if before.get(item["prefix"], item["digest"]) != item["digest"])
+    return next(changed, None)

@@ -61,6 +61,11 @@ class LiveRanks:
         self._reap()
         return len(self._codes) < len(self.pids)
 
+    def code(self, rank: int) -> int | None:
+        """The exit code of a rank; None while it runs."""
+        self._reap()
+        return self._codes.get(self.pids[rank])
+
     def wait(self, timeout: float = 60) -> list[int]:
         """Exit codes in the order of ranks, negative where a signal ended one."""
         end = time.monotonic() + timeout
@@ -102,12 +107,19 @@ class LiveRanks:
 
 @contextmanager
 def live_ranks(
-    world_size: int, config: Path, *arguments: str, before: Callable[[int], None] | None = None
+    world_size: int,
+    config: Path,
+    *arguments: str,
+    before: Callable[[int], None] | None = None,
+    port: int | None = None,
 ) -> Iterator[LiveRanks]:
-    """`taco train --config CONFIG ARGUMENTS` as `world_size` processes; `before(rank)` runs first in each of them."""
+    """`taco train --config CONFIG ARGUMENTS` as `world_size` processes; `before(rank)` runs first in each of them.
+
+    They meet at `port` of this machine, or at a free one.
+    """
     logs = config.parent / "output"
     logs.mkdir(exist_ok=True)
-    port = free_port()
+    port = free_port() if port is None else port
     words = ["--config", str(config), *arguments]
     pids = [_fork(rank, world_size, port, logs, words, before) for rank in range(world_size)]
     ranks = LiveRanks(pids, config.parent / "run", logs)

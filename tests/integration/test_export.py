@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from forked import run_ranks
+from hf_folders import random_bert
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from small_runs import write_small_run
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertModel
+from transformers import AutoModelForMaskedLM, BertModel
 
 from pretrain import export as export_module
 from pretrain import weights as weights_module
@@ -36,18 +37,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     run_ranks(1, train_once, write_small_run(folder))
     return folder / "run"
-
-
-def random_bert(folder: Path, seed: int = 0, kind: Any = BertForMaskedLM, **changes: Any) -> Path:
-    torch.manual_seed(seed)
-    shape = {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
-    config = BertConfig(**{**shape, "intermediate_size": 40, "max_position_embeddings": 32, **changes})
-    model = kind(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return folder
 
 
 def test_trained_checkpoint_exports_and_records_where_it_came_from(run: Path, tmp_path: Path) -> None:

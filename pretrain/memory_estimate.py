@@ -1,0 +1,106 @@
+"""About how much memory a rank needs, from the formulas of ZeRO and of activations; free of torch.
+
+Weights, gradients and optimizer state: Rajbhandari et al. 2020, section 3 and 5, with the second fp32 copy of its share
+of the weights that DeepSpeed keeps under ZeRO-1 to 3. Activations of a layer: Korthikanti et al. 2022, section 4, times
+two in fp32. Buckets, libraries and data come on top: half a gigabyte and more. The first pipeline stage is described,
+which holds the most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.config import RunConfig
+from pretrain.deepspeed_config import zero_stage
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes per rank, and what they follow from."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    num_parameters: int
+
+    @property
+    def total(self) -> int:
+        """All of it, bytes."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def __str__(self) -> str:
+        shares = ("weights", "gradients", "optimizer", "activations")
+        sizes = " + ".join(f"{name} {getattr(self, name) / _GIB:.2f}" for name in shares)
+        return f"{sizes} = {self.total / _GIB:.2f} GiB per rank, libraries and data not counted"
+
+
+def estimate_memory(config: RunConfig, vocab_size: int, world_size: int) -> MemoryEstimate:
+    """What a rank of the first pipeline stage holds at the end of a forward pass of `world_size` processes."""
+    size, stage = config.parallel, zero_stage(config)
+    dp_size = max(1, world_size // (size.tensor * size.pipeline))
+    held = _parameters_of_first_stage(config, vocab_size) // size.tensor
+    number = 4 if config.precision == "fp32" else 2
+    # fp32 without ZeRO updates the weights themselves; all else has fp32 master weights beside both moments.
+    optimizer = held * (8 if stage == 0 else 12)
+    is_offloaded = config.zero.offload_optimizer.device != "none" and config.run.device != "cpu"
+    return MemoryEstimate(
+        weights=held * number // (dp_size if stage == 3 else 1),
+        gradients=held * number // (dp_size if stage >= 2 else 1),
+        optimizer=0 if is_offloaded else optimizer // (dp_size if stage >= 1 else 1),
+        activations=_activations(config, vocab_size, dp_size),
+        num_parameters=count_parameters(config, vocab_size),
+    )
+
+
+def count_parameters(config: RunConfig, vocab_size: int) -> int:
+    """Parameters of the whole model with its prediction head, whose word matrix is the embedding's."""
+    model = config.model
+    hidden = model.hidden_size
+    head = hidden * hidden + hidden + 2 * hidden + vocab_size
+    return _embedding_parameters(config, vocab_size) + model.num_layers * _layer_parameters(config) + head
+
+
+def _embedding_parameters(config: RunConfig, vocab_size: int) -> int:
+    model = config.model
+    return (vocab_size + model.max_position_embeddings + model.type_vocab_size + 2) * model.hidden_size
+
+
+def _layer_parameters(config: RunConfig) -> int:
+    """Four square matrices, two of the feed-forward part, their biases and two LayerNorms."""
+    hidden, inner = config.model.hidden_size, config.model.ffn_hidden_size
+    return 4 * hidden * hidden + 4 * hidden + 2 * hidden * inner + hidden + inner + 4 * hidden
+
+
+def _parameters_of_first_stage(config: RunConfig, vocab_size: int) -> int:
+    if config.parallel.pipeline == 1:
+        return count_parameters(config, vocab_size)
+    return _embedding_parameters(config, vocab_size) + _layers_of_first_stage(config) * _layer_parameters(config)
+
+
+def _layers_of_first_stage(config: RunConfig) -> int:
+    if config.parallel.stage_layers is not None:
+        return config.parallel.stage_layers[0]
+    return -(-config.model.num_layers // config.parallel.pipeline)
+
+
+def _activations(config: RunConfig, vocab_size: int, dp_size: int) -> int:
+    """Bytes kept for backward by the layers of the first stage, and by the logits where it is the last one too."""
+    model, train, size = config.model, config.train, config.parallel
+    number = 4 if config.precision == "fp32" else 2
+    tokens = train.micro_batch_size * config.data.seq_length
+    row = tokens * model.hidden_size * number // 2
+    shared = size.tensor if size.sequence else 1  # what tensor parallelism alone leaves whole
+    # Feed-forward layers of four times the hidden size are behind 16 of the 34 bytes per 16-bit element.
+    inner = 8 + 16 * model.ffn_hidden_size // (4 * model.hidden_size)
+    weights = 5 * model.num_attention_heads * config.data.seq_length // model.hidden_size
+    layer = row * 10 // shared + row * (inner + (weights if model.attention_dropout > 0 else 0)) // size.tensor
+    layers = _layers_of_first_stage(config)
+    kept = max(0, layers - config.recompute_layers)
+    again = layers - kept
+    in_flight = min(size.pipeline, config.grad_accum_steps(dp_size)) or 1
+    in_layers = in_flight * (kept * layer + again * 2 * row) + (layer if again else 0)
+    logits = 8 * int(tokens * config.objective.mask_rate) * vocab_size // size.tensor if size.pipeline == 1 else 0
+    return in_layers + logits

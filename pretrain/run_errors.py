@@ -1,0 +1,87 @@
+"""What libraries raise when a machine has no more to give, turned into one line with the numbers of this run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretrain.errors import DataError, TacoError
+
+if TYPE_CHECKING:
+    from pretrain.config import RunConfig
+    from pretrain.parallel import Launch
+
+# torch's allocator on the CPU, C++'s, and a thread whose stack finds no place raise plain RuntimeErrors.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "can't start new thread")
+_GUESSED_VOCAB_SIZE = 32_768
+
+
+class OutOfMemoryError(TacoError):
+    """This rank wanted more memory than there is."""
+
+
+class PortInUseError(TacoError):
+    """The port where ranks meet belongs to somebody else on this machine."""
+
+
+@contextmanager
+def machine_limits_explained(config: RunConfig, launch: Launch) -> Iterator[None]:
+    """Say what a run needs where memory ran out, and which port is taken, instead of what a library says.
+
+    Raises:
+        OutOfMemoryError: with an estimate per rank, and the keys that lower it.
+        PortInUseError: with the port and how to have another one.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if _is_out_of_memory(error):
+            raise OutOfMemoryError(_explain_memory(config, launch, error)) from error
+        if "EADDRINUSE" in str(error):
+            raise PortInUseError(_explain_port()) from error
+        raise
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, TacoError):
+        return False
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def _explain_memory(config: RunConfig, launch: Launch, error: BaseException) -> str:
+    from pretrain.memory_estimate import estimate_memory
+
+    needed = estimate_memory(config, _vocab_size(config), launch.world_size)
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return (
+        f"{socket.gethostname()}: out of memory ({said}); {needed.num_parameters:,} parameters with ZeRO-"
+        f"{config.zero.stage} on {launch.world_size} processes need about {needed}. Lower train.micro_batch_size, "
+        "raise train.recompute_layers, zero.stage or parallel.tensor, start more processes, or lift the limit"
+    )
+
+
+def _vocab_size(config: RunConfig) -> int:
+    """Of the first dataset, or a usual one where memory does not even allow to look."""
+    from pretrain.data.manifest import Manifest
+
+    try:
+        manifest = Manifest.load(Path(config.data.train[0] + ".json"))
+    except (DataError, MemoryError, OSError):
+        return _GUESSED_VOCAB_SIZE
+    return _GUESSED_VOCAB_SIZE if manifest.tokenizer is None else manifest.tokenizer.vocab_size
+
+
+def _explain_port() -> str:
+    place = f"{os.environ.get('MASTER_ADDR', 'localhost')}:{os.environ.get('MASTER_PORT', '29500')}"
+    return (
+        f"{socket.gethostname()}: the port of {place} (MASTER_ADDR, MASTER_PORT), where ranks meet, is in use by "
+        "another program; set MASTER_PORT to a free one, or let torchrun find one: --rdzv-backend c10d "
+        "--rdzv-endpoint localhost:0"
+    )
