@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -77,6 +78,7 @@ def new_program() -> typer.Typer:
 
 def run_program(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = None) -> NoReturn:
     """Run a program and leave the process: 0 done, 1 error, 2 usage or configuration; a user's mistake is one line."""
+    os.umask(os.umask(0o077) | stat.S_IWOTH)  # what a program writes, only its user and their group may change
     try:
         app(args=None if argv is None else list(argv), prog_name=name)
     except TacoError as error:

@@ -113,8 +113,8 @@ def _write(source: Path, manifest: CheckpointManifest, out: Path, record: dict[s
     try:
         temporary.mkdir(parents=True)
         write_model(weights, section, temporary, vocab_size=manifest.vocab_size, pad_token_id=manifest.pad_token_id)
-        if (source / "tokenizer").is_dir():
-            shutil.copytree(source / "tokenizer", temporary, dirs_exist_ok=True)
+        for name in _tokenizer_files(manifest):
+            shutil.copyfile(source / name, temporary / Path(name).name)
         difference = _compare_logits(weights, section, manifest.vocab_size, temporary)
         record = {**record, "logits_difference": difference}
         (temporary / "README.md").write_text(_model_card(manifest, record), encoding="utf-8")
@@ -126,6 +126,11 @@ def _write(source: Path, manifest: CheckpointManifest, out: Path, record: dict[s
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return record
+
+
+def _tokenizer_files(manifest: CheckpointManifest) -> list[str]:
+    """Those that the manifest vouches for; what else lies in the folder, a link for example, is nobody's business."""
+    return [record.name for record in manifest.files if Path(record.name).parent == Path("tokenizer")]
 
 
 def _replace(new: Path, out: Path) -> None:
@@ -187,7 +192,7 @@ def _compare_logits(weights: dict[str, torch.Tensor], section: ModelSection, voc
 
     ours = Bert(section, vocab_size, plain_layers()).eval()
     ours.load_state_dict(weights)
-    theirs = AutoModelForMaskedLM.from_pretrained(str(folder), local_files_only=True).eval()
+    theirs = AutoModelForMaskedLM.from_pretrained(str(folder), local_files_only=True, use_safetensors=True).eval()
     generator = torch.Generator().manual_seed(0)
     length = min(64, section.max_position_embeddings)
     ids_BL = torch.randint(0, vocab_size, (2, length), generator=generator)

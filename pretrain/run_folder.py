@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -26,6 +27,9 @@ from pydantic import ValidationError
 from pretrain import durable
 from pretrain.config import RunConfig, dump_config
 from pretrain.errors import ConfigError, TacoError
+from pretrain.runlog import get_logger
+
+log = get_logger(__name__)
 
 # What may differ between two starts of one run without changing what is trained.
 _FREE_KEYS = (
@@ -88,6 +92,8 @@ class RunFolder:
             raise TacoError(
                 f"run.output_dir {self.path}: its file system cannot lock files ({error}); choose another one"
             ) from None
+        if self.path.stat().st_mode & stat.S_IWOTH:
+            log.warning("run.output_dir %s: everybody may write here, and so change the run; chmod -R o-w", self.path)
         self._write_holder(self._lock)
 
     def _write_holder(self, lock: TextIO) -> None:
@@ -197,9 +203,11 @@ class RunFolder:
             return
         temporary = self.path / ".tokenizer.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(source, temporary)
-        for path in temporary.iterdir():
-            durable.sync_file(path)
+        temporary.mkdir()
+        for path in (entry for entry in source.iterdir() if entry.is_file()):
+            shutil.copyfile(path, temporary / path.name)  # without the modes that it has there
+            durable.sync_file(temporary / path.name)
+        durable.sync_folder(temporary)
         temporary.rename(self.tokenizer)
         durable.sync_folder(self.path)
 

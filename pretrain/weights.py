@@ -34,9 +34,16 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError("\n".join(problems))
     manifest = CheckpointManifest.load(checkpoint)
     if manifest.kind == "weights":
-        return load_file(checkpoint / WEIGHTS_FILE)
+        return _read_file(checkpoint / WEIGHTS_FILE)
     with StateReader(checkpoint) as reader:
         return {name: reader.read_full(name) for name in sorted(reader.shapes)}
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as weights: {error}") from None
 
 
 def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> FileRecord:

@@ -48,8 +48,10 @@ def predict(model: Path, texts: list[str], top: int) -> list[list[dict[str, Any]
         raise DataError(f"{model}: no config.json; give a folder that `taco export` wrote")
     transformers_logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
-        network = AutoModelForMaskedLM.from_pretrained(str(model), local_files_only=True).eval()
+        # Said, because transformers would otherwise ask at a terminal whether it may run the folder's own code.
+        options = {"local_files_only": True, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(str(model), **options)
+        network = AutoModelForMaskedLM.from_pretrained(str(model), **options, use_safetensors=True).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{model}: cannot be loaded ({error}); write it again with `taco export`") from None
     longest, num_tokens = network.config.max_position_embeddings, network.config.vocab_size
