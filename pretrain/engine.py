@@ -24,7 +24,7 @@ from pretrain.data.batches import Batch
 from pretrain.deepspeed_config import OWNED_DEEPSPEED_KEYS, build_ds_config, zero_stage
 from pretrain.device_clock import DeviceClock
 from pretrain.durable import FileRecord
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, TacoError
 from pretrain.heartbeat import Heartbeat
 from pretrain.model.pretraining import PretrainingLosses
 from pretrain.optim import build_optimizer, is_tensor_parallel, parameter_groups
@@ -335,7 +335,14 @@ def _deepspeed_adamw(model: torch.nn.Module, config: RunConfig) -> torch.optim.O
     kind = FusedAdam if config.zero.offload_optimizer.device == "none" else DeepSpeedCPUAdam
     optim = config.optim
     groups = parameter_groups(model, optim.weight_decay, one_each=False)
-    optimizer: torch.optim.Optimizer = kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    try:
+        optimizer: torch.optim.Optimizer = kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:  # whatever its builder meets
+        raise TacoError(
+            f"optim.implementation=deepspeed: DeepSpeed cannot build {kind.__name__} here: {error}; it needs ninja, a "
+            "C++ compiler, for FusedAdam nvcc and a TORCH_CUDA_ARCH_LIST of plain numbers (9.0, not 9.0a); or set "
+            "optim.implementation=torch"
+        ) from error
     return optimizer
 
 
