@@ -129,7 +129,8 @@ class Watchdog:
         self._count = 0
         self._pulse = -1
         self._silent = 0.0
-        self._before: dict[int, Sign] = {}
+        self._sign: Sign | None = None
+        self._before: dict[int, Sign] | None = None
         self._suspicious = 0.0
         self._can_write = True
         self._is_over = threading.Event()
@@ -192,26 +193,31 @@ class Watchdog:
         if verdict is not None:
             self._give_up(verdict)
         if self._silent < limit + self._extra_patience:
-            self._before = {}
+            self._before = None
             return
         self._suspect(seconds)
 
     def _suspect(self, seconds: float) -> None:
         """Look at all ranks twice, so far apart that those which run have changed."""
-        if not self._before:
-            self._before, self._suspicious = self.signs.read(self._launch.world_size), 0.0
+        if self._before is None:
+            self._before, self._suspicious = self._read_signs(), 0.0
             return
         self._suspicious += seconds
         if self._suspicious < _BETWEEN_LOOKS * self._period:
             return
-        now = self.signs.read(self._launch.world_size)
+        found = describe_hang(self._before, self._read_signs(), self._launch.world_size)
         verdict = (
-            f"{describe_hang(self._before, now, self._launch.world_size)}; stacks are in {self.stacks.parent}/"
-            f"rank_*.stacks; exit code {EXIT_HANG}, {_where_to_continue(self._checkpoints)}"
+            f"{found}; stacks are in {self.stacks.parent}/rank_*.stacks; exit code {EXIT_HANG}, "
+            f"{_where_to_continue(self._checkpoints)}"
         )
         with contextlib.suppress(OSError):
             verdict = self.signs.declare(verdict)
         self._give_up(verdict)
+
+    def _read_signs(self) -> dict[int, Sign]:
+        """Of all ranks; this one's own also where the folder cannot be read."""
+        signs = self.signs.read(self._launch.world_size)
+        return signs if self._sign is None else signs | {self._launch.rank: self._sign}
 
     def _give_up(self, verdict: str) -> None:
         """Say what was found and end the process; a disk that does not answer cannot prevent it."""
@@ -254,7 +260,7 @@ class Watchdog:
         """Let the others see where this rank is. Failing to write is said once, and ends nothing."""
         self._count += 1
         is_waiting, place = _where(self._watched) if self._silent else (False, "")
-        sign = Sign(
+        self._sign = Sign(
             start=self.signs.start,
             rank=self._launch.rank,
             host=self._host,
@@ -270,7 +276,7 @@ class Watchdog:
             has_given_up=has_given_up,
         )
         try:
-            self.signs.write(sign)
+            self.signs.write(self._sign)
             self._can_write = True
         except OSError as error:
             if self._can_write:

@@ -45,11 +45,14 @@ def stop(guard: subprocess.Popen[bytes]) -> None:
     assert guard.stdin is not None
     with contextlib.suppress(OSError):
         guard.stdin.close()
+    guard.kill()  # it may be stopped
     guard.wait()
 
 
 def guard_process(process: int, rank: str, stacks: str) -> None:
     """Watch `process` until its pipe is closed."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # wishes to the rank, which SLURM sends to all processes of a task
     limit, silent, last = float("inf"), 0.0, time.monotonic()
     while True:
         readable, _, _ = select.select([0], [], [], _PERIOD)
