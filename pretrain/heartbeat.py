@@ -75,14 +75,17 @@ class Heartbeat:
 
     @contextmanager
     def during(self, kind: Kind) -> Iterator[None]:
-        """What happens inside is of this kind, has its time-out, and is remembered with its duration."""
-        before, start = self.kind, time.monotonic()
+        """What happens inside is of this kind, has its time-out, and is remembered with its duration.
+
+        After an error inside, the heartbeat stays where it was: that is what the error is about.
+        """
+        kind_before, stage_before, start = self.kind, self.stage, time.monotonic()
         self.kind = kind
         self.enter(kind)
         yield
         self._durations.setdefault(kind, deque(maxlen=_REMEMBERED)).append(time.monotonic() - start)
-        self.kind = before
-        self.enter("between steps")
+        self.kind = kind_before
+        self.enter(stage_before)
 
     def slowest(self, kind: Kind) -> float:
         """Seconds that the slowest of the last hundred of this kind took; 0 before the first."""

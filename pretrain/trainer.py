@@ -125,7 +125,8 @@ class Trainer:
         try:
             self._train()
         finally:
-            self.saver.settle()
+            with self.heartbeat.during("checkpoint"):
+                self.saver.settle()
         return self.state
 
     def _train(self) -> None:
@@ -340,7 +341,8 @@ class Trainer:
             return
         drifts = self.engine.find_drift()
         if drifts:
-            self.saver.settle()
+            with self.heartbeat.during("checkpoint"):
+                self.saver.settle()
             raise ReplicaDriftError(describe_drift(drifts, self.state.step, self.saver.committed_step))
         self._compared_at = self.state.step
 
