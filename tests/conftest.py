@@ -23,9 +23,12 @@ def fault(request: pytest.FixtureRequest) -> FaultRecorder:
     return FaultRecorder(request.node)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         names_of(item)
+        if "fault" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.fault)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dataset_builders import write_dataset, write_lengths
+from fault_records import FaultRecorder
 
 from pretrain.data import index_cache, index_damage, verification
 from pretrain.data.manifest import Manifest
@@ -178,8 +179,9 @@ def test_damage_of_the_manifest_stops_there(tmp_path: Path) -> None:
     assert "content differs from what was written" in problem.message
 
 
-@pytest.mark.fault("data-size")
-def test_two_hundred_random_bits_over_all_files_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_hundred_random_bits_over_all_files_of_a_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: FaultRecorder
+) -> None:
     monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 1 << 12)
     folder = tmp_path / "a.tokenizer"
     (tmp_path / "vocab.txt").write_text(
@@ -201,6 +203,7 @@ def test_two_hundred_random_bits_over_all_files_of_a_dataset(tmp_path: Path, mon
         if path.suffix in (".bin", ".idx") and path.parent == tmp_path:
             first, end = problems[0].bytes or (0, 0)
             assert first <= bit // 8 < end <= first + (1 << 12), problems
+    fault.record("data-size", injected=200, survived=200)
 
 
 def test_every_flipped_bit_of_an_index_table_is_found(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import TEXTS, run_program, write_jsonl, write_vocab
+from fault_records import FaultRecorder
 
 from data_tools.encode import EncodeOptions
 from data_tools.preprocess import preprocess
@@ -37,7 +38,7 @@ def test_sound_datasets(prefix: Path):
 
 @pytest.mark.fault("data-size")
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
-def test_every_flipped_bit_is_found(prefix: Path, suffix: str):
+def test_every_flipped_bit_is_found(prefix: Path, suffix: str, fault: FaultRecorder):
     path = Path(f"{prefix}{suffix}")
     size = path.stat().st_size
     for number in range(40):
@@ -48,6 +49,7 @@ def test_every_flipped_bit_is_found(prefix: Path, suffix: str):
         assert any(f"{prefix}." in problem for problem in result["problems"])
         flip(path, offset, bit)
     assert check_dataset(str(prefix))["ok"]
+    fault.record("data-size", injected=40, survived=40)
 
 
 def test_damage_is_named_and_ends_with_1(prefix: Path):

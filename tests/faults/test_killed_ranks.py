@@ -53,12 +53,13 @@ def finish(config: Path, undisturbed: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("undisturbed", [2], indirect=True)
+@pytest.mark.parametrize("num_kills", [3, pytest.param(16, marks=pytest.mark.soak)])
 def test_a_killed_rank_ends_the_others_and_a_new_start_goes_on(
-    undisturbed: dict[str, str], tmp_path: Path, fault: FaultRecorder
+    num_kills: int, undisturbed: dict[str, str], tmp_path: Path, fault: FaultRecorder
 ) -> None:
-    rng = random.Random(1)
+    rng = random.Random(num_kills)
     config = write_small_run(tmp_path, **RUN)
-    for step in sorted(rng.sample(range(SAVE_EVERY + 1, STEPS - 4), 3)):
+    for step in sorted(rng.sample(range(SAVE_EVERY + 1, STEPS - 4), num_kills)):
         victim = rng.randrange(2)
         with live_ranks(2, config) as ranks:
             seconds = ranks.wait_for_new_record()

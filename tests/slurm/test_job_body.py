@@ -129,6 +129,7 @@ def test_siblings_are_one_skeleton(script: Path) -> None:
     assert text.count("\n") <= 25
 
 
+@pytest.mark.fault("shell")
 def test_a_finished_run_ends_the_job(cluster: FakeCluster) -> None:
     code, output = cluster.submit("optim.lr=1", "a b; $(touch canary)")
     assert code == 0, output
@@ -149,6 +150,7 @@ def test_one_task_per_rank_with_its_share_of_the_cores(cluster: FakeCluster) -> 
     assert not [word for word in step if word.startswith("--container")]
 
 
+@pytest.mark.fault("port")
 def test_torchrun_gets_a_port_of_the_job_and_a_meeting_of_the_start(cluster: FakeCluster) -> None:
     code, output = cluster.submit(TACO_LAUNCHER="torchrun", SLURM_RESTART_COUNT="3", SLURM_JOB_ID="1234567")
     assert code == 0, output
@@ -337,6 +339,7 @@ def test_the_signal_before_the_time_limit_reaches_the_ranks_and_the_job_is_reque
     assert cluster.is_requeued()
 
 
+@pytest.mark.fault("shell")
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
