@@ -109,7 +109,7 @@ def start_process_group(launch: Launch, device: torch.device, timeout: timedelta
     if not distributed.is_initialized():
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         if launch.world_size == 1:
-            # Alone there is nobody to meet: no port has to be agreed on, so two runs on one machine cannot collide.
+            # Alone there is nobody to meet: no port is opened, so two runs on one machine cannot collide.
             store = distributed.HashStore()
             distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         else:
