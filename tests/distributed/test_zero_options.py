@@ -145,7 +145,7 @@ def test_compiled_layers_equal_one_plain_process(name: str, folder: Path) -> Non
     import megatron.core.tensor_parallel  # noqa: F401  # before the ranks fork
 
     world_size, *overrides = COMPILED[name]
-    setting = (*NO_DROPOUT, "optim.eps=1e-4")
+    setting = NO_DROPOUT
     config = load(folder, *setting, *overrides, "train.compile=true")
     check(run_ranks(world_size, train, config, timeout=240), run_ranks(1, plain_process, load(folder, *setting))[0])
 

@@ -192,7 +192,7 @@ def configuration(folder: Path, steps: int) -> dict[str, object]:
         "extends": str(ROOT / "configs" / "taco_tiny.yaml"),
         "run": {"output_dir": str(folder / "run"), "device": "cpu", "tensorboard": False},
         "data": {name: [str(folder.parent / name)] for name in ("train", "validation")},
-        "train": {"steps": steps, "eval_every": steps},
+        "train": {"steps": steps, "eval_every": steps, "log_every": 5},
         "optim": {"warmup_steps": min(100, steps // 4)},
         "checkpoint": {"every_steps": 10, "keep": 3},
         "watchdog": {"start_seconds": 60.0, "step_seconds": 5.0, "checkpoint_seconds": 20.0, "heartbeat_seconds": 0.5},
