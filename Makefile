@@ -8,7 +8,7 @@
 #   make reliability  inject every fault that the tests know, and write the table of docs/reliability.md
 #   make parity       hold every layout of four processes against one, and write the table in docs/parallelism.md
 #   make gpu          tests that need a GPU, on one
-#   make soak         long tests; then preprocessing killed at random for SECONDS (600), and every byte compared
+#   make soak         long tests; then random faults, for SECONDS (600) each, into preprocessing and a job: bytes compared
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -95,6 +95,7 @@ reliability: install
 soak: install
 	$(BIN)/python -m pytest -q -m soak
 	$(BIN)/python tests/soak/soak_preprocess.py --seconds $(or $(SECONDS),600)
+	$(BIN)/python tests/soak/soak_train.py --seconds $(or $(SECONDS),600) --write
 
 # Needs the CUDA release of torch (README), so it installs nothing: PYTHON=... names another interpreter than .venv's.
 gpu:

@@ -47,6 +47,10 @@ class CheckpointVersionError(CheckpointError):
     """A checkpoint of another release: not damaged, so never set aside."""
 
 
+class NoGoodCheckpointError(CheckpointError):
+    """There were checkpoints, and all of them are damaged: whether to begin again is for people to say."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """The process grid, ZeRO stage and precision of a run; for people, since the state can be read by any other."""
@@ -239,7 +243,8 @@ class CheckpointStore:
         With `every_steps` one whose step that divides, if there is such a one at all.
 
         Raises:
-            CheckpointError: there are checkpoints, and none of them is good or all were set aside by an earlier start.
+            NoGoodCheckpointError: none is good, or all were set aside by an earlier start.
+            CheckpointError: a bad one cannot be set aside, or one is of another release.
         """
         # Rank 0's listing: ranks on other nodes may see an older state of a shared folder.
         listing = (list_checkpoints(self.root), sorted(self.root.glob("step-*.bad")))
@@ -258,9 +263,9 @@ class CheckpointStore:
             self._on_rank_0(lambda folder=folder: _set_aside(folder), f"{folder}: cannot be set aside")  # type: ignore[misc]
         if bad:
             reasons = "\n  ".join(bad)
-            raise CheckpointError(
-                f"{self.root}: no checkpoint is good; they are kept as *.bad. To train from step 0 move the folder "
-                f"away\n  {reasons}"
+            raise NoGoodCheckpointError(
+                f"{self.root}: no checkpoint is good; they are kept as *.bad. Restore one, or train from step 0 with "
+                f"--from-scratch\n  {reasons}"
             )
         return None
 

@@ -26,6 +26,7 @@ app = new_program()
 
 ConfigOption = Annotated[Path, typer.Option(help="YAML file that describes the run; configs/ holds examples")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as wanted")]
+ScratchOption = Annotated[bool, typer.Option("--from-scratch", help="what training is told; checks nothing")]
 AllowOption = Annotated[list[str] | None, typer.Option(help="key that may differ from the run's folder")]
 NodesOption = Annotated[str, typer.Option(help="names of all machines, separated by spaces, in the order of ranks")]
 
@@ -55,6 +56,7 @@ def plan(
     config: ConfigOption,
     overrides: Overrides = None,
     allow_change: AllowOption = None,
+    from_scratch: ScratchOption = False,
     processes: Annotated[int | None, typer.Option(help="processes of the whole run")] = None,
 ) -> None:
     """Print `STEPS RUN_FOLDER/` of a run that could start now.
@@ -76,6 +78,7 @@ def report(
     config: ConfigOption,
     overrides: Overrides = None,
     allow_change: AllowOption = None,
+    from_scratch: ScratchOption = False,
     gpus: Annotated[int | None, typer.Option(help="processes on this machine, each with a GPU of its own")] = None,
 ) -> None:
     """Print about this machine, for `compare`."""
@@ -112,6 +115,7 @@ def all_reduce(
     config: ConfigOption,
     overrides: Overrides = None,
     allow_change: AllowOption = None,
+    from_scratch: ScratchOption = False,
     nodes: NodesOption = "",
     timeout: Annotated[float, typer.Option(help="seconds until missing ranks are named")] = 120.0,
 ) -> None:

@@ -54,6 +54,9 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as wanted")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and stop")] = False,
     allow_change: Annotated[list[str] | None, typer.Option(help="key that may differ from the run's folder")] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="begin at step 0 where every checkpoint is damaged")
+    ] = False,
 ) -> None:
     """Pretrain BERT: one process of the run (start with torchrun, or alone).
 
@@ -69,7 +72,7 @@ def train(
         return
     resolved = load_config(config, overrides or (), world_size=launch.world_size)
     with machine_limits_explained(resolved, launch):
-        _run(resolved, launch, allow_change or [])
+        _run(resolved, launch, allow_change or [], from_scratch=from_scratch)
 
 
 def _print_plan(config: RunConfig, launch: Launch) -> None:
@@ -96,7 +99,7 @@ def _print_plan(config: RunConfig, launch: Launch) -> None:
     )
 
 
-def _run(config: RunConfig, launch: Launch, allowed: list[str]) -> None:
+def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch: bool) -> None:
     from datetime import timedelta
 
     from pretrain import parallel
@@ -125,7 +128,7 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str]) -> None:
         start_logging(folder.logs, launch.rank)
         mesh = parallel.start_mesh(config.parallel, device)
         trainer = _build_trainer(config, folder, train_rows, validation_rows, device, mesh, stop, heartbeat)
-        _train(trainer, config.train.steps, folder)
+        _train(trainer, config.train.steps, folder, from_scratch=from_scratch)
     except RuntimeError as error:
         if not parallel.is_lost_contact(error):
             raise
@@ -141,13 +144,13 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str]) -> None:
             watchdog.stop()
 
 
-def _train(trainer: Trainer, steps: int, folder: RunFolder) -> None:
+def _train(trainer: Trainer, steps: int, folder: RunFolder, *, from_scratch: bool) -> None:
     """Continue where the run stands, to its end or to the signal that stops it."""
     from pretrain import parallel
     from pretrain.resilience import PreemptedError
 
     trainer.store.prepare()
-    trainer.resume()
+    trainer.resume(from_scratch=from_scratch)
     if trainer.state.step >= steps:
         _mark_done(folder, trainer.state.step)
         log.info("done: all %d steps were there already; checkpoints are in %s", steps, folder.checkpoints)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pretrain import parallel
-from pretrain.checkpoint import CheckpointManifest, CheckpointStore
+from pretrain.checkpoint import CheckpointManifest, CheckpointStore, NoGoodCheckpointError
 from pretrain.config import RunConfig
 from pretrain.data.batches import Batch, BatchSource, prefetch
 from pretrain.engine import Engine, EvalResult, StepResult
@@ -74,9 +74,19 @@ class Trainer:
         self._throughput = Throughput()
         self._num_skipped = 0
 
-    def resume(self) -> None:
-        """Continue from the newest good checkpoint, if there is one."""
-        folder = self.store.newest_good()
+    def resume(self, *, from_scratch: bool = False) -> None:
+        """Continue from the newest good checkpoint, if there is one.
+
+        Raises:
+            NoGoodCheckpointError: there are only bad ones, and nobody has said to begin `from_scratch` then.
+        """
+        try:
+            folder = self.store.newest_good()
+        except NoGoodCheckpointError as error:
+            if not from_scratch:
+                raise
+            log.warning("beginning at step 0, as asked (--from-scratch): %s", error)
+            return
         if folder is None:
             return
         manifest = CheckpointManifest.load(folder)

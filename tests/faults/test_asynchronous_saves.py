@@ -200,6 +200,7 @@ def kill_at(place: str) -> None:
         prepare()
 
 
+@pytest.mark.fault("kill-in-save")
 def test_killed_at_every_place_of_a_save_beside_training_and_continued_bit_for_bit(tmp_path: Path, clean: Path) -> None:
     """One run, started five times: each place is met by the first save of a start."""
     arguments, run = arguments_of(tmp_path, "checkpoint.every_steps=2"), tmp_path / "run"
@@ -236,6 +237,7 @@ def fill_disk(save: int) -> None:
     Engine.capture_state = capture  # type: ignore[method-assign]
 
 
+@pytest.mark.fault("full-disk")
 @pytest.mark.parametrize("mode", ["true", "false"])
 def test_a_disk_that_refuses_one_rank_ends_all_with_the_same_line(mode: str, tmp_path: Path) -> None:
     arguments = arguments_of(tmp_path, f"checkpoint.asynchronous={mode}")
@@ -268,6 +270,7 @@ def stop_in_first_save() -> None:
     captured_state.write_state = write  # type: ignore[assignment]
 
 
+@pytest.mark.fault("stop-signal")
 def test_a_signal_during_a_save_ends_it_first_and_then_saves_once_more(tmp_path: Path, clean: Path) -> None:
     arguments, run = arguments_of(tmp_path), tmp_path / "run"
     for code, errors in run_ranks(2, run_rank, arguments, stop_in_first_save):
@@ -299,6 +302,7 @@ def insist_in_last_save(step: int) -> None:
     Engine.capture_state = capture  # type: ignore[method-assign]
 
 
+@pytest.mark.fault("second-signal")
 def test_a_second_signal_ends_at_once_and_corrupts_nothing(tmp_path: Path) -> None:
     arguments, run = arguments_of(tmp_path), tmp_path / "run"
     start = time.monotonic()
@@ -331,6 +335,7 @@ def poison(step: int, kind: str) -> None:
     Engine.train_step = call  # type: ignore[method-assign]
 
 
+@pytest.mark.fault("non-finite")
 @pytest.mark.parametrize(("mode", "kind", "words"), [("true", "exp_avg_sq", "second"), ("false", "exp_avg", "first")])
 def test_a_moment_that_is_no_number_is_never_saved(mode: str, kind: str, words: str, tmp_path: Path) -> None:
     arguments = arguments_of(tmp_path, f"checkpoint.asynchronous={mode}")

@@ -120,3 +120,15 @@ def test_where_no_checkpoint_is_good_every_start_is_refused(run: Path) -> None:
             assert "no checkpoint is good" in line
             assert all(f"step-000000{step}" in ranks.output(rank) for step in (3, 6))
     assert len(read_metrics(run)) == records
+
+
+@pytest.mark.fault("no-good-checkpoint")
+def test_from_scratch_begins_again_where_no_checkpoint_is_good_and_nowhere_else(run: Path) -> None:
+    expected = state_of(run, STEPS)
+    for folder in list_checkpoints(run / "checkpoints"):
+        (folder / "manifest.json").unlink()
+    for begins in (True, False):
+        with live_ranks(2, run.parent / "run.yaml", "--from-scratch") as ranks:
+            assert ranks.wait() == [0, 0], ranks.output()
+        assert ("beginning at step 0, as asked" in ranks.output(0)) is begins
+        assert state_of(run, STEPS) == expected

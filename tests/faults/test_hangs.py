@@ -141,6 +141,7 @@ def stacks_of(run: Path, rank: int) -> str:
     return (run / "logs" / f"rank_{rank:05d}.stacks").read_text()
 
 
+@pytest.mark.fault("hang")
 def test_a_stopped_rank_is_named_and_the_others_end(tmp_path: Path) -> None:
     config, run = small_run(tmp_path), tmp_path / "run"
     with started_ranks(3, train_rank, config, None, "train.global_batch_size=12") as ranks:
@@ -156,6 +157,7 @@ def test_a_stopped_rank_is_named_and_the_others_end(tmp_path: Path) -> None:
         assert "hang in step" in (run / "logs" / "rank_00000.log").read_text()
 
 
+@pytest.mark.fault("hang")
 def test_a_data_loader_that_hangs_is_named(tmp_path: Path) -> None:
     config, run = small_run(tmp_path), tmp_path / "run"
     with started_ranks(2, train_rank, config, hangs_in_data) as ranks:
@@ -170,6 +172,7 @@ def test_a_data_loader_that_hangs_is_named(tmp_path: Path) -> None:
         assert "a_read_that_never_ends" not in stacks_of(run, 0)
 
 
+@pytest.mark.fault("hang")
 @pytest.mark.slow
 def test_an_evaluation_that_hangs_is_named(tmp_path: Path) -> None:
     config, run = small_run(tmp_path, train__eval_every=3), tmp_path / "run"
@@ -181,6 +184,7 @@ def test_an_evaluation_that_hangs_is_named(tmp_path: Path) -> None:
         assert "an_evaluation_that_never_ends" in stacks_of(run, 1)
 
 
+@pytest.mark.fault("kill")
 @pytest.mark.slow
 def test_survivors_of_a_killed_rank_say_so_in_one_line(tmp_path: Path) -> None:
     config, run = small_run(tmp_path), tmp_path / "run"
@@ -195,6 +199,7 @@ def test_survivors_of_a_killed_rank_say_so_in_one_line(tmp_path: Path) -> None:
             assert "the same command continues from step-00000" in line
 
 
+@pytest.mark.fault("hang")
 @pytest.mark.slow
 def test_code_that_keeps_the_interpreter_is_ended_by_the_guard(tmp_path: Path) -> None:
     config, run = small_run(tmp_path), tmp_path / "run"
@@ -206,6 +211,7 @@ def test_code_that_keeps_the_interpreter_is_ended_by_the_guard(tmp_path: Path) -
         assert "in c_code_that_never_returns" in stacks_of(run, 1)
 
 
+@pytest.mark.fault("hang")
 @pytest.mark.slow
 @pytest.mark.usefixtures("_megatron")
 def test_a_pipeline_stage_that_hangs_is_named(tmp_path: Path) -> None:
@@ -218,6 +224,7 @@ def test_a_pipeline_stage_that_hangs_is_named(tmp_path: Path) -> None:
         assert "1 rank waits in recv grad of step 3" in verdict
 
 
+@pytest.mark.fault("hang")
 @pytest.mark.slow
 def test_a_slow_rank_is_named_and_the_run_finishes(tmp_path: Path) -> None:
     config = small_run(tmp_path, train__steps=8, checkpoint={}, watchdog={**QUICK, "step_seconds": 30.0})
@@ -232,6 +239,7 @@ def test_a_slow_rank_is_named_and_the_run_finishes(tmp_path: Path) -> None:
     assert all(record["slow_share"] > 1 for record in records)
 
 
+@pytest.mark.fault("hang")
 @pytest.mark.slow
 def test_slow_starts_and_saves_and_a_suspended_job_are_no_hangs(tmp_path: Path) -> None:
     patient = {**QUICK, "checkpoint_seconds": 30.0, "evaluation_seconds": 30.0}

@@ -78,6 +78,7 @@ def _megatron() -> None:
     import megatron.core.tensor_parallel  # noqa: F401  # before ranks fork
 
 
+@pytest.mark.fault("spike")
 def test_a_spike_is_warned_of_and_the_run_goes_on(tmp_path: Path) -> None:
     config = small_run(tmp_path, "warn")
     assert ended(1, config, {8 * PER_STEP: 20.0}) == [0]
@@ -86,6 +87,7 @@ def test_a_spike_is_warned_of_and_the_run_goes_on(tmp_path: Path) -> None:
     assert (record["step"], record["rows"], record["action"]) == (9, [8 * ROWS, 9 * ROWS], "warn")
 
 
+@pytest.mark.fault("spike")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_skipped_spike_leaves_no_trace(layout: tuple[Any, ...], tmp_path: Path) -> None:
     """Whatever its gradient was: weights and moments end as if another one had been thrown away."""
@@ -102,6 +104,7 @@ def test_a_skipped_spike_leaves_no_trace(layout: tuple[Any, ...], tmp_path: Path
     assert found[0] == found[1]
 
 
+@pytest.mark.fault("spike")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "deaths"),
@@ -127,6 +130,7 @@ def test_a_run_killed_around_a_rollback_repeats_it(layout: str, deaths: list[int
     assert (record["step"], record["continued_from"], record["skipped_rows"]) == (9, 6, [6 * ROWS, 9 * ROWS])
 
 
+@pytest.mark.fault("spike")
 def test_rollbacks_are_limited(tmp_path: Path) -> None:
     config = small_run(tmp_path, "rollback", spike={**SPIKE, "policy": "rollback", "max_rollbacks": 1})
     assert ended(1, config, {8 * PER_STEP: 20.0, 10 * PER_STEP: 20.0}) == [1]
@@ -134,6 +138,7 @@ def test_rollbacks_are_limited(tmp_path: Path) -> None:
     assert CheckpointManifest.load(find_checkpoint(tmp_path / "run")).step == 6
 
 
+@pytest.mark.fault("spike")
 def test_a_spike_before_the_first_checkpoint_is_only_warned_of(tmp_path: Path) -> None:
     config = small_run(tmp_path, "rollback", train__steps=10, checkpoint={"every_steps": 20})
     assert ended(1, config, {8 * PER_STEP: 20.0}) == [0]

@@ -68,7 +68,9 @@ CATALOGUE = {
         "found before it is loaded; set aside, and the one before is used",
     ),
     "missing-shard": Fault("the file of one rank is missing", "all ranks reject that checkpoint together"),
-    "no-good-checkpoint": Fault("no checkpoint is good", "refused with a list; never a start from step 0"),
+    "no-good-checkpoint": Fault(
+        "no checkpoint is good", "refused with a list; a start from step 0 only with --from-scratch"
+    ),
     "other-layout": Fault(
         "other numbers of ranks, tensor and pipeline sizes, or ZeRO stage on resume",
         "the same weights and moments, to the bit",
