@@ -53,6 +53,11 @@ class DataSection(_Section):
     prefetch: int = Field(2, ge=0, description="micro-batches prepared ahead in a thread")
     index_cache: Path | None = Field(None, description="folder for index tables where PREFIX.index cannot be written")
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The tokenizer beside the first dataset, which all datasets of a run share."""
+        return Path(f"{self.train[0]}.tokenizer")
+
 
 class ModelSection(_Section):
     """The post-LN BERT encoder; the vocabulary size comes from the data."""

@@ -9,11 +9,9 @@ looked for before any process group exists, and in the order of its cost: config
 
 from __future__ import annotations
 
-import hashlib
-import math
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,27 +21,14 @@ from pretrain.runlog import get_logger
 if TYPE_CHECKING:
     import torch
 
-    from pretrain.checkpoint import CheckpointStore
     from pretrain.config import RunConfig
-    from pretrain.data.batches import BatchSource, RowSource
-    from pretrain.data.indexed_dataset import IndexedDataset
-    from pretrain.engine import Engine
-    from pretrain.heartbeat import Heartbeat
-    from pretrain.metrics import MetricsLog
-    from pretrain.model.pipeline import BertPipeline
-    from pretrain.model.pretraining import BertForPretraining
-    from pretrain.parallel import Launch, Mesh
-    from pretrain.resilience import StopRequest
+    from pretrain.data.batches import RowSource
+    from pretrain.parallel import Launch
     from pretrain.run_folder import RunFolder
-    from pretrain.stragglers import Stragglers
     from pretrain.trainer import Trainer
 
 app = new_program()
 log = get_logger(__name__)
-
-# Validation rows and masks are the same in every run, whatever its seed, so that MLM losses and accuracies can be
-# compared between runs; the contrastive pairs keep the run's own seed.
-VALIDATION_SEED = 0
 
 
 @app.command(
@@ -127,7 +112,9 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
             stop.watch(folder.stop_file)
         start_logging(folder.logs, launch.rank)
         mesh = parallel.start_mesh(config.parallel, device)
-        trainer = _build_trainer(config, folder, train_rows, validation_rows, device, mesh, stop, heartbeat)
+        from pretrain.build_run import build_trainer
+
+        trainer = build_trainer(config, folder, train_rows, validation_rows, device, mesh, stop, heartbeat)
         _train(trainer, config.train.steps, folder, from_scratch=from_scratch)
     except RuntimeError as error:
         if not parallel.is_lost_contact(error):
@@ -209,7 +196,7 @@ def _check_tokenizer(config: RunConfig, rows: RowSource) -> None:
     from pretrain.data.tokenizer import load_tokenizer
     from pretrain.errors import DataError
 
-    folder = _tokenizer_folder(config)
+    folder = config.data.tokenizer_folder
     if not folder.is_dir():
         raise DataError(f"{folder}: is missing; copy it from where the dataset was made, or preprocess again")
     found = load_tokenizer(folder).info
@@ -251,196 +238,6 @@ def _claim(folder: RunFolder, config: RunConfig, allowed: list[str]) -> str:
     for change in changes:
         log.info("changed since this run was started: %s", change)
     return token
-
-
-def _build_trainer(
-    config: RunConfig,
-    folder: RunFolder,
-    train_rows: RowSource,
-    validation_rows: RowSource | None,
-    device: torch.device,
-    mesh: Mesh,
-    stop: StopRequest,
-    heartbeat: Heartbeat,
-) -> Trainer:
-    from pretrain import parallel
-    from pretrain.metrics import MetricsLog
-    from pretrain.model.build import build_model
-    from pretrain.trainer import Trainer
-    from pretrain.weights import load_weights_into
-
-    model = build_model(config, train_rows.tokenizer.vocab_size, mesh)
-    if config.run.init_from is not None:
-        load_weights_into(model, config.run.init_from)
-    log.info("model: %s parameters, vocabulary %s", f"{_count(model):,}", f"{train_rows.tokenizer.vocab_size:,}")
-    for name, rows in (("train", train_rows), ("validation", validation_rows)):
-        if rows is not None:
-            log.info("%s: %s", name, _describe_rows(rows))
-    train_source = _batches(config, train_rows, config.run.seed, device.type, config.data.weights)
-    for line in _describe_epochs(config, train_source):
-        log.info("%s", line)
-    engine = _build_engine(config, model, device, mesh, heartbeat)
-    _describe_run(config, folder, engine.ds_config, device)
-    metrics = MetricsLog(folder.path, is_active=parallel.rank() == 0, use_tensorboard=config.run.tensorboard)
-    return Trainer(
-        config=config,
-        engine=engine,
-        train_source=train_source,
-        validation_source=(
-            _batches(config, validation_rows, VALIDATION_SEED, device.type) if validation_rows else None
-        ),
-        store=_build_store(config, folder),
-        description=_describe_checkpoint(config, train_rows),
-        checkpoint_extras=tuple(p for p in (folder.path / "config.yaml", folder.tokenizer) if p.exists()),
-        metrics=metrics,
-        stop=stop,
-        stragglers=_watch_stragglers(config, mesh, metrics),
-    )
-
-
-def _build_store(config: RunConfig, folder: RunFolder) -> CheckpointStore:
-    """Where checkpoints go; ranks that save beside training need a group of their own for it."""
-    from pretrain import parallel
-    from pretrain.checkpoint import CheckpointStore
-
-    section = config.checkpoint
-    group = parallel.start_side_group() if section.asynchronous else None
-    return CheckpointStore(folder.checkpoints, keep=section.keep, keep_every=section.keep_every, group=group)
-
-
-def _watch_stragglers(config: RunConfig, mesh: Mesh, metrics: MetricsLog) -> Stragglers | None:
-    """Who names slow ranks, where there are several and somebody wants to know; collective."""
-    import socket
-
-    from pretrain import parallel
-    from pretrain.stragglers import Stragglers
-
-    share = config.watchdog.slow_share
-    if share is None or not config.watchdog.enabled or parallel.world_size() == 1:
-        return None
-    return Stragglers(share, parallel.gather_objects(socket.gethostname()), mesh.pp_size, metrics)
-
-
-def _describe_rows(rows: RowSource) -> str:
-    return (
-        f"{rows.num_rows:,} rows of {rows.seq_length} tokens out of {rows.num_tokens:,} tokens in "
-        f"{sum(dataset.num_documents for dataset in rows.datasets):,} documents"
-        f" ({rows.num_left_out:,} left out after the last complete row, {rows.fill_rate:.2%} of all places filled)"
-    )
-
-
-def _count(model: BertForPretraining | BertPipeline) -> int:
-    """Parameters of the model, or of this pipeline stage, over all tensor-parallel ranks."""
-    from pretrain.model.parameter_shape import parameter_shape
-
-    return sum(math.prod(parameter_shape(parameter, model.layers).full) for parameter in model.parameters())
-
-
-def _build_engine(
-    config: RunConfig,
-    model: BertForPretraining | BertPipeline,
-    device: torch.device,
-    mesh: Mesh,
-    heartbeat: Heartbeat,
-) -> Engine:
-    if mesh.pp_size == 1:
-        from pretrain.engine import PlainEngine
-
-        return PlainEngine(config, model, device, mesh, heartbeat)
-    from pretrain.model.pipeline import BertPipeline
-    from pretrain.pipeline_engine import PipelinedEngine
-
-    assert isinstance(model, BertPipeline)  # build_model looks at the same mesh
-    return PipelinedEngine(config, model, device, mesh, heartbeat)
-
-
-def _describe_epochs(config: RunConfig, source: BatchSource) -> list[str]:
-    """How often the run goes through each dataset."""
-    num_samples, rows = config.train.steps * config.train.global_batch_size, source.rows
-    if source.blend is None:
-        return [f"train.steps={config.train.steps:,} are {num_samples / rows.num_rows:.2f} epochs of the training rows"]
-    lines = []
-    for dataset, index, weight in zip(rows.datasets, rows.indexes, source.blend.weights, strict=True):
-        share = weight / source.blend.PERIOD
-        epochs = num_samples * share / index.num_rows
-        lines.append(
-            f"{dataset.prefix}: {share:.4%} of the samples; train.steps={config.train.steps:,} are {epochs:.2f} epochs "
-            f"of its {index.num_rows:,} rows"
-        )
-    return lines
-
-
-def _batches(
-    config: RunConfig, rows: RowSource, seed: int, device_type: str, weights: tuple[float, ...] | None = None
-) -> BatchSource:
-    from pretrain.data.batches import open_batches
-    from pretrain.data.pinned import memory_for
-
-    return open_batches(config, rows, seed=seed, weights=weights, allocate=memory_for(device_type))
-
-
-def _tokenizer_folder(config: RunConfig) -> Path:
-    return Path(config.data.train[0] + ".tokenizer")
-
-
-def _describe_run(config: RunConfig, folder: RunFolder, ds_config: dict[str, Any], device: torch.device) -> None:
-    """Rank 0 saves what the run is; every rank ends with its error if the disk refuses."""
-    from pretrain import parallel
-    from pretrain.errors import TacoError
-    from pretrain.run_folder import describe_environment
-
-    problem = None
-    if parallel.rank() == 0:
-        try:
-            folder.write_description(config, ds_config, describe_environment(parallel.world_size(), str(device)))
-            folder.keep_tokenizer(_tokenizer_folder(config))
-        except OSError as error:
-            problem = str(error)
-    failure = parallel.first_failure(problem)
-    if failure is not None:
-        raise TacoError(f"run.output_dir {folder.path}: cannot be written: {failure}; free space or choose another")
-
-
-def _describe_checkpoint(config: RunConfig, rows: RowSource) -> Any:
-    """What every checkpoint of this run says about itself; step and files are filled in when it is saved."""
-    from pretrain import parallel
-    from pretrain.checkpoint import CheckpointManifest, Layout
-    from pretrain.config import dump_config
-    from pretrain.deepspeed_config import zero_stage
-
-    size = config.parallel
-    layout = Layout(
-        data=parallel.world_size() // (size.tensor * size.pipeline),
-        tensor=size.tensor,
-        pipeline=size.pipeline,
-        zero_stage=zero_stage(config),
-        precision=config.precision,
-    )
-    return CheckpointManifest(
-        kind="training",
-        step=0,
-        consumed_samples=0,
-        layout=layout,
-        model=config.model.model_dump(mode="json"),
-        vocab_size=rows.tokenizer.vocab_size,
-        tokenizer_sha256=rows.tokenizer.sha256,
-        config_sha256=hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        pad_token_id=rows.tokenizer.special.pad,
-        data=tuple(_describe_dataset(dataset) for dataset in rows.datasets),
-    )
-
-
-def _describe_dataset(dataset: IndexedDataset) -> dict[str, Any]:
-    """Which data a checkpoint has seen; the digest stands for the hashes of all chunks of the .bin file."""
-    manifest = dataset.manifest
-    assert manifest is not None  # RowSource refuses datasets without one
-    digest = hashlib.sha256("".join(manifest.bin_xxh64).encode()).hexdigest()
-    return {
-        "prefix": str(dataset.prefix),
-        "documents": manifest.documents,
-        "tokens": manifest.tokens,
-        "digest": digest,
-    }
 
 
 if __name__ == "__main__":
