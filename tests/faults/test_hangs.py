@@ -15,6 +15,7 @@ import pytest
 from forked import Ranks, started_ranks
 from small_runs import write_small_run
 
+from pretrain.captured_state import CapturedState
 from pretrain.cli import run_program
 from pretrain.data.batches import BatchSource
 from pretrain.engine import Engine
@@ -102,7 +103,7 @@ def hangs_in_forward(rank: int) -> None:
 
 
 def starts_and_saves_slowly(rank: int) -> None:
-    train_step, save_state = Engine.train_step, Engine.save_state
+    train_step, write = Engine.train_step, CapturedState.write
     pause = SILENCE + 4 * PERIOD if rank == 1 else 0.0
     pauses = iter((pause,))
 
@@ -110,11 +111,11 @@ def starts_and_saves_slowly(rank: int) -> None:
         time.sleep(next(pauses, 0.0))
         return train_step(self, *args, **kwargs)
 
-    def slow_save(self: Engine, folder: Path) -> Any:
+    def slow_write(self: CapturedState, folder: Path) -> Any:
         time.sleep(pause)
-        return save_state(self, folder)
+        return write(self, folder)
 
-    Engine.train_step, Engine.save_state = slow_first_step, slow_save  # type: ignore[method-assign]
+    Engine.train_step, CapturedState.write = slow_first_step, slow_write  # type: ignore[method-assign]
 
 
 @pytest.fixture

@@ -55,8 +55,18 @@ def start(config: Path, num_processes: int = 1, *overrides: str) -> subprocess.P
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=timeout)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill_with_ranks(process)  # torchrun's ranks are in sessions of their own, and would go on for ever
+        raise
     return process.returncode, output
+
+
+def kill_with_ranks(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+            child.kill()
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
@@ -65,6 +75,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
         if any(record["step"] >= step for record in read_metrics(run)):
             return
         time.sleep(0.003)
+    kill_with_ranks(process)
     raise AssertionError(f"no step {step} within 90 s: {finish(process)}")
 
 
