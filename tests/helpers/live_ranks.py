@@ -159,7 +159,7 @@ def _fork(
 
 def last_step(run: Path) -> int:
     """The step of the last training record of a run; 0 without any."""
-    return max((record["step"] for record in read_metrics(run)[-3:] if "loss" in record), default=0)
+    return max((record["step"] for record in read_metrics(run)[-20:] if "loss" in record), default=0)
 
 
 def state_of(run: Path, step: int) -> dict[str, str]:
