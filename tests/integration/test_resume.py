@@ -151,8 +151,9 @@ def test_sigterm_saves_exits_75_and_continues_bitwise(uninterrupted: Path, tmp_p
 
 
 @pytest.mark.fault("kill")
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_ranks_killed_and_resumed_are_bitwise_equal(tmp_path: Path) -> None:
+    """Under torchrun, and killed with it; faults/test_killed_ranks.py has the same without a launcher, sooner."""
     clean, broken = tmp_path / "clean", tmp_path / "broken"
     clean.mkdir()
     broken.mkdir()
