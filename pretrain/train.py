@@ -142,15 +142,20 @@ def _train(trainer: Trainer, steps: int, folder: RunFolder, *, from_scratch: boo
         _mark_done(folder, trainer.state.step)
         log.info("done: all %d steps were there already; checkpoints are in %s", steps, folder.checkpoints)
         return
+    stopped: PreemptedError | None = None
     try:
         if parallel.rank() == 0:
             folder.clear_done()
         trainer.run()
-    except PreemptedError as stopped:
-        log.info("%s", stopped)
-        raise typer.Exit(PreemptedError.exit_code) from None
+    except PreemptedError as request:
+        stopped = request
     finally:
         trainer.metrics.close()
+    if stopped is not None:
+        log.info("%s", stopped)
+        # Launchers end all ranks as soon as one has ended with such a code, and rank 0 has the most to write.
+        parallel.gather_objects(None)
+        raise typer.Exit(PreemptedError.exit_code)
     _mark_done(folder, steps)
     log.info("done: %d steps; checkpoints are in %s", steps, folder.checkpoints)
 
