@@ -60,6 +60,10 @@ class Preemption(Fault):
         cluster.call("sbatch", *urgent, "--wrap=sleep 2")
         return True
 
+    def heal(self, cluster: Cluster) -> None:
+        """An urgent job that still waits would preempt somebody else's."""
+        cluster.call("scancel", "--partition=urgent", check=False)
+
 
 class KilledRank(Fault):
     """A signal to one rank that it cannot catch."""
