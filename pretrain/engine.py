@@ -116,9 +116,7 @@ class Engine(ABC):
         self._host_memory = HostMemory(is_page_locked=device.type == "cuda")
 
     @abstractmethod
-    def _run_step(
-        self, micro_batches: Sequence[Batch], is_vetoed: Veto
-    ) -> tuple[list[PretrainingLosses], float | None]:
+    def _run_step(self, micro_batches: Sequence[Batch], is_vetoed: Veto) -> StepOutcome:
         """Forward, backward and the optimizer's step; the losses that this rank knows, and the gradient norm.
 
         `is_vetoed` is asked once, by all ranks, when all losses are there and no weight has changed; it may be a
@@ -349,9 +347,7 @@ def _deepspeed_adamw(model: torch.nn.Module, config: RunConfig) -> torch.optim.O
 class PlainEngine(Engine):
     """DeepSpeedEngine: tensor and data parallelism with ZeRO 0-3, the whole depth of the model on every rank."""
 
-    def _run_step(
-        self, micro_batches: Sequence[Batch], is_vetoed: Veto
-    ) -> tuple[list[PretrainingLosses], float | None]:
+    def _run_step(self, micro_batches: Sequence[Batch], is_vetoed: Veto) -> StepOutcome:
         self.engine.train()
         known: list[PretrainingLosses] = []
         grad_norm: float | None = None

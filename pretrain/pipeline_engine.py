@@ -17,7 +17,7 @@ import torch
 
 from pretrain.config import RunConfig
 from pretrain.data.batches import Batch
-from pretrain.engine import Engine, Veto
+from pretrain.engine import Engine, StepOutcome, Veto
 from pretrain.heartbeat import Heartbeat
 from pretrain.model.pipeline import BertPipeline
 from pretrain.model.pretraining import PretrainingLosses
@@ -70,9 +70,7 @@ class PipelinedEngine(Engine):
             return self._no_update(unless=not self._is_vetoed(self.engine.module.losses))
         return self.clock.running() if name in _WORK else contextlib.nullcontext()
 
-    def _run_step(
-        self, micro_batches: Sequence[Batch], is_vetoed: Veto
-    ) -> tuple[list[PretrainingLosses], float | None]:
+    def _run_step(self, micro_batches: Sequence[Batch], is_vetoed: Veto) -> StepOutcome:
         self._is_vetoed = is_vetoed
         self.engine.module.expect(batch.micro_batch_index for batch in micro_batches)
         self.engine.train_batch(data_iter=map(_inputs_and_labels, micro_batches))
