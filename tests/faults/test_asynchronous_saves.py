@@ -5,8 +5,6 @@ What happens in the writing thread is slowed, failed or killed from outside by w
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import os
 import resource
@@ -19,14 +17,13 @@ from typing import Any
 
 import pytest
 from forked import RankFailedError, run_ranks
+from live_ranks import run_training
 from small_runs import write_small_run
 
 from pretrain import captured_state, durable, resilience
 from pretrain.checkpoint import CheckpointManifest, CheckpointStore, find_problems, list_checkpoints, step_folder
-from pretrain.cli import run_program
 from pretrain.engine import Engine
 from pretrain.metrics import read_metrics
-from pretrain.train import app
 
 pytestmark = pytest.mark.slow
 
@@ -39,14 +36,7 @@ def run_rank(arguments: list[str], prepare: Prepare | None = None, *args: Any) -
     """The training program as one rank, after `prepare(*args)` in its process: exit code and errors."""
     if prepare is not None:
         prepare(*args)
-    errors = io.StringIO()
-    code: object = None
-    with contextlib.redirect_stderr(errors):
-        try:
-            run_program(app, arguments)
-        except SystemExit as end:
-            code = end.code
-    return code, errors.getvalue()
+    return run_training(arguments)
 
 
 def arguments_of(folder: Path, *overrides: str) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 from forked import run_ranks
+from live_ranks import run_training
 from small_runs import write_small_run
 
 from pretrain.checkpoint import CheckpointManifest, find_problems, list_checkpoints
-from pretrain.cli import run_program
 from pretrain.engine import Engine
-from pretrain.train import app
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +26,7 @@ def run_rank(arguments: list[str], flip: tuple[int, int] | None) -> tuple[object
     """The training program as one rank: exit code and errors. A bit flips after step `flip[0]` on rank `flip[1]`."""
     if flip is not None and int(os.environ["RANK"]) == flip[1]:
         Engine.train_step = _flipping(Engine.train_step, flip[0])  # type: ignore[method-assign]
-    errors = io.StringIO()
-    code: object = None
-    with contextlib.redirect_stderr(errors):
-        try:
-            run_program(app, arguments)
-        except SystemExit as end:
-            code = end.code
-    return code, errors.getvalue()
+    return run_training(arguments)
 
 
 def _flipping(train_step: Callable[..., Any], step: int) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ its own messages, each rank's in a file.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -155,6 +156,18 @@ def _fork(
         traceback.print_exc()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)
+
+
+def run_training(arguments: list[str]) -> tuple[object, str]:
+    """`taco train ARGUMENTS` in this process, for `run_ranks`: its exit code, None if it just ended, and errors."""
+    errors = io.StringIO()
+    code: object = None
+    with contextlib.redirect_stderr(errors):
+        try:
+            run_program(app, arguments)
+        except SystemExit as end:
+            code = end.code
+    return code, errors.getvalue()
 
 
 def last_step(run: Path) -> int:
