@@ -131,7 +131,8 @@ requeue() {
     local state excluded='' command
     # A job that was cancelled, or that SLURM requeues by itself, is not RUNNING any more: requeueing would revive it.
     state=$(job_state)
-    [ "$state" = RUNNING ] || fail "$1; SLURM says $state, so nothing is requeued from here"
+    # SIGNALING: it runs, and a signal is on its way, for one that by which srun ends the other ranks of a step.
+    [[ $state == @(RUNNING|SIGNALING) ]] || fail "$1; SLURM says $state, so nothing is requeued from here"
     if [ "$restart" -ge "$max_restarts" ]; then
         fail "$1; $restart restarts are the most (TACO_MAX_RESTARTS); submit again${2:+ with sbatch --exclude=$2 ...}"
     fi
@@ -149,7 +150,7 @@ requeue() {
     trap '' TERM
     command="update JobId=$job ExcNodeList=${excluded:+$excluded,}$2"
     printf '%s\n' "requeue $job" "$command" | scontrol >/dev/null || true
-    [ "$(job_state)" != RUNNING ] || fail "SLURM does not requeue; leave the nodes out by hand: sbatch --exclude=$2 ..."
+    [[ $(job_state) != @(RUNNING|SIGNALING) ]] || fail "SLURM does not requeue; leave the nodes out by hand: sbatch --exclude=$2 ..."
     exit 0
 }
 

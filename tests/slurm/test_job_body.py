@@ -216,6 +216,14 @@ def test_a_job_that_slurm_is_ending_is_not_revived(cluster: FakeCluster, state: 
     assert not cluster.is_requeued()
 
 
+@pytest.mark.fault("job")
+def test_a_signal_that_is_still_on_its_way_does_not_end_the_job(cluster: FakeCluster) -> None:
+    (cluster.folder / "train").write_text(SAVE_5)
+    (cluster.folder / "state").write_text("SIGNALING\n")
+    _, output = cluster.submit()
+    assert cluster.is_requeued(), output
+
+
 def test_the_stop_file_ends_the_job_and_keeps_it_from_starting(cluster: FakeCluster) -> None:
     (cluster.folder / "train").write_text(SAVE_5 + 'touch "$RUN/stop"\nexit 75')
     code, output = cluster.submit()
