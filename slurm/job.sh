@@ -14,6 +14,22 @@ fail() {
     exit "${2:-1}"
 }
 
+# The number of an array's first task is also that of the whole array.
+job=$SLURM_JOB_ID
+[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+
+# SLURM signals this shell alone before the time limit; ranks save and end when they hear it. Heard from the first moment
+# on, because a shell without a trap would die of it.
+asked_to_stop='' num_signals=0
+# shellcheck disable=SC2329  # called by the traps
+forward() {
+    asked_to_stop=$1 num_signals=$((num_signals + 1))
+    say "SIG$1: the ranks save and end"
+    scancel --signal=USR1 "$job" 2>/dev/null || true
+}
+trap 'forward USR1' USR1
+trap 'forward TERM' TERM
+
 # sbatch runs a copy of the script, so its own folder says nothing.
 cd "$SLURM_SUBMIT_DIR"
 config=${TACO_CONFIG:-$config}
@@ -25,9 +41,6 @@ preflight_seconds=${TACO_PREFLIGHT_SECONDS:-300}
 case $launcher in srun | torchrun) ;; *) fail "TACO_LAUNCHER=$launcher: srun (one task per rank) or torchrun" 2 ;; esac
 
 restart=${SLURM_RESTART_COUNT:-0}
-# The number of an array's first task is also that of the whole array.
-job=$SLURM_JOB_ID
-[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 # What was asked for ("2", "a100:2"): a node that is had alone counts all its GPUs in SLURM_GPUS_ON_NODE.
 gpus=${SLURM_GPUS_PER_NODE:-}
 gpus=${gpus##*:}
@@ -42,6 +55,7 @@ num_ranks=$((num_nodes * processes))
 cpus=$((${SLURM_CPUS_ON_NODE:-processes} / processes))
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 run='' steps=0
 
 # -- environment of the ranks; what the user has set stays ----------------------------------------------------------
@@ -67,19 +81,7 @@ if [ -n "${TACO_CONTAINER:-}" ]; then
     container+=("--container-mounts=${TACO_CONTAINER_MOUNTS:-$SLURM_SUBMIT_DIR:$SLURM_SUBMIT_DIR}")
 fi
 
-# -- steps and signals ------------------------------------------------------------------------------------------------
-
-asked_to_stop='' num_signals=0
-# SLURM signals this shell alone before the time limit; ranks save and end when they hear it.
-# shellcheck disable=SC2329  # called by the traps
-forward() {
-    asked_to_stop=$1 num_signals=$((num_signals + 1))
-    say "SIG$1: the ranks save and end"
-    scancel --signal=USR1 "$job" 2>/dev/null || true
-}
-trap 'forward USR1' USR1
-trap 'forward TERM' TERM
-trap 'rm -rf "$scratch"' EXIT
+# -- steps -------------------------------------------------------------------------------------------------------------
 
 # A command in the background, because bash runs traps only between commands; its exit code.
 supervise() {
