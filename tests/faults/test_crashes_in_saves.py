@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from child_process import fork
 from crash_points import LosingDisk, is_below, killed_at, listening
 from fault_records import FaultRecorder
 from test_checkpoint import manifest, write_state
 
 from pretrain.checkpoint import CheckpointManifest, CheckpointStore, find_problems
-from pretrain.durable import FileRecord, hashing_writer
+from pretrain.durable import FileRecord, hashing_writer, write_text
 from pretrain.run_folder import RunFolder
 
 KEEP = 1  # so that every save also removes one
@@ -90,18 +91,20 @@ def test_killed_from_outside_at_any_time(tmp_path: Path, fault: FaultRecorder) -
     """Another process saves without end; each save that it has told us of must be there after its death."""
     root, told = tmp_path / "checkpoints", tmp_path / "told"
     told.write_text("0")
+
+    def save_without_end() -> None:
+        store = open_store(root)
+        for step in itertools.count(int(told.read_text()) + 1):
+            store.save(manifest(step), write_large_state)
+            write_text(told, str(step))  # at once: a kill must not leave it empty
+
     rng, num_kills = random.Random(3), 12
     for _ in range(num_kills):
-        pid = os.fork()
-        if pid == 0:
-            store = open_store(root)
-            for step in itertools.count(int(told.read_text()) + 1):
-                store.save(manifest(step), write_large_state)
-                told.write_text(str(step))
+        pid = fork(save_without_end)
         time.sleep(rng.uniform(0.02, 0.4))
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        last = int(told.read_text() or 0)  # it may have been killed between emptying and writing
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        last = int(told.read_text())
         if last:
             assert check_start(root) in (last, last + 1)
     fault.record("kill-in-save", injected=num_kills, survived=num_kills)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forked import Ranks, started_ranks
+from forked import started_ranks
+from live_ranks import last_step
 from small_runs import write_small_run
 
 from pretrain.captured_state import CapturedState
@@ -44,7 +44,6 @@ def small_run(folder: Path, **changes: Any) -> Path:
 
 def train_rank(config: Path, lay_trap: Callable[[int], None] | None, *overrides: str) -> None:
     """One rank of the training program, with something in it that goes wrong."""
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)  # the rank's log, not what pytest has put there
     if lay_trap is not None:
         lay_trap(int(os.environ["RANK"]))
     run_program(app, ["--config", str(config), *overrides])
@@ -123,15 +122,6 @@ def _megatron() -> None:
     import megatron.core.tensor_parallel  # noqa: F401  # before ranks fork
 
 
-def wait_for_step(run: Path, step: int, ranks: Ranks) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        if any(record["step"] >= step for record in read_metrics(run)):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"no step {step} within 60 s: {ranks.log(0)}")
-
-
 def line_with(words: str, log: str) -> str:
     """The one line of a log that has these words."""
     (line,) = (line for line in log.splitlines() if words in line)
@@ -146,12 +136,12 @@ def stacks_of(run: Path, rank: int) -> str:
 def test_a_stopped_rank_is_named_and_the_others_end(tmp_path: Path) -> None:
     config, run = small_run(tmp_path), tmp_path / "run"
     with started_ranks(3, train_rank, config, None, "train.global_batch_size=12") as ranks:
-        wait_for_step(run, 4, ranks)
-        os.kill(ranks.processes[1], signal.SIGSTOP)
-        assert ranks.wait(BOUND, [0, 2]) == [124, 124], ranks.log(0)
+        ranks.wait_until(lambda: last_step(run) >= 4)
+        ranks.send(signal.SIGSTOP, 1)
+        assert ranks.wait(BOUND, [0, 2]) == [124, 124], ranks.output(0)
         for rank in (0, 2):
-            verdict = line_with("hang in step", ranks.log(rank))
-            assert f"rank 1 on {os.uname().nodename} (process {ranks.processes[1]}) does not run" in verdict
+            verdict = line_with("hang in step", ranks.output(rank))
+            assert f"rank 1 on {os.uname().nodename} (process {ranks.pids[1]}) does not run" in verdict
             assert "2 ranks wait in " in verdict
             assert "continues from step-00000" in verdict
             assert "in train_step" in stacks_of(run, rank)
@@ -162,13 +152,13 @@ def test_a_stopped_rank_is_named_and_the_others_end(tmp_path: Path) -> None:
 def test_a_data_loader_that_hangs_is_named(tmp_path: Path) -> None:
     config, run = small_run(tmp_path), tmp_path / "run"
     with started_ranks(2, train_rank, config, hangs_in_data) as ranks:
-        assert ranks.wait(60) == [124, 124], ranks.log(0)
-        verdict = line_with("hang in step", ranks.log(0))
+        assert ranks.wait(60) == [124, 124], ranks.output(0)
+        verdict = line_with("hang in step", ranks.output(0))
         assert "hang in step 5: rank 1 on " in verdict
         assert "is behind: in data of step 5 for " in verdict
         assert "at pretrain/data/batches.py" in verdict
         assert "1 rank waits in " in verdict
-        assert verdict == line_with("hang in step", ranks.log(1)).removeprefix("[rank 1] ")
+        assert verdict == line_with("hang in step", ranks.output(1)).removeprefix("[rank 1] ")
         assert "a_read_that_never_ends" in stacks_of(run, 1)
         assert "a_read_that_never_ends" not in stacks_of(run, 0)
 
@@ -178,8 +168,8 @@ def test_a_data_loader_that_hangs_is_named(tmp_path: Path) -> None:
 def test_an_evaluation_that_hangs_is_named(tmp_path: Path) -> None:
     config, run = small_run(tmp_path, train__eval_every=3), tmp_path / "run"
     with started_ranks(2, train_rank, config, hangs_in_evaluation) as ranks:
-        assert ranks.wait(60) == [124, 124], ranks.log(0)
-        verdict = line_with("hang in step", ranks.log(0))
+        assert ranks.wait(60) == [124, 124], ranks.output(0)
+        verdict = line_with("hang in step", ranks.output(0))
         assert "hang in step 3: rank 1 on " in verdict
         assert "in evaluation of step 3" in verdict
         assert "an_evaluation_that_never_ends" in stacks_of(run, 1)
@@ -190,12 +180,12 @@ def test_an_evaluation_that_hangs_is_named(tmp_path: Path) -> None:
 def test_survivors_of_a_killed_rank_say_so_in_one_line(tmp_path: Path) -> None:
     config, run = small_run(tmp_path), tmp_path / "run"
     with started_ranks(3, train_rank, config, None, "train.global_batch_size=12") as ranks:
-        wait_for_step(run, 4, ranks)
-        os.kill(ranks.processes[2], signal.SIGKILL)
-        assert ranks.wait(20) == [1, 1, -signal.SIGKILL], ranks.log(0)
+        ranks.wait_until(lambda: last_step(run) >= 4)
+        ranks.send(signal.SIGKILL, 2)
+        assert ranks.wait(20) == [1, 1, -signal.SIGKILL], ranks.output(0)
         for rank in (0, 1):
-            assert "Traceback" not in ranks.log(rank)
-            line = line_with("error: lost contact with another rank in step ", ranks.log(rank))
+            assert "Traceback" not in ranks.output(rank)
+            line = line_with("error: lost contact with another rank in step ", ranks.output(rank))
             assert "(between steps)" not in line
             assert "the same command continues from step-00000" in line
 
@@ -205,10 +195,10 @@ def test_survivors_of_a_killed_rank_say_so_in_one_line(tmp_path: Path) -> None:
 def test_code_that_keeps_the_interpreter_is_ended_by_the_guard(tmp_path: Path) -> None:
     config, run = small_run(tmp_path), tmp_path / "run"
     with started_ranks(2, train_rank, config, keeps_the_interpreter) as ranks:
-        assert ranks.wait(60) == [124, -signal.SIGKILL], ranks.log(0)
-        assert "rank 1 on " in line_with("hang in step", ranks.log(0))
-        assert "does not run" in line_with("hang in step", ranks.log(0))
-        assert "C code keeps its interpreter" in ranks.log(1)
+        assert ranks.wait(60) == [124, -signal.SIGKILL], ranks.output(0)
+        assert "rank 1 on " in line_with("hang in step", ranks.output(0))
+        assert "does not run" in line_with("hang in step", ranks.output(0))
+        assert "C code keeps its interpreter" in ranks.output(1)
         assert "in c_code_that_never_returns" in stacks_of(run, 1)
 
 
@@ -218,8 +208,8 @@ def test_code_that_keeps_the_interpreter_is_ended_by_the_guard(tmp_path: Path) -
 def test_a_pipeline_stage_that_hangs_is_named(tmp_path: Path) -> None:
     config = small_run(tmp_path)
     with started_ranks(2, train_rank, config, hangs_in_forward, "parallel.pipeline=2") as ranks:
-        assert ranks.wait(60) == [124, 124], ranks.log(0)
-        verdict = line_with("hang in step", ranks.log(0))
+        assert ranks.wait(60) == [124, 124], ranks.output(0)
+        verdict = line_with("hang in step", ranks.output(0))
         assert "rank 1 on " in verdict
         assert "does not join the others: in forward pass of step 3" in verdict
         assert "1 rank waits in recv grad of step 3" in verdict
@@ -230,10 +220,10 @@ def test_a_pipeline_stage_that_hangs_is_named(tmp_path: Path) -> None:
 def test_a_slow_rank_is_named_and_the_run_finishes(tmp_path: Path) -> None:
     config = small_run(tmp_path, train__steps=8, checkpoint={}, watchdog={**QUICK, "step_seconds": 30.0})
     with started_ranks(3, train_rank, config, reads_slowly, "train.global_batch_size=12") as ranks:
-        assert ranks.wait(60) == [0, 0, 0], ranks.log(0)
-        line = line_with("is slow", ranks.log(0))
+        assert ranks.wait(60) == [0, 0, 0], ranks.output(0)
+        line = line_with("is slow", ranks.output(0))
         assert f"rank 1 on {os.uname().nodename} is slow" in line
-        assert "is slow" not in ranks.log(1)
+        assert "is slow" not in ranks.output(1)
     records = [record for record in read_metrics(tmp_path / "run") if "slow_rank" in record]
     assert records
     assert {record["slow_rank"] for record in records} == {1}
@@ -246,11 +236,9 @@ def test_slow_starts_and_saves_and_a_suspended_job_are_no_hangs(tmp_path: Path) 
     patient = {**QUICK, "checkpoint_seconds": 30.0, "evaluation_seconds": 30.0}
     config, run = small_run(tmp_path, train__steps=30, watchdog=patient), tmp_path / "run"
     with started_ranks(2, train_rank, config, starts_and_saves_slowly, "checkpoint.every_steps=20") as ranks:
-        wait_for_step(run, 4, ranks)
-        for process in ranks.processes:
-            os.kill(process, signal.SIGSTOP)
+        ranks.wait_until(lambda: last_step(run) >= 4)
+        ranks.send(signal.SIGSTOP)
         time.sleep(SILENCE + 3 * PERIOD)
-        for process in ranks.processes:
-            os.kill(process, signal.SIGCONT)
-        assert ranks.wait(60) == [0, 0], ranks.log(0)
+        ranks.send(signal.SIGCONT)
+        assert ranks.wait(60) == [0, 0], ranks.output(0)
     assert not list((run / "logs").glob("*.stacks"))

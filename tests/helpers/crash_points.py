@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from child_process import fork
+
 # Python tells hooks of these before it does them; fsync is told by nobody and wrapped.
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 
@@ -77,25 +79,21 @@ def killed_at(number: int, folder: Path, work: Callable[[], object]) -> bool:
 
     Returns whether it was killed; False if it came to its end with fewer changes.
     """
-    pid = os.fork()
-    if pid == 0:
-        left = number
+    left = number
 
-        def count(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal left
-            if not is_below(folder, arguments):
-                return
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if not is_below(folder, arguments):
+            return
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
 
-        status = 1
-        try:
-            with listening(count):
-                work()
-            status = 0
-        finally:
-            os._exit(status)
+    def listen_and_work() -> None:
+        with listening(count):
+            work()
+
+    pid = fork(listen_and_work)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert status in (0, -signal.SIGKILL), f"the work itself failed with code {status}"
     return status != 0

@@ -1,6 +1,7 @@
-"""Several gloo processes inside a test: forked after the heavy imports, so a case costs a second instead of ten.
+"""Several gloo ranks inside a test: forked after the heavy imports, so that one costs a second instead of ten.
 
-One file per result and log; the first rank that fails ends the others, and its traceback is what the test shows.
+`run_ranks` waits for results: one file per result and log; the first rank that fails ends the others, and its traceback
+is what the test shows. `started_ranks` gives running ranks to a test that does something to them from outside.
 """
 
 from __future__ import annotations
@@ -22,81 +23,142 @@ from typing import Any
 import deepspeed.utils.zero_to_fp32  # noqa: F401
 import torch._dynamo
 import torch._inductor.compile_fx  # noqa: F401
+from child_process import fork
+
+POLL_SECONDS = 0.002
+LAST_WORDS_SECONDS = 3.0  # after one rank's failure: the others may fail on their own, and say why
 
 
 class RankFailedError(AssertionError):
     """A forked rank raised or died; carries its traceback or the end of its log."""
 
 
-def run_ranks(
-    world_size: int, work: Callable[..., Any], *args: Any, timeout: float = 120.0, **kwargs: Any
-) -> list[Any]:
-    """`work(*args, **kwargs)` in `world_size` forked processes with torchrun's variables set; results in rank order.
-
-    Raises:
-        RankFailedError: a rank raised, died or did not end within `timeout` seconds.
-    """
-    port = free_port()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        processes = {_fork(rank, world_size, port, folder, work, args, kwargs) for rank in range(world_size)}
-        _wait(processes, timeout)
-        return [_result(folder, rank) for rank in range(world_size)]
-
-
 class Ranks:
-    """Forked processes that a test may stop and kill, as long as they run; processes and logs in rank order."""
+    """Running processes in the order of their ranks; `logs` holds what each of them prints."""
 
-    def __init__(self, processes: list[int], folder: Path) -> None:
-        self.processes = processes
-        self._folder = folder
+    def __init__(self, pids: list[int], logs: Path) -> None:
+        self.pids = pids
+        self._logs = logs
         self._codes: dict[int, int] = {}
 
-    def log(self, rank: int) -> str:
-        """What the rank has printed so far."""
-        return (self._folder / f"log{rank}").read_text(errors="replace")
+    def wait_until(self, is_so: Callable[[], object], timeout: float = 60) -> None:
+        """Look again and again until `is_so`.
 
-    def wait(self, timeout: float, ranks: list[int] | None = None) -> list[int]:
-        """Exit codes (negative: signals) of these ranks, or of all, once they have ended.
+        Raises:
+            RankFailedError: all ranks have ended, or `timeout` seconds have passed.
+        """
+        end = time.monotonic() + timeout
+        while not is_so():
+            if not self.is_running():
+                raise RankFailedError(f"all ranks have ended, with {self._codes}:\n{self.output()}")
+            if time.monotonic() > end:
+                raise RankFailedError(f"it is not so after {timeout:.0f} s:\n{self.output()}")
+            time.sleep(POLL_SECONDS)
+
+    def is_running(self) -> bool:
+        """Whether any rank is alive."""
+        return any(self.code(rank) is None for rank in range(len(self.pids)))
+
+    def code(self, rank: int) -> int | None:
+        """The exit code of a rank, negative where a signal ended it; None while it runs."""
+        pid = self.pids[rank]
+        if pid not in self._codes:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                self._codes[pid] = os.waitstatus_to_exitcode(status)
+        return self._codes.get(pid)
+
+    def wait(self, timeout: float = 60, ranks: list[int] | None = None) -> list[int]:
+        """Exit codes of these ranks, or of all, once they have ended.
 
         Raises:
             RankFailedError: a rank runs for longer than `timeout` seconds.
         """
         end = time.monotonic() + timeout
-        wanted = list(range(len(self.processes))) if ranks is None else ranks
-        while left := [rank for rank in wanted if rank not in self._codes]:
-            for rank in left:
-                process, status = os.waitpid(self.processes[rank], os.WNOHANG)
-                if process:
-                    self._codes[rank] = os.waitstatus_to_exitcode(status)
+        wanted = list(range(len(self.pids))) if ranks is None else ranks
+        while None in (codes := [self.code(rank) for rank in wanted]):
             if time.monotonic() > end:
-                logs = "\n".join(f"-- rank {rank}\n{self.log(rank)[-2000:]}" for rank in wanted)
-                raise RankFailedError(f"ranks {left} still run after {timeout} s; exit codes {self._codes}\n{logs}")
-            time.sleep(0.01)
-        return [self._codes[rank] for rank in wanted]
+                raise RankFailedError(f"ranks still run after {timeout:.0f} s, codes {codes}:\n{self.output()}")
+            time.sleep(POLL_SECONDS)
+        return [code for code in codes if code is not None]
+
+    def send(self, number: signal.Signals, *ranks: int) -> None:
+        """Send a signal to `ranks`, or to all; those that have ended get none."""
+        for rank in ranks or range(len(self.pids)):
+            if self.code(rank) is None:
+                os.kill(self.pids[rank], number)
 
     def kill(self) -> None:
-        """End what still runs."""
-        for rank, process in enumerate(self.processes):
-            if rank not in self._codes:
-                os.kill(process, signal.SIGKILL)
-                os.waitpid(process, 0)
+        """End whatever still runs."""
+        self.send(signal.SIGKILL)
+        self.wait(10)
+
+    def output(self, rank: int | None = None) -> str:
+        """What a rank, or every rank, has printed."""
+        ranks = range(len(self.pids)) if rank is None else [rank]
+        files = [self._logs / f"log{number}" for number in ranks]
+        return "\n".join(file.read_text(errors="replace") for file in files if file.exists())
+
+    def errors(self, rank: int) -> list[str]:
+        """The lines in which a rank says why it ended; no tracebacks are taken."""
+        text = self.output(rank)
+        assert "Traceback" not in text, text
+        return [line for line in text.splitlines() if "error: " in line]
+
+
+def start_ranks(world_size: int, work: Callable[[int], object], logs: Path, port: int | None = None) -> list[int]:
+    """`work(rank)` in `world_size` processes with torchrun's variables set; their numbers.
+
+    They meet at `port` of this machine, or at a free one.
+    """
+    place = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_PORT": port or free_port()}
+
+    def start(rank: int) -> None:
+        variables = place | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update({name: str(value) for name, value in variables.items()})
+        work(rank)
+
+    return [fork(lambda rank=rank: start(rank), logs / f"log{rank}") for rank in range(world_size)]
 
 
 @contextlib.contextmanager
-def started_ranks(world_size: int, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Ranks]:
-    """As `run_ranks`, but without waiting: what still runs at the end of the block is killed.
-
-    A rank that raises SystemExit ends with its code.
-    """
-    port = free_port()
+def started_ranks(world_size: int, work: Callable[..., object], *args: Any, **kwargs: Any) -> Iterator[Ranks]:
+    """`work(*args, **kwargs)` in `world_size` processes; what still runs at the end of the block is killed."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        ranks = Ranks([_fork(rank, world_size, port, folder, work, args, kwargs) for rank in range(world_size)], folder)
+        logs = Path(name)
+        ranks = Ranks(start_ranks(world_size, lambda _: work(*args, **kwargs), logs), logs)
         try:
             yield ranks
         finally:
             ranks.kill()
+
+
+def run_ranks(
+    world_size: int, work: Callable[..., Any], *args: Any, timeout: float = 120.0, **kwargs: Any
+) -> list[Any]:
+    """`work(*args, **kwargs)` in `world_size` processes with torchrun's variables set; results in rank order.
+
+    Raises:
+        RankFailedError: a rank raised, died or did not end within `timeout` seconds.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def keep_result(rank: int) -> None:
+            try:
+                outcome: tuple[bool, Any] = (True, work(*args, **kwargs))
+            except BaseException:  # noqa: BLE001  # whatever ends the rank is the test's result
+                outcome = (False, traceback.format_exc())
+            (folder / f"unfinished{rank}").write_bytes(pickle.dumps(outcome))
+            (folder / f"unfinished{rank}").rename(folder / f"result{rank}")
+            sys.exit(0 if outcome[0] else 1)
+
+        ranks = Ranks(start_ranks(world_size, keep_result, folder), folder)
+        try:
+            _wait_for_all(ranks, timeout)
+        finally:
+            ranks.kill()
+        return [_result(folder, ranks, rank) for rank in range(world_size)]
 
 
 def free_port() -> int:
@@ -106,52 +168,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _fork(rank: int, world_size: int, port: int, folder: Path, work: Callable[..., Any], args: Any, kwargs: Any) -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    process = os.fork()
-    if process:
-        return process
-    status = 1
-    try:
-        log = os.open(folder / f"log{rank}", os.O_WRONLY | os.O_CREAT)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        )  # fmt: skip
-        outcome: tuple[bool, Any] = (True, work(*args, **kwargs))
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
-        outcome = (False, traceback.format_exc())
-    except BaseException:  # noqa: BLE001  # whatever ends the rank is the test's result
-        outcome = (False, traceback.format_exc())
-    (folder / f"result{rank}.tmp").write_bytes(pickle.dumps(outcome))
-    (folder / f"result{rank}.tmp").rename(folder / f"result{rank}")
-    os._exit(status)
-
-
-def _wait(processes: set[int], timeout: float) -> None:
+def _wait_for_all(ranks: Ranks, timeout: float) -> None:
     end = time.monotonic() + timeout
-    while processes and time.monotonic() < end:
-        process, status = os.waitpid(-1, os.WNOHANG)
-        if process in processes:
-            processes.discard(process)
-            if status:
-                end = min(end, time.monotonic() + 3)  # the others may fail on their own and say why
-        elif process == 0:
-            time.sleep(0.01)
-    for process in processes:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+    failed = False
+    while ranks.is_running() and time.monotonic() < end:
+        if not failed and any(ranks.code(rank) for rank in range(len(ranks.pids))):
+            failed, end = True, min(end, time.monotonic() + LAST_WORDS_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
-def _result(folder: Path, rank: int) -> Any:
+def _result(folder: Path, ranks: Ranks, rank: int) -> Any:
     path = folder / f"result{rank}"
     if not path.exists():
-        log = (folder / f"log{rank}").read_text(errors="replace")[-2000:]
+        log = ranks.output(rank)[-2000:]
         raise RankFailedError(f"rank {rank} died or was killed after the time-out; its log ends with:\n{log}")
     succeeded, value = pickle.loads(path.read_bytes())  # noqa: S301  # written by our own child a moment ago
     if not succeeded:
