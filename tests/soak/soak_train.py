@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import re
@@ -24,6 +25,7 @@ import textwrap
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import yaml
@@ -62,8 +64,6 @@ FAULTS: dict[str, type[Fault]] = {
     "bit flipped in the newest checkpoint": FlippedBit,
     "`latest` emptied": LostLatest,
 }
-# Half of the disturbed time at most goes into steps, on a machine whose processes take long to start.
-EXPECTED_GOODPUT = 0.25
 NUM_NODES, RANKS = 3, 2
 HEAL_SECONDS = 20.0
 PROBE_STEPS = 150
@@ -114,7 +114,7 @@ def soak(folder: Path, arguments: argparse.Namespace) -> Tally:
     kinds = [FAULTS[names[number]] for number in arguments.faults] if arguments.faults else list(FAULTS.values())
     settings = {"LOCAL_SLURM_GRACE": "40", "LOCAL_SLURM_KILLWAIT": "10"}
     with running_cluster(folder / "cluster", NUM_NODES, "soak", **settings) as cluster:
-        steps = arguments.steps or affordable_steps(cluster, folder, arguments.seconds)
+        steps = arguments.steps or affordable_steps(cluster, folder, arguments.seconds, arguments.every)
         tally = Tally(steps)
         clean = Job(cluster, folder / "undisturbed", steps)
         clean.wait()
@@ -141,11 +141,17 @@ def run(*command: str) -> None:
         raise SoakError(f"{' '.join(command)}: {done.stderr[-500:]}")
 
 
-def affordable_steps(cluster: Cluster, folder: Path, seconds: float) -> int:
-    """Steps of which the disturbed job takes about `seconds`."""
+def affordable_steps(cluster: Cluster, folder: Path, seconds: float, every: float) -> int:
+    """Steps of which the disturbed job takes about `seconds`, by what a start and a step of this machine take.
+
+    Between two faults, which come at random, T seconds pass, of which max(0, T - start) go into steps: on average the
+    share exp(-start / every).
+    """
     probe = Job(cluster, folder / "probe", PROBE_STEPS)
     probe.wait()
-    return max(PROBE_STEPS, round(EXPECTED_GOODPUT * seconds / seconds_per_step(probe.run)))
+    per_step = seconds_per_step(probe.run)
+    start = max(0.0, probe.seconds_on_nodes() - PROBE_STEPS * per_step)
+    return max(PROBE_STEPS, round(math.exp(-start / every) * seconds / per_step))
 
 
 def seconds_per_step(run: Path) -> float:
@@ -177,6 +183,11 @@ class Job:
         """Until it is done."""
         if self.cluster.wait(self.number, self.folder, timeout=timeout) != "COMPLETED":
             raise SoakError(f"{self.folder}: ended {self.state}: {log_of(self.folder, self.number)[-2000:]}")
+
+    def seconds_on_nodes(self) -> float:
+        """How long it ran, as SLURM knows it."""
+        begin, end = (datetime.fromisoformat(self.cluster.show(self.number, name)) for name in ("StartTime", "EndTime"))
+        return (end - begin).total_seconds()
 
     def state_files(self) -> dict[str, str]:
         """Hashes of the state files of the newest checkpoint."""
@@ -211,12 +222,11 @@ def disturb(job: Job, random_: random.Random, kinds: list[type[Fault]], every: f
         else:
             tally.waiting_seconds += passed
         if state == "RUNNING" and tally.allocated_seconds >= next_fault:
-            next_fault += random_.expovariate(1 / every)
-            fault = random_.choice(kinds)()
-            if inject(job, fault, random_):
+            fault = inject_one(job, kinds, random_)
+            if fault is not None:
+                next_fault += random_.expovariate(1 / every)
                 faults[next(name for name, kind in FAULTS.items() if type(fault) is kind)] += 1
-                if isinstance(fault, PowerLoss):
-                    broken.append((now, fault))
+                broken += [(now, fault)] if isinstance(fault, PowerLoss) else []
         while broken and now - broken[0][0] > HEAL_SECONDS:
             broken.pop(0)[1].heal(job.cluster)
         time.sleep(0.1)
@@ -230,12 +240,16 @@ def disturb(job: Job, random_: random.Random, kinds: list[type[Fault]], every: f
     tally.step_seconds = seconds_per_step(job.run) * tally.steps
 
 
-def inject(job: Job, fault: Fault, random_: random.Random) -> bool:
-    """Whether there was something to hit: between two starts of the job there are no ranks, for one."""
-    try:
-        return fault.inject(job.cluster, job.number, job.config, random_)
-    except (AssertionError, StopIteration, OSError):  # the job has just ended, or is starting
-        return False
+def inject_one(job: Job, kinds: list[type[Fault]], random_: random.Random) -> Fault | None:
+    """The first, in random order, that finds something to hit: between two starts of the job there are no ranks."""
+    for kind in random_.sample(kinds, len(kinds)):
+        fault = kind()
+        try:
+            if fault.inject(job.cluster, job.number, job.config, random_):
+                return fault
+        except (AssertionError, StopIteration, OSError):  # the job has just ended, or is starting
+            continue
+    return None
 
 
 def steps_done_again(job: Job) -> int:
