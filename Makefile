@@ -97,9 +97,9 @@ soak: install
 	$(BIN)/python tests/soak/soak_preprocess.py --seconds $(or $(SECONDS),600)
 	$(BIN)/python tests/soak/soak_train.py --seconds $(or $(SECONDS),600) --write
 
-# Needs the CUDA release of torch (README), so it installs nothing: PYTHON=... names another interpreter than .venv's.
+# Needs the CUDA release of torch (README), so it installs nothing: GPU_PYTHON=... names another interpreter than .venv's.
 gpu:
-	DS_ACCELERATOR=cuda $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),$(BIN)/python) -m pytest tests/gpu -q -rA -n 4
+	DS_ACCELERATOR=cuda $(or $(GPU_PYTHON),$(BIN)/python) -m pytest tests/gpu -q -rA -n 4
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
