@@ -6,6 +6,7 @@ saved.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -113,8 +114,10 @@ LOOK_SECONDS = 1.0
 class StopRequest:
     """Turns the first signal into `is_set`; another one, later than an echo of it, ends the process at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int = 0) -> None:
         self.signal_name: str | None = None
+        self._who = "" if rank == 0 else f"[rank {rank}] "
+        self._is_logged = False
         self._since = 0.0
         self._file: Path | None = None
         self._looked = -LOOK_SECONDS
@@ -122,7 +125,12 @@ class StopRequest:
     @property
     def is_set(self) -> bool:
         """True after a signal has arrived, or while the watched file is there."""
-        return self.signal_name is not None or self._is_file_there()
+        if self.signal_name is None:
+            return self._is_file_there()
+        if not self._is_logged:
+            self._is_logged = True
+            log.info("stopping after %s", self.signal_name)
+        return True
 
     def watch(self, file: Path) -> None:
         """Take this file, as soon as somebody makes it, for a request to stop; one rank is enough for all."""
@@ -149,6 +157,11 @@ class StopRequest:
             return
         self._since = time.monotonic()
         self.signal_name = signal.Signals(number).name
-        log.warning(
-            "%s: will save at the end of this step and stop; after that, once more stops at once", self.signal_name
+        # Not by the logger: the signal may have come while the same thread writes a line of its own, which Python's
+        # streams answer with a RuntimeError.
+        text = (
+            f"{self._who}{self.signal_name}: will save at the end of this step and stop; after that, once more stops "
         )
+        line_end = "\n" if os.isatty(2) else ""  # of a progress bar
+        with contextlib.suppress(OSError):
+            os.write(2, f"{line_end}{text}at once\n".encode())

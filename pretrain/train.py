@@ -94,7 +94,7 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
     from pretrain.runlog import start_logging
     from pretrain.watchdog import lost_contact, start_watchdog
 
-    stop = StopRequest()
+    stop = StopRequest(launch.rank)
     stop.install()
     start_logging(None, launch.rank)
     train_rows, validation_rows = _open_rows(config)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
+from child_process import fork
 
 from pretrain import resilience
 from pretrain.resilience import StopRequest, best_save_interval
+from pretrain.runlog import get_logger, start_logging
 
 
 @pytest.mark.parametrize(("cost", "hours"), [(10.0, 3.0), (60.0, 24.0), (1.0, 0.1)])
@@ -48,3 +54,30 @@ def test_the_file_is_not_looked_for_at_every_step(tmp_path: Path, monkeypatch: p
     assert not stop.is_set
     now[0] += 0.2 * resilience.LOOK_SECONDS
     assert stop.is_set
+
+
+def test_a_signal_in_the_middle_of_a_line_is_heard_and_raises_nothing(tmp_path: Path) -> None:
+    """Python's streams raise where a signal's handler writes to the one that was being written to."""
+
+    class Slow(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: object) -> int:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return file.write(bytes(data))  # type: ignore[call-overload]
+
+    def work() -> None:
+        stop = StopRequest(rank=3)
+        stop.install()
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(Slow()), write_through=True)
+        start_logging(None, rank=0)
+        get_logger("test").info("a line of training")
+        sys.exit(0 if stop.is_set else 1)
+
+    with (tmp_path / "lines").open("wb", buffering=0) as file:
+        process = fork(work, tmp_path / "direct")
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    lines = (tmp_path / "lines").read_text()
+    assert lines.splitlines() == ["a line of training", "stopping after SIGTERM"]
+    assert (tmp_path / "direct").read_text().startswith("[rank 3] SIGTERM: will save at the end of this step")

@@ -94,12 +94,11 @@ def test_a_signal_to_any_rank_stops_all_at_one_step(
 
 
 HELD, GO = "held", "go"
-ECHO_SECONDS = 0.4
 
 
-def hold_saves(folder: Path) -> None:
-    """In a rank: an fsync of a state file waits for the file `go`; a second signal counts as one after 0.4 s."""
-    resilience.ECHO_SECONDS = ECHO_SECONDS
+def hold_saves(folder: Path, echo_seconds: float) -> None:
+    """In a rank: an fsync of a state file waits for the file `go`; a second signal counts as one after some time."""
+    resilience.ECHO_SECONDS = echo_seconds
     fsync = os.fsync
 
     def hold(descriptor: int) -> None:
@@ -123,15 +122,15 @@ def stop_in_a_save(ranks: LiveRanks, folder: Path) -> None:
 @pytest.mark.parametrize("undisturbed", [1], indirect=True)
 def test_a_second_signal_while_saving(undisturbed: dict[str, str], tmp_path: Path, fault: FaultRecorder) -> None:
     config = write_small_run(tmp_path, **{**RUN, "checkpoint": {"every_steps": STEPS, "keep": 2}})
-    with live_ranks(1, config, before=lambda _: hold_saves(tmp_path)) as ranks:
+    with live_ranks(1, config, before=lambda _: hold_saves(tmp_path, echo_seconds=0.4)) as ranks:
         stop_in_a_save(ranks, tmp_path)
-        time.sleep(1.5 * ECHO_SECONDS)
+        time.sleep(0.6)
         ranks.send(signal.SIGTERM)
         assert ranks.wait(5) == [128 + signal.SIGTERM]
     assert list_checkpoints(ranks.run / "checkpoints") == []
     (tmp_path / HELD).unlink()
     (ranks.run / "metrics.jsonl").unlink()
-    with live_ranks(1, config, before=lambda _: hold_saves(tmp_path)) as ranks:
+    with live_ranks(1, config, before=lambda _: hold_saves(tmp_path, echo_seconds=60)) as ranks:
         stop_in_a_save(ranks, tmp_path)
         ranks.send(signal.SIGTERM)
         (tmp_path / GO).touch()

@@ -147,8 +147,10 @@ def test_a_job_survives_bit_for_bit(
         assert cluster.wait(job, tmp_path) == "COMPLETED", log_of(tmp_path, job)
     finally:
         fault.heal(cluster)
-    assert int(cluster.show(job, "Restarts")) == 1, log_of(tmp_path, job)
     log = log_of(tmp_path, job)
+    # More than one where the machine is slow: SLURM sends a kill that was not answered in time again, and hits the
+    # step of the same number in the next start.
+    assert int(cluster.show(job, "Restarts")) >= 1, log
     assert "continuing from" in log
     if isinstance(fault, TimeLimitSignal | Preemption):
         assert "everything is saved" in log
