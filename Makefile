@@ -18,6 +18,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN ?= runs/quickstart
 BIN := $(VENV)/bin
+# Each process takes neighbouring tests, so that what a module prepares is prepared once.
+WORKERS := -n 2 --dist worksteal
 CORPUS := data_tools/sample_corpus/public_domain_en.jsonl.zst
 
 .PHONY: install quickstart test check lint moves parity reliability sanitize soak gpu clean help
@@ -72,10 +74,10 @@ lint: install
 	$(BIN)/mypy
 
 check: lint
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q $(WORKERS) -m "not slow"
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 -m "not soak" --durations=15
+	$(BIN)/python -m pytest -q $(WORKERS) -m "not soak" --durations=40
 
 parity: install
 	$(BIN)/python tests/distributed/parity_table.py

@@ -21,7 +21,13 @@ def has_runtime(name: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "runtime"), [("address", "libasan.so"), ("thread", "libtsan.so")])
+@pytest.mark.parametrize(
+    ("kind", "runtime"),
+    [
+        ("address", "libasan.so"),
+        pytest.param("thread", "libtsan.so", marks=pytest.mark.soak),  # three minutes
+    ],
+)
 def test_the_library_passes_its_tests_under_sanitizers(tmp_path: Path, kind: str, runtime: str) -> None:
     if not has_runtime(runtime):
         pytest.skip(f"no g++ with {runtime} here")

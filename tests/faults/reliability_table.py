@@ -54,7 +54,7 @@ def main() -> int:
 
 def run_tests(path: Path) -> int:
     """Every marked test but those of minutes; the exit code of pytest."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "fault and not soak"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "-m", "fault and not soak"]
     environment = {**os.environ, "TACO_FAULT_RECORDS": str(path)}
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 

@@ -141,7 +141,8 @@ def is_left_to_the_table(case: Case) -> bool:
     is_dropping = case.setting == DROPOUT and case.grid.pipeline == 1  # test_zero_parity.py has them
     is_partial = case.recompute == 3 and case.grid not in (TP2, PP2)
     is_double = case.setting in (DOCUMENT, UNMASKED) and case.grid == TP2_SP
-    return is_dropping or is_partial or is_double or (case.precision == "bf16" and case.zero == 2)
+    is_like_fp32 = case.precision == "bf16" and (case.zero == 2 or case.recompute != 0)
+    return is_dropping or is_partial or is_double or is_like_fp32
 
 
 def _is_tested_on_large_grids(case: Case) -> bool:

@@ -25,11 +25,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SCRIPT = ROOT / "slurm" / "taco_large.sh"
 # Enough steps that a fault comes in the middle, also on a fast machine.
-STEPS = 600
+STEPS = 400
 LONG_RUN: dict[str, Any] = {
     "train__steps": STEPS,
     "train__log_every": 5,
-    "train__eval_every": 300,
+    "train__eval_every": 200,
     "checkpoint": {"every_steps": 100},
 }
 # Two nodes of one process each; the checks before a run have tests of their own.
