@@ -86,7 +86,7 @@ def test_report_compares_work_per_cpu_second() -> None:
     assert report["ratios"] == {"taco_over_megatron": 30.0}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_every_peer_gives_our_ids(tmp_path: Path) -> None:
     out = tmp_path / "data.json"
     answer = CliRunner().invoke(app, ["--quick", "--json", "--out", str(out)])

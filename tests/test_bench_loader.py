@@ -52,7 +52,7 @@ def test_report_compares_medians_of_the_same_run() -> None:
     assert summarise({"seq_length": 100}, runs)["feeds_8_a100_per_core"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_every_contender_serves_the_same_tokens(tmp_path: Path) -> None:
     out = tmp_path / "loader.json"
     answer = CliRunner().invoke(app, ["--quick", "--json", "--out", str(out)])

@@ -20,14 +20,8 @@ def has_runtime(name: str) -> bool:
     return Path(answer.strip()).is_absolute()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "runtime"),
-    [
-        ("address", "libasan.so"),
-        pytest.param("thread", "libtsan.so", marks=pytest.mark.soak),  # three minutes
-    ],
-)
+@pytest.mark.soak  # five minutes
+@pytest.mark.parametrize(("kind", "runtime"), [("address", "libasan.so"), ("thread", "libtsan.so")])
 def test_the_library_passes_its_tests_under_sanitizers(tmp_path: Path, kind: str, runtime: str) -> None:
     if not has_runtime(runtime):
         pytest.skip(f"no g++ with {runtime} here")

@@ -145,4 +145,6 @@ class PowerLoss(Fault):
         return True
 
     def heal(self, cluster: Cluster) -> None:
-        cluster.call(LOCAL_SLURM, "heal", self.node)
+        """Give the node its power back, if it has lost it."""
+        if self.node:
+            cluster.call(LOCAL_SLURM, "heal", self.node)

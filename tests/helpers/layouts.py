@@ -140,15 +140,16 @@ def is_left_to_the_table(case: Case) -> bool:
         return not _is_tested_on_large_grids(case)
     is_dropping = case.setting == DROPOUT and case.grid.pipeline == 1  # test_zero_parity.py has them
     is_partial = case.recompute == 3 and case.grid not in (TP2, PP2)
-    is_double = case.setting in (DOCUMENT, UNMASKED) and case.grid == TP2_SP
+    is_double = case.setting in (DOCUMENT, UNMASKED, MASKED) and case.grid in (TP2, TP2_SP)
     is_like_fp32 = case.precision == "bf16" and (case.zero == 2 or case.recompute != 0)
     return is_dropping or is_partial or is_double or is_like_fp32
 
 
 def _is_tested_on_large_grids(case: Case) -> bool:
-    if case.recompute or case.precision == "bf16":
-        wanted = (max(STAGES[case.grid]), "all", "fp32"), (1, 0, "bf16")
-        return (case.zero, case.recompute, case.precision) in wanted
+    if case.precision == "bf16":
+        return case.grid.pipeline > 1
+    if case.recompute:
+        return case.zero == max(STAGES[case.grid]) and case.recompute == "all"
     return case.zero in (1, 3) if case.setting == PLAIN else (case.zero == 1 and case.setting in (LAMB, PACK))
 
 

@@ -26,7 +26,7 @@ CHANGES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row_mode", ["stream", "document"])
+@pytest.mark.parametrize("row_mode", ["stream", pytest.param("document", marks=pytest.mark.soak)])
 def test_a_deterministic_language_is_learnt(tmp_path: Path, row_mode: str) -> None:
     config = write_small_run(tmp_path, data__row_mode=row_mode, **CHANGES)
     run_ranks(1, lambda: train(config=config, overrides=[], dry_run=False, allow_change=None))
