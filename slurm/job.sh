@@ -152,7 +152,8 @@ requeue() {
     trap '' TERM
     command="update JobId=$job ExcNodeList=${excluded:+$excluded,}$2"
     printf '%s\n' "requeue $job" "$command" | scontrol >/dev/null || true
-    [[ $(job_state) != @(RUNNING|SIGNALING) ]] || fail "SLURM does not requeue; leave the nodes out by hand: sbatch --exclude=$2 ..."
+    [[ $(job_state) != @(RUNNING|SIGNALING) ]] ||
+        fail "SLURM does not requeue; leave the nodes out by hand: sbatch --exclude=$2 ..."
     exit 0
 }
 

@@ -103,7 +103,7 @@ def main() -> None:
     tally = soak(folder, arguments)
     shutil.rmtree(folder)
     if arguments.write:
-        write_page(tally, arguments.every)
+        write_page(tally, arguments)
     print(json.dumps(asdict(tally) | {"goodput": tally.goodput}) if arguments.json else table(tally))
 
 
@@ -295,7 +295,7 @@ def table(tally: Tally) -> str:
     return "\n".join(f"{name:52} {value}" for name, value in rows(tally).items())
 
 
-def write_page(tally: Tally, every: float) -> None:
+def write_page(tally: Tally, arguments: argparse.Namespace) -> None:
     """Between two marks of the page."""
     text = PAGE.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
@@ -303,7 +303,8 @@ def write_page(tally: Tally, every: float) -> None:
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]
     intro = (
-        f"`python tests/soak/soak_train.py --write`, a fault in {every:.0f} seconds on average, two ranks on two nodes:"
+        f"`python tests/soak/soak_train.py --seconds {arguments.seconds:.0f} --write`, a fault in "
+        f"{arguments.every:.0f} seconds on average, two ranks on two nodes:"
     )
     body = "\n".join(f"| {name} | {value} |" for name, value in rows(tally).items())
     PAGE.write_text(
