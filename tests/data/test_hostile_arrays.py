@@ -81,7 +81,7 @@ def test_hostile_offsets_and_rows(data: st.DataObject) -> None:
     draw_and_check_index(data)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @settings(SETTINGS, max_examples=5_000)
 @given(data=st.data())
 def test_hostile_offsets_and_rows_at_length(data: st.DataObject) -> None:
@@ -115,7 +115,7 @@ def test_hostile_orders(seed: int, epoch: int, size: int, positions: list[int]) 
     check_order(seed, epoch, size, positions)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @settings(SETTINGS, max_examples=5_000)
 @given(**order_cases)
 def test_hostile_orders_at_length(seed: int, epoch: int, size: int, positions: list[int]) -> None:

@@ -40,7 +40,7 @@ def test_damage_is_refused_or_harmless(tmp_path: Path, corpus: int, mutations: l
 
 
 @pytest.mark.fault("data-index")
-@pytest.mark.slow
+@pytest.mark.soak
 @settings(IN_TMP, max_examples=20_000)
 @given(corpus=st.integers(0, len(CORPORA) - 1), mutations=mutations)
 def test_damage_is_refused_or_harmless_at_length(tmp_path: Path, corpus: int, mutations: list[Mutation]) -> None:
@@ -62,7 +62,7 @@ def test_damage_costs_no_memory_and_needs_no_assertions(tmp_path: Path) -> None:
     assert run_campaign(tmp_path, 2_000, "-O").endswith("assertions off\n")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("flags", [[], ["-O"]])
 def test_damage_costs_no_memory_at_length(tmp_path: Path, flags: list[str]) -> None:
     assert run_campaign(tmp_path, 20_000, *flags).startswith("20000 cases, ")

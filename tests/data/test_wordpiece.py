@@ -115,7 +115,7 @@ def test_hostile_text(texts: list[str], cased: bool):
     hostile_pair(cased).assert_equal(texts)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @settings(max_examples=1_000, deadline=None)
 @given(texts=st.lists(HOSTILE, min_size=5, max_size=5), cased=st.booleans())
 def test_hostile_text_at_length(texts: list[str], cased: bool):
