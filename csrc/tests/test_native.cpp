@@ -1,13 +1,12 @@
 // Tests of the library without Python: g++ -std=c++17 -Icsrc/include csrc/*.cpp csrc/tests/test_native.cpp, then run.
 // Prints what failed and exits 1. Comparisons with plain NumPy versions on random input live in tests/data.
 #include <algorithm>
-#include <cstdio>
-#include <exception>
 #include <numeric>
 #include <set>
 #include <stdexcept>
 #include <vector>
 
+#include "check.hpp"
 #include "taco/blend.hpp"
 #include "taco/document_hashes.hpp"
 #include "taco/masking.hpp"
@@ -19,27 +18,6 @@
 #include "taco/sentence_index.hpp"
 
 namespace {
-
-int num_failed = 0;
-
-#define CHECK(condition)                                                      \
-  do {                                                                        \
-    if (!(condition)) {                                                       \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);     \
-      ++num_failed;                                                           \
-    }                                                                         \
-  } while (false)
-
-template <typename Error, typename Action>
-bool throws(Action action) {
-  try {
-    action();
-  } catch (const Error&) {
-    return true;
-  } catch (const std::exception&) {
-  }
-  return false;
-}
 
 void test_philox() {
   using C = taco::PhiloxCounter;

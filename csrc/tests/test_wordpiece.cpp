@@ -1,37 +1,15 @@
 // Tests of WordPiece without Python, for sanitizers above all; ids are compared with the reference in tests/data.
 // Build with every .cpp of csrc and run: prints what failed and exits 1.
-#include <cstdio>
-#include <exception>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "check.hpp"
 #include "taco/wordpiece.hpp"
 
 namespace {
-
-int num_failed = 0;
-
-#define CHECK(condition)                                                  \
-  do {                                                                    \
-    if (!(condition)) {                                                   \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-      ++num_failed;                                                       \
-    }                                                                     \
-  } while (false)
-
-template <typename Error, typename Action>
-bool throws(Action action) {
-  try {
-    action();
-  } catch (const Error&) {
-    return true;
-  } catch (const std::exception&) {
-  }
-  return false;
-}
 
 taco::WordPieceVocabulary make_vocabulary() {
   std::vector<std::string> pieces{"[UNK]",  "[MASK]", "the",    "cat", "##s", "un",
