@@ -17,7 +17,7 @@ from pretrain.cli import new_program, run_program
 
 if TYPE_CHECKING:
     from data_tools.row_view import RowView
-    from pretrain.config import RunConfig
+    from pretrain.config_sections import RunConfig
     from pretrain.data.indexed_dataset import IndexedDataset
     from pretrain.data.tokenizer import Tokenizer
 

@@ -14,7 +14,8 @@ import torch
 
 from pretrain import parallel
 from pretrain.checkpoint import CheckpointManifest, CheckpointStore, Layout
-from pretrain.config import RunConfig, dump_config
+from pretrain.config import dump_config
+from pretrain.config_sections import RunConfig
 from pretrain.data.batches import BatchSource, RowSource, open_batches
 from pretrain.data.indexed_dataset import IndexedDataset
 from pretrain.data.pinned import memory_for

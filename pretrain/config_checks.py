@@ -6,7 +6,7 @@ torch, so that a mistake is told in the first second and before any process wait
 
 from __future__ import annotations
 
-from pretrain.config import DataSection, RunConfig, SplitsSection, TrainSection, WatchdogSection
+from pretrain.config_sections import DataSection, RunConfig, SplitsSection, TrainSection, WatchdogSection
 from pretrain.deepspeed_config import check_passed_through
 from pretrain.zero_checks import check_hierarchy_size, check_zero
 

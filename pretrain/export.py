@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from pretrain.checkpoint import CheckpointManifest
-    from pretrain.config import ModelSection
+    from pretrain.config_sections import ModelSection
 
 app = new_program()
 
@@ -103,7 +103,7 @@ def _read_record(out: Path) -> dict[str, Any] | None:
 def _write(source: Path, manifest: CheckpointManifest, out: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Write beside `out`, check, then rename; whatever fails leaves `out` as it was."""
     from pretrain import durable
-    from pretrain.config import ModelSection
+    from pretrain.config_sections import ModelSection
     from pretrain.weights import read_weights
 
     section = ModelSection.model_validate(manifest.model)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pretrain.config import RunConfig
+from pretrain.config_sections import RunConfig
 from pretrain.deepspeed_config import zero_stage
 
 _GIB = 1 << 30

@@ -19,7 +19,7 @@ import typer
 from pretrain.cli import new_program, run_program
 
 if TYPE_CHECKING:
-    from pretrain.config import RunConfig
+    from pretrain.config_sections import RunConfig
     from pretrain.node_checks import NodeReport
 
 app = new_program()

@@ -25,7 +25,8 @@ import yaml
 from pydantic import ValidationError
 
 from pretrain import durable
-from pretrain.config import RunConfig, dump_config
+from pretrain.config import dump_config
+from pretrain.config_sections import RunConfig
 from pretrain.errors import ConfigError, TacoError
 from pretrain.runlog import get_logger
 

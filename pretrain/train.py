@@ -21,7 +21,7 @@ from pretrain.runlog import get_logger
 if TYPE_CHECKING:
     import torch
 
-    from pretrain.config import RunConfig
+    from pretrain.config_sections import RunConfig
     from pretrain.data.batches import RowSource
     from pretrain.parallel import Launch
     from pretrain.run_folder import RunFolder

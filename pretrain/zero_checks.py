@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from pretrain.config import Fp16Section, OffloadOptimizerSection, OffloadParamSection, RunConfig
+from pretrain.config_sections import Fp16Section, OffloadOptimizerSection, OffloadParamSection, RunConfig
 from pretrain.deepspeed_config import STAGES_OF_ZERO_KEYS, grad_accum_dtype, reduce_dtype, zero_stage
 
 

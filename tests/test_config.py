@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain.config import RunConfig, dump_config, load_config
+from pretrain.config import dump_config, load_config
 from pretrain.config_checks import check_world_size, legal_layouts
+from pretrain.config_sections import RunConfig
 from pretrain.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import RunConfig, load_config, resolve_config
+from pretrain.config import load_config, resolve_config
 from pretrain.config_checks import check_world_size
+from pretrain.config_sections import RunConfig
 from pretrain.deepspeed_config import OWNED_DEEPSPEED_KEYS, STAGES_OF_ZERO_KEYS, build_ds_config
 from pretrain.errors import ConfigError
 from pretrain.zero_checks import check_zero_device

@@ -18,7 +18,8 @@ from data_tools.encode import EncodeOptions
 from data_tools.peek_report import _show_row
 from data_tools.preprocess import preprocess
 from data_tools.row_view import Anchor, Other, RowView, Token, find_place, view_row
-from pretrain.config import RunConfig, resolve_config
+from pretrain.config import resolve_config
+from pretrain.config_sections import RunConfig
 from pretrain.data.batches import RowSource, open_batches
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import ConfigError

@@ -11,7 +11,7 @@ from parity import load
 from test_moves import start_engine, train
 
 from pretrain import parallel
-from pretrain.config import RunConfig
+from pretrain.config_sections import RunConfig
 from pretrain.engine import Engine
 from pretrain.state_files import MOMENTS, WEIGHT
 

@@ -17,7 +17,7 @@ from layouts import SETTING
 from parity import STEPS, TOLERANCE, Figures, build, deviation, load, plain_process
 
 from pretrain import parallel
-from pretrain.config import RunConfig
+from pretrain.config_sections import RunConfig
 from pretrain.engine import Engine, PlainEngine
 from pretrain.errors import CheckpointError
 from pretrain.optim import learning_rate

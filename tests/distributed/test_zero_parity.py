@@ -16,7 +16,7 @@ from parity import STEPS, Figures, build, deviation, evaluate, load, plain_proce
 
 from pretrain import engine as engine_module
 from pretrain import parallel
-from pretrain.config import RunConfig
+from pretrain.config_sections import RunConfig
 from pretrain.optim import learning_rate
 from pretrain.state_files import StateReader
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForMaskedLM, BertModel
 from pretrain import export as export_module
 from pretrain import weights as weights_module
 from pretrain.checkpoint import CheckpointManifest, find_checkpoint
-from pretrain.config import ModelSection
+from pretrain.config_sections import ModelSection
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import CheckpointError, DataError, TacoError
 from pretrain.evaluate.fill_mask import predict
