@@ -19,7 +19,7 @@ import torch.distributed as distributed
 
 from pretrain import parallel
 from pretrain.captured_state import CapturedState, HostMemory, find_non_finite
-from pretrain.config import RunConfig
+from pretrain.config_sections import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.deepspeed_config import OWNED_DEEPSPEED_KEYS, build_ds_config, zero_stage
 from pretrain.device_clock import DeviceClock
@@ -73,7 +73,10 @@ class StepResult:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Means over the evaluated micro-batches of all ranks; `label_counts[id]` is how often a label was that id."""
+    """Means over the evaluated micro-batches and the `num_labels` masked tokens of all ranks.
+
+    `baseline_accuracy` is that of the most frequent label, given everywhere.
+    """
 
     mlm_loss: float
     contrastive_loss: float

@@ -16,15 +16,16 @@ import numpy as np
 
 from pretrain import parallel
 from pretrain.checkpoint import CheckpointManifest, CheckpointStore, NoGoodCheckpointError
-from pretrain.config import RunConfig
+from pretrain.config_sections import RunConfig
 from pretrain.data.batches import Batch, BatchSource, prefetch
 from pretrain.engine import Engine, EvalResult, StepResult
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.metrics import MetricsLog, Throughput
+from pretrain.metrics import MetricsLog
 from pretrain.optim import learning_rate
+from pretrain.progress import Progress
 from pretrain.replicas import ReplicaDriftError, describe_drift
 from pretrain.resilience import BadSteps, PreemptedError, StopRequest, best_save_interval
-from pretrain.runlog import Eta, format_count, format_seconds, get_logger, progress_bar
+from pretrain.runlog import get_logger, progress_bar
 from pretrain.saving import Saver
 from pretrain.spikes import Spikes
 from pretrain.stragglers import Stragglers
@@ -71,8 +72,7 @@ class Trainer:
         self.state = TrainState()
         self.saver = Saver(engine, store, checkpoint_extras, metrics, is_asynchronous=config.checkpoint.asynchronous)
         self._compared_at = 0
-        self._throughput = Throughput()
-        self._num_skipped = 0
+        self._progress = Progress(config, metrics)
 
     def resume(self, *, from_scratch: bool = False) -> None:
         """Continue from the newest good checkpoint, if there is one.
@@ -143,7 +143,7 @@ class Trainer:
         total = self.config.train.steps
         micro_batches = self._open_stream()
         accum = self.config.grad_accum_steps(self.engine.mesh.dp_size)
-        eta = Eta(self.state.step, total)
+        self._progress.start_from(self.state.step)
         with progress_bar("training", self.state.step, total, is_shown=parallel.rank() == 0) as bar:
             while self.state.step < total:
                 self.heartbeat.begin_step(self.state.step + 1)
@@ -164,7 +164,12 @@ class Trainer:
                     micro_batches = self._open_stream()
                     continue
                 bar.update(self.state.step)
-                self._report(result, eta)
+                self._progress.report_step(
+                    self.state.step,
+                    result,
+                    consumed_samples=self.state.consumed_samples,
+                    unsaved_seconds=self.saver.unsaved_seconds,
+                )
                 self._validate_and_save(result)
 
     def _open_stream(self) -> Generator[Batch, None, None]:
@@ -189,7 +194,6 @@ class Trainer:
             first += train.global_batch_size // train.micro_batch_size
 
     def _advance(self, result: StepResult) -> None:
-        rows = self.config.train.global_batch_size
         step, loss, norm = self.state.step + 1, result.loss, result.grad_norm
         if self.bad_steps.note(step, loss, norm, is_skipped=result.is_skipped):
             self._wait_for_save()  # so that all ranks know the same last checkpoint
@@ -197,9 +201,8 @@ class Trainer:
             if parallel.rank() == 0:
                 self.bad_steps.write_down(step, loss, norm, suspects)
             self.bad_steps.check_limit(step, self.saver.committed_step)
-        self.state = TrainState(self.state.step + 1, self.state.consumed_samples + rows)
-        self._num_skipped += result.is_skipped
-        self._throughput.add(rows * self.config.data.seq_length)
+        self.state = TrainState(step, self.state.consumed_samples + self.config.train.global_batch_size)
+        self._progress.count(result)
 
     def _is_rolled_back(self, result: StepResult) -> bool:
         """Compare the loss with those before, act as the policy says, and tell whether that changed the state."""
@@ -236,7 +239,7 @@ class Trainer:
         self.spikes.roll_back(manifest.spikes, skipped)
         self.state = TrainState(manifest.step, consumed)
         self._compared_at = 0
-        self._throughput.restart()
+        self._progress.restart_clock()
         return {"continued_from": manifest.step, "skipped_rows": list(skipped)}
 
     def _suspects(self, result: StepResult) -> list[tuple[int, int]]:
@@ -247,45 +250,6 @@ class Trainer:
             return [(number * size, (number + 1) * size) for number in found]
         first = self.state.consumed_samples
         return [(first, first + self.config.train.global_batch_size)]
-
-    # -- reporting -----------------------------------------------------------------------------------------------------
-
-    def _report(self, result: StepResult, eta: Eta) -> None:
-        step, total = self.state.step, self.config.train.steps
-        if step % self.config.train.log_every and step != total:
-            return
-        rate = self._throughput.restart()
-        lr = learning_rate(step - 1, self.config.optim, total)
-        self.metrics.write(
-            {
-                "step": step,
-                "loss": result.loss,
-                "mlm_loss": result.mlm_loss,
-                "contrastive_loss": result.contrastive_loss,
-                "lr": lr,
-                "grad_norm": result.grad_norm,
-                "tokens_per_second": rate,
-                "consumed_samples": self.state.consumed_samples,
-                "skipped_steps": self._num_skipped,
-            }
-        )
-        log.info("%s", self._console_line(result, lr, rate, eta.remaining(step)))
-
-    def _console_line(self, result: StepResult, lr: float, tokens_per_second: float, eta: float) -> str:
-        step, total = self.state.step, self.config.train.steps
-        fields = (
-            f"step {step:>{len(str(total))}}/{total}",
-            f"loss {result.loss:.4f}",
-            f"mlm {result.mlm_loss:.4f}",
-            f"taco {result.contrastive_loss:.4f}",
-            f"lr {lr:.2e}",
-            f"grad norm {result.grad_norm:.3f}",
-            f"{format_count(tokens_per_second)} tokens/s",
-            f"skipped {self._num_skipped}",
-            f"unsaved {format_seconds(self.saver.unsaved_seconds)}",
-            f"eta {format_seconds(eta)}",
-        )
-        return " | ".join(fields)
 
     # -- validating and saving -----------------------------------------------------------------------------------------
 
@@ -314,24 +278,8 @@ class Trainer:
         """Both losses and the masked-token accuracy on a fixed sample of the validation rows."""
         with self.heartbeat.during("evaluation"):
             result = self.engine.evaluate(self._validation_batches())
-        self.metrics.write(
-            {
-                "step": self.state.step,
-                "validation_mlm_loss": result.mlm_loss,
-                "validation_contrastive_loss": result.contrastive_loss,
-                "validation_accuracy": result.accuracy,
-                "validation_baseline_accuracy": result.baseline_accuracy,
-            }
-        )
-        log.info(
-            "step %d | validation mlm %.4f | taco %.4f | masked-token accuracy %.2f %% (most frequent token: %.2f %%)",
-            self.state.step,
-            result.mlm_loss,
-            result.contrastive_loss,
-            100 * result.accuracy,
-            100 * result.baseline_accuracy,
-        )
-        self._throughput.restart()
+        self._progress.report_validation(self.state.step, result)
+        self._progress.restart_clock()
         return result
 
     def _validation_batches(self) -> Iterator[Batch]:
@@ -382,7 +330,7 @@ class Trainer:
         )
         with self.heartbeat.during("checkpoint"):
             self.saver.save(manifest)
-        self._throughput.restart()
+        self._progress.restart_clock()
 
 
 def _describe_action(record: Mapping[str, Any]) -> str:
