@@ -179,7 +179,7 @@ def run_round(
         if code not in expected_codes:
             raise SoakError(f"{folder}: a run with {workers} workers ended with {code}:\n{words}")
         tally.tool_kills += code == -signal.SIGKILL  # one that came too late killed nothing
-        if code == 0:
+        if code == 0 or is_complete(folder / "out" / PREFIX):
             return
         written, committed = progress(folder / "out" / PREFIX)
         tally.bytes_lost += written - committed
@@ -212,6 +212,11 @@ def disturb(process: psutil.Popen, disturbance: Disturbance, tally: Tally) -> se
     except psutil.NoSuchProcess:
         pass
     return {-signal.SIGKILL}
+
+
+def is_complete(prefix: Path) -> bool:
+    """Whether a run had done all, and only had to end, when it was killed: another one would refuse to replace that."""
+    return Path(f"{prefix}.json").exists() and not Path(f"{prefix}.journal").exists()
 
 
 def progress(prefix: Path) -> tuple[int, int]:
