@@ -136,7 +136,24 @@ def _start_deepspeed(launch: Launch) -> None:
     # The CPU shared-memory communicator is compiled at start-up under a lock file; a killed worker leaves the lock and
     # every later start waits for ever. gloo does the same job here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _load_muon()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def _load_muon() -> None:
+    """Import DeepSpeed's Muon, for which DeepSpeed asks at every start with ZeRO, without compiling it.
+
+    `torch.compile` decorates its functions, and that alone loads TorchInductor: a fifth of every rank's start, and
+    hundreds of files from a shared disk, for an optimizer that no run here has.
+    """
+    from deepspeed.runtime import compiler
+
+    compile_functions = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = compile_functions
 
 
 def stop_process_group() -> None:

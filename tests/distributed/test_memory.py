@@ -137,7 +137,7 @@ def test_a_rank_holds_what_zero_says_and_nothing_else(stage: int, layout: str, f
     check(run_ranks(world_size, measure, load(folder, *sizes(stage), *overrides)), stage, "fp32")
 
 
-@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.soak), 3])
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.soak) for stage in (1, 2)), 3])
 def test_bf16_halves_weights_and_gradients(stage: int, folder: Path) -> None:
     config = load(folder, *sizes(stage), "precision=bf16")
     check(run_ranks(2, measure, config), stage, "bf16")
