@@ -55,6 +55,7 @@ def write_vocab(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_our_program_and_the_limits_agree_and_a_false_dataset_is_noticed(tmp_path: Path) -> None:
     prepare_corpus(tmp_path, write_lines(tmp_path / "own.jsonl", TEXTS), "text", 1.0)
     job = Job(tmp_path, str(write_vocab(tmp_path / "vocab.txt")), cased=False)

@@ -22,6 +22,7 @@ def test_every_contender_answers(contender: str) -> None:
         assert found["is_equal"] is True
 
 
+@pytest.mark.slow
 def test_report_of_a_quick_run(tmp_path: Path) -> None:
     out = tmp_path / "index.json"
     answer = CliRunner().invoke(app, ["--quick", "--json", "--out", str(out)])

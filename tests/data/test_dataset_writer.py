@@ -30,6 +30,7 @@ def content(prefix: Path) -> list[bytes]:
     return [Path(f"{prefix}{suffix}").read_bytes() for suffix in (".bin", ".idx", ".json")]
 
 
+@pytest.mark.slow
 @IN_TMP
 @given(batches=batches, chunk=st.sampled_from([8, 16, 24, 1 << 20]))
 def test_many_documents_at_once_and_resumed_equal_one_by_one(

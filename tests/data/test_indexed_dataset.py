@@ -158,6 +158,7 @@ def test_a_missing_file_is_named(prefix: Path, suffix: str) -> None:
         IndexedDataset(prefix)
 
 
+@pytest.mark.slow
 @settings(IN_TMP, max_examples=400)
 @given(data=st.data())
 def test_patched_headers_give_an_error_or_an_equal_dataset(prefix: Path, data: st.DataObject) -> None:

@@ -202,6 +202,7 @@ def test_an_extension_of_other_sources_is_named_and_not_called(tmp_path: Path, m
     assert f"was built from other sources ({built.sources}) than those in {tmp_path / 'csrc'}" in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_library_passes_its_own_tests(tmp_path: Path) -> None:
     compiler = shutil.which("g++")
     if compiler is None:

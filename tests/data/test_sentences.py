@@ -233,6 +233,7 @@ def vocab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cased", [False, True])
 @given(text=TEXTS)
 @settings(max_examples=500, deadline=None)

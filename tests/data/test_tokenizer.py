@@ -91,6 +91,7 @@ def test_wordpiece_ids_equal_bert_tokenizer_fast(
         assert tokenizer.encode_batch([text]) == encode(tokenizer, [text]) == [expected]
 
 
+@pytest.mark.slow
 @needs_shared
 @settings(max_examples=400, deadline=None)
 @given(texts=st.lists(HOSTILE, min_size=1, max_size=4))

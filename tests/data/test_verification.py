@@ -35,6 +35,7 @@ def flipped(path: Path, bit: int) -> Iterator[None]:
         path.write_bytes(good)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("data-index")
 @pytest.mark.parametrize("piece", [1, 1 << 20])
 def test_every_flipped_bit_of_the_index_is_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
@@ -206,6 +207,7 @@ def test_two_hundred_random_bits_over_all_files_of_a_dataset(
     fault.record("data-size", injected=200, survived=200)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_an_index_table_is_found(tmp_path: Path) -> None:
     write_lengths(tmp_path / "a", [3, 9, 4])
     facts = {"version": 1, "name": "pack"}

@@ -122,6 +122,7 @@ OPTIONS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(TEXTS, max_size=6), OPTIONS)
 @settings(max_examples=500, deadline=None)
 def test_cleaning_against_the_plain_rules(texts: list[str], options: CleaningOptions):

@@ -147,6 +147,7 @@ def test_an_id_outside_the_vocabulary_is_an_error(prefix: str):
         gather([prefix], 16, 3)
 
 
+@pytest.mark.slow
 def test_program_writes_report_and_picture(prefix: str, tmp_path: Path):
     done = run_program("dataset_stats", prefix, prefix, "--plot", tmp_path / "x.png", "--seq-length", "16")
     assert done.returncode == 0, done.stderr

@@ -129,6 +129,7 @@ def test_what_does_not_exist_is_refused(prefix: str) -> None:
     assert run_program("peek", prefix, "--row", "0", "objective.maskin=span").returncode == 2
 
 
+@pytest.mark.slow
 def test_documents_and_manifest_are_shown_in_words(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run_program("peek", prefix, "--documents", "2", "--document", "3", "--document", "2")
     assert done.returncode == 0, done.stderr
@@ -155,6 +156,7 @@ def test_a_row_is_shown_without_colour_where_there_is_no_terminal(prefix: str) -
     assert "<1:" in done.stdout
 
 
+@pytest.mark.slow
 def test_json_and_a_run_with_several_datasets(prefix: str, tmp_path: Path) -> None:
     run = tmp_path / "run.yaml"
     run.write_text(

@@ -70,6 +70,7 @@ def worker_signaller(number: int) -> Callable[[], None]:
     return send
 
 
+@pytest.mark.slow
 @pytest.mark.fault("preprocess")
 @pytest.mark.parametrize(("number", "moments"), [(signal.SIGKILL, {1, 5, 10}), (signal.SIGSTOP, {3})])
 def test_killed_and_stopped_workers_change_nothing(
@@ -85,6 +86,7 @@ def test_killed_and_stopped_workers_change_nothing(
     assert not psutil.Process().children()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("preprocess")
 def test_a_chunk_that_kills_every_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_tools.encode.make_encoder", deadly)

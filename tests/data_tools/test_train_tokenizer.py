@@ -66,6 +66,7 @@ def test_sentencepiece_model(tmp_path: Path, algorithm: str, cased: bool):
     tokenizer.save_pretrained(tmp_path / "saved")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "suffix", "size"), KINDS)
 def test_every_run_gives_the_same_file(tmp_path: Path, kind: str, suffix: str, size: int):
     path, found = write_jsonl(tmp_path / "x.jsonl", TEXTS), set()

@@ -58,6 +58,7 @@ def test_an_item_that_kills_three_workers_ends_the_run(tmp_path: Path) -> None:
         run(tmp_path, [*range(8), "die", *range(8)], describe=lambda item: f"item {item}")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("preprocess")
 def test_a_stopped_worker_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

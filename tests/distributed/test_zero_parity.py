@@ -86,6 +86,7 @@ def test_clipping_is_active_in_these_tests(adamw_reference: Any, folder: Path) -
     assert all(norm > load(folder).optim.clip_grad_norm for *_, norm in adamw_reference[0][:STEPS])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_lamb_stays_exact_when_zero_splits_it(stage: int, folder: Path, tmp_path: Path) -> None:
     config = load(folder, "optim.name=lamb", f"zero.stage={stage}")

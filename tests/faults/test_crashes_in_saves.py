@@ -87,6 +87,7 @@ def write_large_state(folder: Path) -> list[FileRecord]:
     return [FileRecord("state/rank-00000.safetensors", file.num_bytes, file.hexdigest())]
 
 
+@pytest.mark.slow
 def test_killed_from_outside_at_any_time(tmp_path: Path, fault: FaultRecorder) -> None:
     """Another process saves without end; each save that it has told us of must be there after its death."""
     root, told = tmp_path / "checkpoints", tmp_path / "told"

@@ -148,6 +148,7 @@ def test_a_stopped_rank_is_named_and_the_others_end(tmp_path: Path) -> None:
         assert "hang in step" in (run / "logs" / "rank_00000.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("hang")
 def test_a_data_loader_that_hangs_is_named(tmp_path: Path) -> None:
     config, run = small_run(tmp_path), tmp_path / "run"

@@ -59,6 +59,7 @@ def test_export_gives_the_weights_that_were_trained(run: Path, tmp_path: Path) -
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_zero_stage_on_two_ranks_exports(stage: int, tmp_path: Path) -> None:
     config = write_small_run(tmp_path, train__steps=3, optim__warmup_steps=1)

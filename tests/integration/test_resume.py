@@ -103,6 +103,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_keeps_the_newest_checkpoints_only(uninterrupted: Path) -> None:
     assert [path.name for path in list_checkpoints(uninterrupted / "checkpoints")] == ["step-0000060", "step-0000056"]
     assert (uninterrupted / "checkpoints" / "latest").read_text() == "step-0000060\n"
@@ -203,6 +204,7 @@ def _processes_of(config: Path) -> list[psutil.Process]:
     return [process for process in found if str(config) in (process.info["cmdline"] or [])]
 
 
+@pytest.mark.slow
 def test_complete_run_says_so_and_changes_nothing(uninterrupted: Path) -> None:
     before = state_of(uninterrupted)
     code, output = finish(start(uninterrupted.parent / "run.yaml"))

@@ -101,6 +101,7 @@ def test_sizes_that_do_not_fit_are_named() -> None:
         model.encode(torch.zeros(1, 11, dtype=torch.int64), torch.ones(1, 11, dtype=torch.int64))
 
 
+@pytest.mark.slow
 def test_the_plain_model_imports_neither_megatron_nor_deepspeed() -> None:
     program = (
         "import sys; from pretrain.model import pretraining; from pretrain.model.layer_spec import plain_layers; "
