@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -49,3 +52,15 @@ def test_collectives_without_a_process_group() -> None:
     assert parallel.gather_objects("x") == ["x"]
     assert parallel.first_failure(None) is None
     assert parallel.first_failure("disk full") == "rank 0: disk full"
+
+
+@pytest.mark.slow
+def test_deepspeeds_muon_is_loaded_without_torch_inductor() -> None:
+    """By the module that DeepSpeed asks for at every start with ZeRO; what compiles afterwards compiles."""
+    program = (
+        "import sys; from pretrain import parallel; parallel._load_muon(); from deepspeed.runtime import compiler; "
+        "from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam; "
+        "print([name for name in sys.modules if name == 'torch._inductor.compile_fx'], compiler.compile.__module__)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert found.splitlines()[-1] == "[] deepspeed.runtime.compiler"
