@@ -81,26 +81,22 @@ def test_two_nodes_train_after_a_preflight_and_a_second_job_continues(cluster: C
     config = write_small_run(tmp_path, train__steps=6)
     run = tmp_path / f"run $(touch {tmp_path}/canary) `id` ; 'two"
     overrides = [f'run.output_dir="{run}"', "run.tensorboard=true"]
-    settings = {"TACO_CONFIG": str(config), "TACO_PROCESSES_PER_NODE": "1"}
+    settings = {"TACO_CONFIG": str(config), "TACO_PROCESSES_PER_NODE": "2"}
     job = cluster.submit(tmp_path, SCRIPT, *overrides, **settings)
     assert cluster.wait(job, tmp_path) == "COMPLETED", log_of(tmp_path, job)
     manifest = CheckpointManifest.load(find_checkpoint(run))
-    assert (manifest.step, manifest.layout.data) == (6, 2)
+    assert (manifest.step, manifest.layout.data) == (6, 4)
     assert "preflight: 2 machines are well: taco" in log_of(tmp_path, job)
-    assert "preflight: all-reduce over 2 ranks" in log_of(tmp_path, job)
+    assert "preflight: all-reduce over 4 ranks" in log_of(tmp_path, job)
+    assert sorted(path.name for path in (run / "logs").iterdir()) == [f"rank_{rank:05d}.log" for rank in range(4)]
     assert "TORCH_FR_DUMP_TEMP_FILE=" in (run / "slurm" / f"{job}.0" / "environment").read_text()
-    # More steps: the old mark is none. The other launcher, and more ranks: the same run.
+    # More steps: the old mark is none. The other launcher: the same run.
     overrides += ["train.steps=8", "--allow-change=train.steps"]
     job = cluster.submit(
-        tmp_path,
-        SCRIPT,
-        *overrides,
-        **{**settings, "TACO_PREFLIGHT": "off", "TACO_LAUNCHER": "torchrun", "TACO_PROCESSES_PER_NODE": "2"},
+        tmp_path, SCRIPT, *overrides, **{**settings, "TACO_PREFLIGHT": "off", "TACO_LAUNCHER": "torchrun"}
     )
     assert cluster.wait(job, tmp_path) == "COMPLETED", log_of(tmp_path, job)
     assert "continuing from" in log_of(tmp_path, job)
-    assert CheckpointManifest.load(find_checkpoint(run)).layout.data == 4
-    assert sorted(path.name for path in (run / "logs").iterdir()) == [f"rank_{rank:05d}.log" for rank in range(4)]
     assert [record["step"] for record in read_metrics(run) if "loss" in record] == list(range(1, 9))
     assert not list(tmp_path.rglob("canary")) + list(ROOT.glob("canary"))
 
