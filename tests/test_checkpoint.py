@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from checkpoint_builders import every_file, is_unchanged, manifest, write_state
 
 from pretrain import checkpoint as checkpoint_module
 from pretrain.checkpoint import (
     FORMAT_VERSION,
     CheckpointManifest,
     CheckpointStore,
-    Layout,
     find_checkpoint,
     find_problems,
     list_checkpoints,
     step_folder,
 )
-from pretrain.durable import FileRecord, hashing_writer
+from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
-
-LAYOUT = Layout(data=1, tensor=1, pipeline=1, zero_stage=1, precision="fp32")
-
-
-def manifest(step: int) -> CheckpointManifest:
-    return CheckpointManifest(
-        kind="training",
-        step=step,
-        consumed_samples=16 * step,
-        layout=LAYOUT,
-        model={"num_layers": 2},
-        vocab_size=64,
-        tokenizer_sha256="ab",
-        config_sha256="cd",
-        pad_token_id=0,
-    )
-
-
-def write_state(folder: Path) -> list[FileRecord]:
-    (folder / "state").mkdir()
-    records = []
-    for name in ("state/rank-00000.safetensors", "state/rank-00001.safetensors"):
-        with hashing_writer(folder / name) as file:
-            file.write(random.Random(name).randbytes(5000))
-        records.append(FileRecord(name, file.num_bytes, file.hexdigest()))
-    return records
 
 
 @pytest.fixture
@@ -92,10 +65,6 @@ def test_extra_files_and_folders_are_part_of_the_checkpoint(store: CheckpointSto
     ]
 
 
-def every_file(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
-
-
 @pytest.mark.fault("damaged-checkpoint")
 @pytest.mark.parametrize("seed", range(25))
 def test_one_flipped_bit_anywhere_is_found(store: CheckpointStore, seed: int) -> None:
@@ -117,14 +86,6 @@ def test_a_bit_flipped_in_the_manifest_itself_is_found(store: CheckpointStore) -
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
         assert is_unchanged(flipped, content) or find_problems(path.parent), (place, flipped)
-
-
-def is_unchanged(flipped: bytearray, content: bytes) -> bool:
-    """Whether a flip turned one blank into another, which JSON ignores."""
-    try:
-        return bool(json.loads(flipped) == json.loads(content))
-    except ValueError:
-        return False
 
 
 @pytest.mark.fault("damaged-checkpoint")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_builders import every_file, manifest, write_state
 from state_ranges import write
-from test_checkpoint import every_file, manifest, write_state
 
 from pretrain.checkpoint import CheckpointManifest, CheckpointStore, find_checkpoint, find_problems, list_checkpoints
 from pretrain.checkpoint_tool import app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import project
 import pytest
 import yaml
 
@@ -12,7 +13,7 @@ from pretrain.config_checks import check_world_size, legal_layouts
 from pretrain.config_sections import RunConfig
 from pretrain.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted(project.CONFIGS.glob("*.yaml"))
 MINIMAL = {"run": {"output_dir": "runs/x"}, "data": {"train": ["data/train"]}}
 
 

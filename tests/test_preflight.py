@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from project import ROOT
 from small_runs import write_small_run
 
 from pretrain import node_checks, preflight, train
@@ -20,7 +21,6 @@ from pretrain.config import load_config
 from pretrain.node_checks import NodeReport, find_failing
 from pretrain.run_folder import RunFolder, describe_environment
 
-ROOT = Path(__file__).resolve().parents[1]
 GOOD_GPU = "NVIDIA A100-SXM4-80GB, 550.54, 3, 0, No, No, No"
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_checkpoint import manifest
+from checkpoint_builders import manifest
 
 from pretrain.captured_state import CapturedState
 from pretrain.checkpoint import CheckpointStore, find_problems, list_checkpoints

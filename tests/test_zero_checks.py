@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from project import CONFIGS
 
 from pretrain.config import load_config, resolve_config
 from pretrain.config_checks import check_world_size
@@ -15,7 +16,6 @@ from pretrain.deepspeed_config import OWNED_DEEPSPEED_KEYS, STAGES_OF_ZERO_KEYS,
 from pretrain.errors import ConfigError
 from pretrain.zero_checks import check_zero_device
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 PRESETS = sorted((CONFIGS / "zero").glob("*.yaml"))
 
 

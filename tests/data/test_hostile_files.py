@@ -10,6 +10,7 @@ import pytest
 from hostile_files import CORPORA, KINDS, VALUES, Mutation, attack, plain_read, sound_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from project import ROOT
 
 IN_TMP = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 mutations = st.lists(
@@ -18,7 +19,7 @@ mutations = st.lists(
 
 
 def run_campaign(folder: Path, num_cases: int, *flags: str) -> str:
-    program = Path(__file__).with_name("hostile_files.py")
+    program = ROOT / "tests" / "helpers" / "hostile_files.py"
     command = [sys.executable, *flags, str(program), str(folder), str(num_cases), "7"]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from project import ROOT
 
 from pretrain.data import index_cache
 from pretrain.data.index_cache import cached, read_tables, write_tables
@@ -140,7 +141,7 @@ RACER = textwrap.dedent(
 
 
 def start_racers(folder: Path, count: int, seconds: float) -> list[subprocess.Popen]:
-    root = Path(__file__).parents[2]
+    root = ROOT
     return [
         subprocess.Popen(
             [sys.executable, "-c", RACER, folder, str(seconds)], env={**os.environ, "PYTHONPATH": str(root)}

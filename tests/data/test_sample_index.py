@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_versions import rows_of
+from project import ROOT
 
 import pretrain.data.sample_index as module
 from pretrain.data.sample_index import RowIds, RowIndex
 from pretrain.errors import MissingExtensionError
 
-ROOT = Path(__file__).parents[2]
 IDS = RowIds(vocab_size=100, cls=2, sep=3, pad=0)
 DTYPES = ["uint16", "int32", "uint8", "int8", "int16", "int64"]
 corpora = st.lists(st.lists(st.integers(5, 99), max_size=30), max_size=12)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import string
 import sys
 import unicodedata
@@ -15,13 +14,11 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project import SAMPLE, SHARED
 
 from pretrain.data.sentences import split_sentences
 from pretrain.data.tokenizer import load_tokenizer
 
-ROOT = Path(__file__).parents[2]
-SHARED = Path(os.environ.get("TACO_SHARED_DATA", ROOT.parent / "shared" / "data"))
-SAMPLE = ROOT / "data_tools" / "sample_corpus" / "public_domain_en.jsonl.zst"
 # White_Space of Unicode; Python's str.isspace also takes U+001C to U+001F.
 WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 

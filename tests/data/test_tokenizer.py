@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project import SHARED
 
 from pretrain.data import wordpiece as wordpiece_module
 from pretrain.data.dataset_format import best_dtype
@@ -18,7 +18,6 @@ from pretrain.data.sentencepiece_convert import SAMPLE_LINES
 from pretrain.data.tokenizer import Tokenizer, load_tokenizer
 from pretrain.errors import DataError
 
-SHARED = Path(os.environ.get("TACO_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared corpora; set TACO_SHARED_DATA")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["the", "cat", "sat", "un", "##able", "##s", "a", "e", "é", "The", ",", ".", "'", "##e", "中", "##a", "ss", "1"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,16 +18,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project import ROOT, SAMPLE, SHARED
 
 from data_tools.learn_vocabulary import learn_byte_bpe
 from pretrain.data.sample_index import native
 from pretrain.data.tokenizer import WORDPIECE_SPECIAL, load_tokenizer, wordpiece_pipeline
 from pretrain.data.wordpiece import WordPieceEncoder
 
-ROOT = Path(__file__).parents[2]
-SHARED = Path(os.environ.get("TACO_SHARED_DATA", ROOT.parent / "shared" / "data"))
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared corpora; set TACO_SHARED_DATA")
-SAMPLE = ROOT / "data_tools" / "sample_corpus" / "public_domain_en.jsonl.zst"
 CODE_POINTS = [*range(0xD800), *range(0xE000, 0x110000)]
 
 

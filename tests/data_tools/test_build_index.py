@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpora import SHARED
+from project import ROOT, SHARED
 
 from data_tools.build_index import index_dataset
 from data_tools.encode import EncodeOptions
@@ -17,8 +17,6 @@ from data_tools.preprocess import preprocess
 from pretrain.data.batches import RowSource
 from pretrain.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
 from pretrain.data.manifest import SpecialIds, TokenizerInfo
-
-ROOT = Path(__file__).parents[2]
 
 
 def write(prefix: Path) -> None:

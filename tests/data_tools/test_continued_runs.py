@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from corpora import ROOT, write_jsonl, write_vocab
+from corpora import write_jsonl, write_vocab
+from project import ROOT
 
 from data_tools.encode import EncodeOptions
 from data_tools.journal import Journal, RunState

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpora import ROOT, SAMPLE, SHARED, TEXTS, run_program, write_bytes, write_jsonl, write_vocab
+from corpora import TEXTS, run_program, write_bytes, write_jsonl, write_vocab
+from project import ROOT, SAMPLE, SHARED
 
 from data_tools.encode import EncodeOptions, parse_hash_range
 from data_tools.preprocess import Report, preprocess

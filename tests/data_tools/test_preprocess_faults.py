@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from corpora import ROOT, write_jsonl, write_vocab
+from corpora import write_jsonl, write_vocab
+from project import ROOT
 
 from data_tools import duplicates, resumable, worker_pool
 from data_tools.encode import EncodeOptions

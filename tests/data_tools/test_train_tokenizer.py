@@ -7,7 +7,8 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from corpora import SAMPLE, SHARED, SPECIAL, run_program, write_bytes, write_jsonl
+from corpora import SPECIAL, run_program, write_bytes, write_jsonl
+from project import SAMPLE, SHARED
 
 from data_tools.learn_vocabulary import (
     _lines,

@@ -21,9 +21,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 import megatron.core.tensor_parallel  # noqa: E402, F401  # once, before ranks fork
 from forked import run_ranks  # noqa: E402
 from layouts import SETTING  # noqa: E402
+from moves import LAYOUTS, SAVED_AT, begin, go_on, read_all  # noqa: E402
 from parity import STEPS, deviation, load, plain_process  # noqa: E402
 from small_runs import VOCAB_SIZE  # noqa: E402
-from test_moves import LAYOUTS, SAVED_AT, begin, go_on, read_all  # noqa: E402
 
 from pretrain.export import write_model  # noqa: E402
 from pretrain.state_files import WEIGHT  # noqa: E402

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from forked import run_ranks
+from moves import start_engine, train
 from parity import load
-from test_moves import start_engine, train
 
 from pretrain import parallel
 from pretrain.config_sections import RunConfig

@@ -14,41 +14,14 @@ import pytest
 import torch
 from forked import run_ranks
 from layouts import SETTING
-from parity import STEPS, TOLERANCE, Figures, build, deviation, load, plain_process
+from moves import LAYOUTS, SAVED_AT, begin, go_on, read_all, start_engine
+from parity import STEPS, TOLERANCE, Figures, deviation, load, plain_process
 
-from pretrain import parallel
 from pretrain.config_sections import RunConfig
-from pretrain.engine import Engine, PlainEngine
 from pretrain.errors import CheckpointError
-from pretrain.optim import learning_rate
-from pretrain.pipeline_engine import PipelinedEngine
-from pretrain.state_files import MOMENTS, WEIGHT, StateReader
 
 pytestmark = pytest.mark.slow  # importing megatron-core alone takes seconds
 
-SAVED_AT = 3
-LAYOUTS = {
-    "one rank": (1, "zero.stage=0"),
-    "DP2 ZeRO-0": (2, "zero.stage=0"),
-    "DP2 ZeRO-1": (2, "zero.stage=1"),
-    "DP2 ZeRO-2": (2, "zero.stage=2"),
-    "DP4 ZeRO-3": (4, "zero.stage=3"),
-    "DP2 ZeRO-2 round robin, offloaded": (
-        2,
-        "zero.stage=2",
-        "zero.round_robin_gradients=true",
-        "zero.offload_optimizer={device: cpu}",
-    ),
-    "TP2 ZeRO-0": (2, "parallel.tensor=2", "zero.stage=0"),
-    "TP2 x DP2 ZeRO-1": (4, "parallel.tensor=2", "zero.stage=1"),
-    "TP2 + SP ZeRO-2": (2, "parallel.tensor=2", "parallel.sequence=true", "zero.stage=2"),
-    "TP2 x DP2 ZeRO-3": (4, "parallel.tensor=2", "zero.stage=3"),
-    "TP4 ZeRO-1": (4, "parallel.tensor=4", "zero.stage=1"),
-    "PP2": (2, "parallel.pipeline=2"),
-    "PP4": (4, "parallel.pipeline=4"),
-    "PP2 x DP2": (4, "parallel.pipeline=2"),
-    "PP2 x TP2 + SP": (4, "parallel.pipeline=2", "parallel.tensor=2", "parallel.sequence=true"),
-}
 # From each layout to the next one and to the fifth after it: every layout is left twice and reached twice.
 NAMES = list(LAYOUTS)
 MOVES = [(name, NAMES[(index + step) % len(NAMES)]) for index, name in enumerate(NAMES) for step in (1, 5)]
@@ -73,49 +46,6 @@ def reference(folder: Path) -> tuple[Figures, dict[str, torch.Tensor]]:
 def saved(folder: Path) -> dict[str, Path]:
     """Where each layout that was asked for has been saved."""
     return {}
-
-
-def start_engine(config: RunConfig) -> tuple[Engine, Any]:
-    device = torch.device("cpu")
-    parallel.start_process_group(parallel.read_launch(), device)
-    mesh = parallel.start_mesh(config.parallel, device)
-    model, source = build(config, mesh)
-    return (PlainEngine if mesh.pp_size == 1 else PipelinedEngine)(config, model, device, mesh), source
-
-
-def train(engine: Engine, source: Any, first: int, last: int) -> Figures:
-    config, mesh = engine.config, engine.mesh
-    per_step = config.train.global_batch_size // config.train.micro_batch_size
-    figures: Figures = []
-    for step in range(first, last):
-        share = range(step * per_step + mesh.dp_rank, (step + 1) * per_step, mesh.dp_size)
-        result = engine.train_step(
-            [source.micro_batch(index) for index in share],
-            learning_rate=learning_rate(step, config.optim, config.train.steps),
-        )
-        figures.append((result.loss, result.mlm_loss, result.contrastive_loss, result.grad_norm))
-    return figures
-
-
-def begin(config: RunConfig, target: Path) -> Figures:
-    """One rank: train the first steps and save."""
-    engine, source = start_engine(config)
-    figures = train(engine, source, 0, SAVED_AT)
-    engine.save_state(target)
-    return figures
-
-
-def go_on(config: RunConfig, origin: Path, again: Path) -> Figures:
-    """One rank: load, save again as it is, train the other steps."""
-    engine, source = start_engine(config)
-    engine.load_state(origin)
-    engine.save_state(again)
-    return train(engine, source, SAVED_AT, STEPS)
-
-
-def read_all(checkpoint: Path) -> dict[tuple[str, str], torch.Tensor]:
-    with StateReader(checkpoint) as reader:
-        return {(name, kind): reader.read_full(name, kind) for name in reader.shapes for kind in (WEIGHT, *MOMENTS)}
 
 
 def save_once(name: str, folder: Path, saved: dict[str, Path], reference: Any, *overrides: str) -> Path:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch.utils.cpp_extension
+from engine_runs import engine_rank
 from forked import run_ranks
 from layouts import NO_DROPOUT, SETTING
 from parity import TOLERANCE, deviation, load, plain_process, train
-from test_zero_parity import engine_rank
 
 from pretrain.deepspeed_config import build_ds_config
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from live_ranks import live_ranks, state_of
+from project import ROOT
 from small_runs import write_small_run
 
 from pretrain.checkpoint import list_checkpoints
 
-ROOT = Path(__file__).parents[2]
 # Calls that tell the time of day, and where one is right: it is shown to people, or compared with a file's own.
 TIMES_OF_DAY = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow"}
 ALLOWED = {

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_builders import manifest, write_state
 from child_process import fork
 from crash_points import LosingDisk, is_below, killed_at, listening
 from fault_records import FaultRecorder
-from test_checkpoint import manifest, write_state
 
 from pretrain.checkpoint import CheckpointManifest, CheckpointStore, find_problems
 from pretrain.durable import FileRecord, hashing_writer, write_text

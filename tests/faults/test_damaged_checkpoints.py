@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from checkpoint_builders import is_unchanged
 from fault_records import FaultRecorder
 from live_ranks import live_ranks, state_of
 from small_runs import write_small_run
-from test_checkpoint import is_unchanged
 
 from pretrain.checkpoint import find_problems, list_checkpoints
 from pretrain.metrics import read_metrics

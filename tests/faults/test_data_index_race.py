@@ -9,8 +9,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from project import ROOT
 
-ROOT = Path(__file__).parents[2]
 NUM_ROUNDS = 20
 PROGRAM = textwrap.dedent(
     """

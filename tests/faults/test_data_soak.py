@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from project import ROOT, SHARED
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "tests" / "soak" / "soak_preprocess.py"
-SHARED = Path(os.environ.get("TACO_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
 def soak(*words: object) -> dict[str, int]:

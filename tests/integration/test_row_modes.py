@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from project import ROOT
 from small_runs import write_small_run
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 TRAINING_SCRIPTS = [path for path in SCRIPTS if path.stem.startswith(("taco_", "mlm_"))]
 

@@ -7,9 +7,10 @@ import io
 from pathlib import Path
 
 import pytest
-from corpora import SHARED, write_bytes
+from corpora import write_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project import SHARED
 from read_texts import rejects_of, texts_of
 
 from data_tools.readers.delimited import RecordScanner

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from corpora import SAMPLE, write_bytes, write_jsonl
+from corpora import write_bytes, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project import SAMPLE
 
 from data_tools.readers import ReadOptions, expand_inputs, parse_chunk, read_chunks
 from pretrain.errors import DataError

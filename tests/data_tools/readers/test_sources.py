@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from corpora import ROOT, write_bytes, write_jsonl
+from corpora import write_bytes, write_jsonl
+from project import ROOT
 from read_texts import texts_of
 
 from data_tools.readers import ReadOptions, Source, expand_inputs, read_chunks
@@ -94,7 +95,7 @@ def test_standard_input(tmp_path: Path, compression: str):
         "import sys; sys.path.insert(0, sys.argv[1]); from read_texts import texts_of; "
         "print(len(texts_of('-', input_format=sys.argv[2], chunk_bytes=1000)))"
     )
-    command = [sys.executable, "-c", program, str(Path(__file__).parent), f"jsonl{compression}"]
+    command = [sys.executable, "-c", program, str(ROOT / "tests" / "helpers"), f"jsonl{compression}"]
     with path.open("rb") as file:
         done = subprocess.run(command, stdin=file, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "3\n"

@@ -12,10 +12,8 @@ import sys
 from pathlib import Path
 
 import zstandard
+from project import ROOT
 
-ROOT = Path(__file__).parents[2]
-SAMPLE = ROOT / "data_tools" / "sample_corpus" / "public_domain_en.jsonl.zst"
-SHARED = Path(os.environ.get("TACO_SHARED_DATA", ROOT.parent / "shared" / "data"))
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXTS = ["the cat sat", "a cat\n\nand the mat", "sat " * 700, "café 中文 \u2028 a", "mat"]
 

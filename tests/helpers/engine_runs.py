@@ -1,0 +1,44 @@
+"""One rank of the real engine under ZeRO, for tests that hold it against one plain process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from parity import STEPS, Figures, build, evaluate
+
+from pretrain import engine as engine_module
+from pretrain import parallel
+from pretrain.config_sections import RunConfig
+from pretrain.optim import learning_rate
+from pretrain.state_files import StateReader
+
+
+def engine_rank(config: RunConfig, folder: Path) -> tuple[Figures, dict[str, torch.Tensor]]:
+    """One rank of the real engine; the final weights are read back from what it saves."""
+    launch = parallel.read_launch()
+    parallel.start_process_group(launch, torch.device("cpu"))
+    model, source = build(config)
+    engine = engine_module.PlainEngine(
+        config, model, torch.device("cpu"), parallel.start_mesh(config.parallel, torch.device("cpu"))
+    )
+    per_step = config.train.global_batch_size // config.train.micro_batch_size
+    figures: Figures = []
+    for step in range(STEPS):
+        share = range(step * per_step + launch.rank, (step + 1) * per_step, launch.world_size)
+        result = engine.train_step(
+            [source.micro_batch(index) for index in share],
+            learning_rate=learning_rate(step, config.optim, config.train.steps),
+        )
+        figures.append((result.loss, result.mlm_loss, result.contrastive_loss, result.grad_norm))
+    figures.append(evaluate(engine, source))
+    engine.save_state(folder)
+    parallel.gather_objects(None)
+    weights = read_all(folder) if launch.rank == 0 else {}
+    return figures, weights
+
+
+def read_all(folder: Path) -> dict[str, torch.Tensor]:
+    """Full weights of a saved state."""
+    with StateReader(folder) as reader:
+        return {name: reader.read_full(name) for name in reader.shapes}
