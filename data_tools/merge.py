@@ -131,7 +131,7 @@ def _joined(
     import numpy as np
 
     from data_tools.duplicates import RawDocuments, copy_unique
-    from data_tools.encode import add_dropped
+    from data_tools.encoding.encode import add_dropped
     from data_tools.stop_signals import StopSignals
     from pretrain.data.dataset_writer import IndexedDatasetWriter
 

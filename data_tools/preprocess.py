@@ -19,7 +19,7 @@ from pretrain.cli import MultiValueCommand, new_program, run_program
 from pretrain.errors import DataError
 
 if TYPE_CHECKING:
-    from data_tools.encode import EncodeOptions
+    from data_tools.encoding.encode import EncodeOptions
     from data_tools.readers import Source
     from data_tools.resumable import ResumableRun
     from pretrain.data.manifest import Dropped, Manifest
@@ -88,8 +88,8 @@ def main(
     Memory does not grow with the corpus: about 100 MB for this process and as much for each worker, several times the
     longest document, and what --memory allows.
     """
-    from data_tools.cleaning import CleaningOptions
-    from data_tools.encode import EncodeOptions, parse_hash_range
+    from data_tools.encoding.cleaning import CleaningOptions
+    from data_tools.encoding.encode import EncodeOptions, parse_hash_range
     from data_tools.readers import ReadOptions
     from data_tools.sizes import parse_shard, parse_size
 
@@ -236,7 +236,7 @@ def _encode_all(
     memory: int,
 ) -> None:
     """Appends the tokens of every chunk that is not done yet."""
-    from data_tools.encode import Encoder, encode_chunks
+    from data_tools.encoding.encode import Encoder, encode_chunks
     from data_tools.progress import ProgressMeter
     from data_tools.readers import read_chunks
     from data_tools.stop_signals import StopSignals

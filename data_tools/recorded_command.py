@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from data_tools.cleaning import CleaningOptions
-from data_tools.encode import EncodeOptions
+from data_tools.encoding.cleaning import CleaningOptions
+from data_tools.encoding.encode import EncodeOptions
 from data_tools.readers import ReadOptions
 
 PROGRAM = ("taco", "data", "preprocess")

@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from data_tools.duplicates import RawDocuments, copy_unique
-from data_tools.encode import EncodedChunk, add_dropped
+from data_tools.encoding.encode import EncodedChunk, add_dropped
 from data_tools.journal import Journal, RunState, differences
 from data_tools.readers import LineNumbers, Reject
 from data_tools.run_lock import RunLock

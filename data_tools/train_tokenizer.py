@@ -82,7 +82,7 @@ def main(
 
     Example: taco data train-tokenizer --input books.jsonl.zst --output vocab.txt --vocab-size 8000
     """
-    from data_tools.encode import parse_hash_range
+    from data_tools.encoding.encode import parse_hash_range
     from data_tools.readers import ReadOptions
     from data_tools.sizes import parse_size
     from data_tools.text_sample import draw_sample

@@ -12,7 +12,7 @@ import pytest
 from project import ROOT, SHARED
 
 from data_tools.build_index import index_dataset
-from data_tools.encode import EncodeOptions
+from data_tools.encoding.encode import EncodeOptions
 from data_tools.preprocess import preprocess
 from pretrain.data.batches import RowSource
 from pretrain.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter

@@ -15,7 +15,7 @@ import pytest
 from corpora import write_jsonl, write_vocab
 from project import ROOT
 
-from data_tools.encode import EncodeOptions
+from data_tools.encoding.encode import EncodeOptions
 from data_tools.journal import Journal, RunState
 from data_tools.preprocess import preprocess
 from data_tools.readers import ReadOptions

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from data_tools import dataset_tally
 from data_tools.dataset_stats import gather
 from data_tools.dataset_tally import LengthTally
-from data_tools.encode import EncodeOptions
+from data_tools.encoding.encode import EncodeOptions
 from data_tools.preprocess import preprocess
 from data_tools.stats_report import describe
 from pretrain.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from corpora import run_program, write_bytes, write_jsonl, write_vocab
 
-from data_tools.cleaning import CleaningOptions
-from data_tools.encode import EncodeOptions
+from data_tools.encoding.cleaning import CleaningOptions
+from data_tools.encoding.encode import EncodeOptions
 from data_tools.merge import merge
 from data_tools.preprocess import preprocess
 from data_tools.readers import ReadOptions

@@ -14,7 +14,7 @@ from corpora import TEXTS, run_program, write_jsonl, write_vocab
 from rich.console import Console
 
 from data_tools import row_view
-from data_tools.encode import EncodeOptions
+from data_tools.encoding.encode import EncodeOptions
 from data_tools.peek_report import _show_row
 from data_tools.preprocess import preprocess
 from data_tools.row_view import Anchor, Other, RowView, Token, find_place, view_row

@@ -16,7 +16,7 @@ import pytest
 from corpora import TEXTS, run_program, write_bytes, write_jsonl, write_vocab
 from project import ROOT, SAMPLE, SHARED
 
-from data_tools.encode import EncodeOptions, parse_hash_range
+from data_tools.encoding.encode import EncodeOptions, parse_hash_range
 from data_tools.preprocess import Report, preprocess
 from data_tools.readers import ReadOptions
 from pretrain.data.indexed_dataset import IndexedDataset, verify
@@ -323,7 +323,7 @@ def test_help_is_fast_and_imports_no_heavy_library(name: str):
 def test_preprocessing_imports_no_torch(tmp_path: Path):
     path, vocab = write_jsonl(tmp_path / "x.jsonl", TEXTS), write_vocab(tmp_path)
     code = (
-        "import sys; from data_tools.encode import EncodeOptions; from data_tools.preprocess import preprocess\n"
+        "import sys; from data_tools.encoding.encode import EncodeOptions; from data_tools.preprocess import preprocess\n"
         f"preprocess([{str(path)!r}], EncodeOptions({str(vocab)!r}), {str(tmp_path / 'out')!r})\n"
         "heavy = {'torch', 'transformers', 'deepspeed'} & set(sys.modules); assert not heavy, heavy"
     )

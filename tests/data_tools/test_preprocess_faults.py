@@ -17,8 +17,9 @@ import pytest
 from corpora import write_jsonl, write_vocab
 from project import ROOT
 
-from data_tools import duplicates, resumable, worker_pool
-from data_tools.encode import EncodeOptions
+from data_tools import duplicates, resumable
+from data_tools.encoding import worker_pool
+from data_tools.encoding.encode import EncodeOptions
 from data_tools.preprocess import preprocess
 from data_tools.readers import ReadOptions
 from pretrain.data.indexed_dataset import verify
@@ -90,7 +91,7 @@ def test_killed_and_stopped_workers_change_nothing(
 @pytest.mark.slow
 @pytest.mark.fault("preprocess")
 def test_a_chunk_that_kills_every_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_tools.encode.make_encoder", deadly)
+    monkeypatch.setattr("data_tools.encoding.encode.make_encoder", deadly)
     with pytest.raises(TacoError, match=r"x.jsonl .chunk \d+, up to byte \d+ on disk.: 3 workers died over it"):
         run(tmp_path, "out", workers=2)
     assert not list(tmp_path.glob("out*"))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from corpora import write_jsonl, write_vocab
 
-from data_tools.cleaning import CleaningOptions
-from data_tools.encode import EncodeOptions
+from data_tools.encoding.cleaning import CleaningOptions
+from data_tools.encoding.encode import EncodeOptions
 from data_tools.preprocess import Report, preprocess
 from data_tools.readers import ReadOptions
 from data_tools.recorded_command import parse_command, record_command

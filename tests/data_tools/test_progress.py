@@ -11,7 +11,7 @@ import pytest
 from corpora import write_jsonl, write_vocab
 
 from data_tools import progress
-from data_tools.encode import EncodeOptions
+from data_tools.encoding.encode import EncodeOptions
 from data_tools.preprocess import preprocess
 from data_tools.progress import ProgressMeter
 from data_tools.readers import hub

@@ -185,7 +185,7 @@ def test_of_a_large_corpus_only_a_share_is_looked_at(tmp_path: Path):
 
 
 def test_hash_ranges_divide_the_corpus(tmp_path: Path):
-    from data_tools.encode import parse_hash_range
+    from data_tools.encoding.encode import parse_hash_range
 
     path = write_jsonl(tmp_path / "x.jsonl", TEXTS[:10])
     some, rest = (sample(path, hash_range=parse_hash_range(bounds)) for bounds in ("0:0.5", "0.5:1"))

@@ -11,7 +11,7 @@ import pytest
 from corpora import TEXTS, run_program, write_jsonl, write_vocab
 from fault_records import FaultRecorder
 
-from data_tools.encode import EncodeOptions
+from data_tools.encoding.encode import EncodeOptions
 from data_tools.preprocess import preprocess
 from data_tools.verify import check_dataset
 from pretrain.data.manifest import Manifest

@@ -19,7 +19,7 @@ FORBIDDEN_CALLS = {
 FORBIDDEN_KEYWORDS = {"shell": True, "trust_remote_code": True, "allow_pickle": True}
 ALLOWED = {
     # Messages between a process and its own children, over a pair of sockets that has no name.
-    ("data_tools/worker_process.py", "pickle.loads"),
+    ("data_tools/encoding/worker_process.py", "pickle.loads"),
     # A benchmark that loads the megatron-core which is installed.
     ("pretrain/bench/index_contenders.py", "util.spec_from_file_location"),
 }

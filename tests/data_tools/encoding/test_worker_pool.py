@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import worker_functions
 
-from data_tools import worker_pool
-from data_tools.worker_pool import WorkerPool
+from data_tools.encoding import worker_pool
+from data_tools.encoding.worker_pool import WorkerPool
 from pretrain.errors import DataError, TacoError
 
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from data_tools.worker_process import Failure, WorkerHandle
+from data_tools.encoding.worker_process import Failure, WorkerHandle
 from pretrain.errors import TacoError
 
 # Items ahead of the consumer: enough that no worker waits, few enough that memory stays small.

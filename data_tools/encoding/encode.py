@@ -14,10 +14,10 @@ from fractions import Fraction
 import numpy as np
 import xxhash
 
-from data_tools.cleaning import CleaningOptions, clean, count_dropped, drop_by_tokens
+from data_tools.encoding.cleaning import CleaningOptions, clean, count_dropped, drop_by_tokens
+from data_tools.encoding.worker_pool import WorkerPool
 from data_tools.readers import Chunk, ReadOptions, Reject, parse_chunk
 from data_tools.readers.chunks import LineSpan
-from data_tools.worker_pool import WorkerPool
 from pretrain.data.indexed_dataset import best_dtype
 from pretrain.data.manifest import Dropped
 from pretrain.data.sentences import split_sentences

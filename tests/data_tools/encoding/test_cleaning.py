@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.cleaning import CleaningOptions, clean, count_dropped, drop_by_tokens
+from data_tools.encoding.cleaning import CleaningOptions, clean, count_dropped, drop_by_tokens
 from pretrain.data.manifest import Dropped
 from pretrain.errors import ConfigError
 
@@ -158,7 +158,7 @@ def test_marks_without_end_cannot_stall_normalisation():
 
 
 def test_every_character_that_normalisation_sorts_is_seen_as_a_mark():
-    from data_tools.cleaning import _is_mark
+    from data_tools.encoding.cleaning import _is_mark
 
     for code in range(sys.maxunicode + 1):
         character = chr(code)
