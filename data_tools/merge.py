@@ -23,7 +23,7 @@ from pretrain.cli import new_program, run_program
 from pretrain.errors import DataError
 
 if TYPE_CHECKING:
-    from data_tools.merge_inputs import MergeInput
+    from data_tools.output.merge_inputs import MergeInput
     from data_tools.stop_signals import StopSignals
     from pretrain.data.dataset_writer import IndexedDatasetWriter
     from pretrain.data.manifest import Dropped
@@ -88,9 +88,9 @@ def merge(
             looks finished is left.
         StoppedError: SIGTERM or Ctrl-C.
     """
-    from data_tools.merge_inputs import merged_command, open_inputs
-    from data_tools.output_files import TokenizerFolder, prepare_output
-    from data_tools.run_lock import RunLock
+    from data_tools.output.merge_inputs import merged_command, open_inputs
+    from data_tools.output.output_files import TokenizerFolder, prepare_output
+    from data_tools.output.run_lock import RunLock
     from pretrain.data.manifest import Manifest
     from pretrain.data.tokenizer import load_tokenizer
 
@@ -130,8 +130,8 @@ def _joined(
     """A writer that holds the documents of all inputs, and what was left out."""
     import numpy as np
 
-    from data_tools.duplicates import RawDocuments, copy_unique
     from data_tools.encoding.encode import add_dropped
+    from data_tools.output.duplicates import RawDocuments, copy_unique
     from data_tools.stop_signals import StopSignals
     from pretrain.data.dataset_writer import IndexedDatasetWriter
 

@@ -20,8 +20,8 @@ from pretrain.errors import DataError
 
 if TYPE_CHECKING:
     from data_tools.encoding.encode import EncodeOptions
+    from data_tools.output.resumable import ResumableRun
     from data_tools.readers import Source
-    from data_tools.resumable import ResumableRun
     from pretrain.data.manifest import Dropped, Manifest
     from pretrain.data.tokenizer import Tokenizer
 
@@ -177,10 +177,10 @@ def preprocess(
         StoppedError: SIGTERM or Ctrl-C; what is done is kept.
         TacoError: a chunk of the corpus killed three workers.
     """
-    from data_tools.output_files import TokenizerFolder, prepare_output
+    from data_tools.output.output_files import TokenizerFolder, prepare_output
+    from data_tools.output.recorded_command import record_command
+    from data_tools.output.resumable import ResumableRun
     from data_tools.readers import expand_inputs
-    from data_tools.recorded_command import record_command
-    from data_tools.resumable import ResumableRun
     from pretrain.data.indexed_dataset import best_dtype
     from pretrain.data.tokenizer import load_tokenizer
 

@@ -176,8 +176,8 @@ def test_large_documents_and_small_pieces(tmp_path: Path, monkeypatch: pytest.Mo
     inputs = write_corpus(tmp_path)
     preprocess(inputs, options(tmp_path, split_sentences=True), str(tmp_path / "out"))
     whole = take_away(tmp_path)
-    monkeypatch.setattr("data_tools.merge_inputs._COPY_BYTES", 9)
-    monkeypatch.setattr("data_tools.merge_inputs._DOCUMENTS_AT_ONCE", 3)
+    monkeypatch.setattr("data_tools.output.merge_inputs._COPY_BYTES", 9)
+    monkeypatch.setattr("data_tools.output.merge_inputs._DOCUMENTS_AT_ONCE", 3)
     merge(str(tmp_path / "out"), make_parts(tmp_path, inputs, 3, split_sentences=True))
     assert take_away(tmp_path) == whole
 

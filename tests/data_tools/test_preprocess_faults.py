@@ -17,9 +17,9 @@ import pytest
 from corpora import write_jsonl, write_vocab
 from project import ROOT
 
-from data_tools import duplicates, resumable
 from data_tools.encoding import worker_pool
 from data_tools.encoding.encode import EncodeOptions
+from data_tools.output import duplicates, resumable
 from data_tools.preprocess import preprocess
 from data_tools.readers import ReadOptions
 from pretrain.data.indexed_dataset import verify

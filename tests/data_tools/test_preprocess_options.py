@@ -11,9 +11,9 @@ from corpora import write_jsonl, write_vocab
 
 from data_tools.encoding.cleaning import CleaningOptions
 from data_tools.encoding.encode import EncodeOptions
+from data_tools.output.recorded_command import parse_command, record_command
 from data_tools.preprocess import Report, preprocess
 from data_tools.readers import ReadOptions
-from data_tools.recorded_command import parse_command, record_command
 from pretrain.data.indexed_dataset import IndexedDataset, verify
 from pretrain.data.manifest import Dropped
 from pretrain.data.sentences import split_sentences

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from data_tools.recorded_command import RecordedCommand, parse_command
+from data_tools.output.recorded_command import RecordedCommand, parse_command
 from pretrain.data.dataset_format import HEADER_BYTES, dataset_path
 from pretrain.data.dataset_writer import IndexedDatasetWriter
 from pretrain.data.hashing import hash_range

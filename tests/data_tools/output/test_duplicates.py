@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_tools.duplicates import RawDocuments, copy_unique
+from data_tools.output.duplicates import RawDocuments, copy_unique
 from pretrain.data.dataset_writer import IndexedDatasetWriter
 from pretrain.data.manifest import Dropped
 from pretrain.data.sample_index import native
@@ -125,7 +125,7 @@ def test_arguments_that_cannot_be_are_refused(
 
 
 def test_memory_that_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_tools.duplicates._MAX_PARTS", 2)
+    monkeypatch.setattr("data_tools.output.duplicates._MAX_PARTS", 2)
     raw = write_raw(tmp_path, [[[1]], [[2]], [[1]]], "<u2")
     with IndexedDatasetWriter(tmp_path / "out", "<u2") as writer, pytest.raises(DataError, match="too little for 3"):
         copy_unique(raw, writer, memory=24)

@@ -20,11 +20,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
-from data_tools.duplicates import RawDocuments, copy_unique
 from data_tools.encoding.encode import EncodedChunk, add_dropped
-from data_tools.journal import Journal, RunState, differences
+from data_tools.output.duplicates import RawDocuments, copy_unique
+from data_tools.output.journal import Journal, RunState, differences
+from data_tools.output.run_lock import RunLock
 from data_tools.readers import LineNumbers, Reject
-from data_tools.run_lock import RunLock
 from data_tools.stop_signals import StoppedError, StopSignals
 from pretrain.data.dataset_writer import (
     IndexedDatasetWriter,

@@ -16,7 +16,7 @@ from corpora import write_jsonl, write_vocab
 from project import ROOT
 
 from data_tools.encoding.encode import EncodeOptions
-from data_tools.journal import Journal, RunState
+from data_tools.output.journal import Journal, RunState
 from data_tools.preprocess import preprocess
 from data_tools.readers import ReadOptions
 from pretrain.data.dataset_writer import WriterState
@@ -176,7 +176,7 @@ def run(folder: Path, inputs: list[str], name: str, chunks: int | None = None, *
         preprocess(inputs, options, str(folder / name), **how)  # type: ignore[arg-type]
         return
     with pytest.MonkeyPatch.context() as patch:
-        from data_tools import resumable
+        from data_tools.output import resumable
 
         original, done = resumable.ResumableRun.append, 0
 
