@@ -18,8 +18,8 @@ import typer
 from pretrain.cli import new_program, run_program
 
 if TYPE_CHECKING:
-    from data_tools.dataset_tally import LengthTally, TokenTally
     from data_tools.progress import ProgressMeter
+    from data_tools.views.dataset_tally import LengthTally, TokenTally
     from pretrain.data.indexed_dataset import IndexedDataset
     from pretrain.data.tokenizer import Tokenizer
 
@@ -44,11 +44,11 @@ def main(
 
     Example: taco data stats data/train --seq-length 128 --plot train.png
     """
-    from data_tools.stats_report import describe
+    from data_tools.views.stats_page import describe
 
     reports = gather(prefixes, seq_length, top)
     if plot is not None:
-        from data_tools.stats_plot import draw
+        from data_tools.views.stats_plot import draw
 
         draw(reports, plot)
     print(json.dumps(reports) if as_json else "\n\n".join(map(describe, reports)))
@@ -87,7 +87,7 @@ def report_on(
     dataset: IndexedDataset, seq_length: int, top: int, on_progress: Callable[[int], None] = lambda num_bytes: None
 ) -> dict[str, Any]:
     """Everything about one dataset, as it is printed with `--json`."""
-    from data_tools.dataset_tally import TokenTally, has_sentences, tally_documents, tally_sequences
+    from data_tools.views.dataset_tally import TokenTally, has_sentences, tally_documents, tally_sequences
 
     manifest = dataset.manifest
     tokens = TokenTally(manifest.tokenizer.vocab_size if manifest else None)

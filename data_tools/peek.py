@@ -16,7 +16,7 @@ import typer
 from pretrain.cli import new_program, run_program
 
 if TYPE_CHECKING:
-    from data_tools.row_view import RowView
+    from data_tools.views.row_view import RowView
     from pretrain.config_sections import RunConfig
     from pretrain.data.indexed_dataset import IndexedDataset
     from pretrain.data.tokenizer import Tokenizer
@@ -76,7 +76,7 @@ def main(
     if as_json:
         print(json.dumps(found))
         return
-    from data_tools.peek_report import show
+    from data_tools.views.row_page import show
 
     show(found, tokenizer, view, settings)
 
@@ -161,7 +161,7 @@ def _view(
     config: RunConfig, row: int | None, epoch: int, micro_batch: int | None, place: int, anchors: list[int] | None
 ) -> RowView:
     from data_tools.progress import ProgressMeter
-    from data_tools.row_view import find_place, view_row
+    from data_tools.views.row_view import find_place, view_row
     from pretrain.data.batches import open_source
     from pretrain.data.tokenizer import load_tokenizer
 

@@ -13,12 +13,12 @@ from corpora import TEXTS, run_program, write_jsonl, write_vocab
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools import dataset_tally
 from data_tools.dataset_stats import gather
-from data_tools.dataset_tally import LengthTally
 from data_tools.encoding.encode import EncodeOptions
 from data_tools.preprocess import preprocess
-from data_tools.stats_report import describe
+from data_tools.views import dataset_tally
+from data_tools.views.dataset_tally import LengthTally
+from data_tools.views.stats_page import describe
 from pretrain.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
 from pretrain.data.manifest import SpecialIds, TokenizerInfo
 from pretrain.data.tokenizer import load_tokenizer

@@ -13,11 +13,11 @@ import torch
 from corpora import TEXTS, run_program, write_jsonl, write_vocab
 from rich.console import Console
 
-from data_tools import row_view
 from data_tools.encoding.encode import EncodeOptions
-from data_tools.peek_report import _show_row
 from data_tools.preprocess import preprocess
-from data_tools.row_view import Anchor, Other, RowView, Token, find_place, view_row
+from data_tools.views import row_view
+from data_tools.views.row_page import _show_row
+from data_tools.views.row_view import Anchor, Other, RowView, Token, find_place, view_row
 from pretrain.config import resolve_config
 from pretrain.config_sections import RunConfig
 from pretrain.data.batches import RowSource, open_batches

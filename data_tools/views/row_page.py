@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from data_tools.row_view import Anchor, RowView, Token
+    from data_tools.views.row_view import Anchor, RowView, Token
     from pretrain.config_sections import RunConfig
     from pretrain.data.tokenizer import Tokenizer
 
