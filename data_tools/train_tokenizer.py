@@ -26,7 +26,7 @@ from pretrain.cli import MultiValueCommand, new_program, run_program
 from pretrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from data_tools.text_sample import TextSample
+    from data_tools.vocabulary.text_sample import TextSample
     from pretrain.data.tokenizer import Tokenizer
 
 app = new_program()
@@ -85,7 +85,7 @@ def main(
     from data_tools.encoding.encode import parse_hash_range
     from data_tools.readers import ReadOptions
     from data_tools.sizes import parse_size
-    from data_tools.text_sample import draw_sample
+    from data_tools.vocabulary.text_sample import draw_sample
 
     _check_output(output, kind, overwrite)
     start = time.monotonic()
@@ -156,7 +156,7 @@ def train(sample: TextSample, output: Path, kind: Kind, vocab_size: int, cased: 
 
 
 def _learn(sample: TextSample, kind: Kind, vocab_size: int, cased: bool) -> bytes:
-    from data_tools.learn_vocabulary import learn_byte_bpe, learn_sentencepiece, learn_wordpiece
+    from data_tools.vocabulary.learn_vocabulary import learn_byte_bpe, learn_sentencepiece, learn_wordpiece
 
     if kind is Kind.wordpiece:
         return learn_wordpiece(sample.texts, vocab_size, cased)

@@ -15,7 +15,7 @@ from data_tools.encoding.encode import EncodeOptions
 from data_tools.preprocess import preprocess
 from data_tools.progress import ProgressMeter
 from data_tools.readers import hub
-from data_tools.text_sample import draw_sample
+from data_tools.vocabulary.text_sample import draw_sample
 
 WORDS = ("35.8 MB/s", "7,877,319 tokens/s", "1,254.5 MB", "10,002 documents", "11,982,972 tokens")
 

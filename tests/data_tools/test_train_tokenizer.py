@@ -10,15 +10,15 @@ import pytest
 from corpora import SPECIAL, run_program, write_bytes, write_jsonl
 from project import SAMPLE, SHARED
 
-from data_tools.learn_vocabulary import (
+from data_tools.readers import ReadOptions
+from data_tools.vocabulary.learn_vocabulary import (
     _lines,
     _without_long_words,
     learn_byte_bpe,
     learn_sentencepiece,
     learn_wordpiece,
 )
-from data_tools.readers import ReadOptions
-from data_tools.text_sample import draw_sample
+from data_tools.vocabulary.text_sample import draw_sample
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import ConfigError, DataError
 

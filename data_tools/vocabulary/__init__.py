@@ -1,0 +1,1 @@
+"""A vocabulary learned from a sample of a corpus."""
