@@ -29,7 +29,10 @@ from pretrain.errors import TacoError
 _HEADER = struct.Struct("<Q")
 _SOCKET_BYTES = 1 << 20
 # -c puts the folder where the program was started on the path; the parent's path replaces it before anything is read.
-_BOOTSTRAP = "import sys; sys.path[:] = sys.argv[2:]; from data_tools.encoding.worker_process import serve; serve(int(sys.argv[1]))"
+_BOOTSTRAP = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from data_tools.encoding.worker_process import serve; serve(int(sys.argv[1]))"
+)
 
 
 @dataclass(frozen=True)

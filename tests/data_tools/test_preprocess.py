@@ -323,7 +323,8 @@ def test_help_is_fast_and_imports_no_heavy_library(name: str):
 def test_preprocessing_imports_no_torch(tmp_path: Path):
     path, vocab = write_jsonl(tmp_path / "x.jsonl", TEXTS), write_vocab(tmp_path)
     code = (
-        "import sys; from data_tools.encoding.encode import EncodeOptions; from data_tools.preprocess import preprocess\n"
+        "import sys; from data_tools.preprocess import preprocess\n"
+        "from data_tools.encoding.encode import EncodeOptions\n"
         f"preprocess([{str(path)!r}], EncodeOptions({str(vocab)!r}), {str(tmp_path / 'out')!r})\n"
         "heavy = {'torch', 'transformers', 'deepspeed'} & set(sys.modules); assert not heavy, heavy"
     )
