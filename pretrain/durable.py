@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,3 +129,27 @@ def make_folders(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
         sync_folder(path.parent)
+
+
+def folder_records(folder: Path) -> tuple[FileRecord, ...]:
+    """Name, size and hash of every file in `folder`, by name; none where there is no such folder. Raises OSError."""
+    if not folder.is_dir():
+        return ()
+    return tuple(record_of(path, folder) for path in sorted(folder.iterdir()) if path.is_file())
+
+
+def find_damage(folder: Path, records: Iterable[FileRecord]) -> dict[Path, str]:
+    """What differs between `folder` and the records of its files, by file; files not in them are ignored."""
+    problems = {}
+    for expected in records:
+        path = folder / expected.name
+        try:
+            found = record_of(path, folder)
+        except OSError as error:
+            problems[path] = f"{error.strerror or 'cannot be read'}; restore it from a copy"
+            continue
+        if found.num_bytes != expected.num_bytes:
+            problems[path] = f"expected {expected.num_bytes} bytes, found {found.num_bytes}; restore it from a copy"
+        elif found != expected:
+            problems[path] = f"expected xxh3-128 {expected.xxh3_128}, found {found.xxh3_128}; restore it from a copy"
+    return problems

@@ -37,16 +37,6 @@ class NonFiniteLossError(TacoError):
     """Losses or gradients are NaN or infinite, again and again; what is on the disk is still good."""
 
 
-def best_save_interval(save_seconds: float, hours_between_failures: float) -> float:
-    """Seconds between checkpoints that lose the least time: sqrt(2 C M) - C (Young 1974; Daly 2006, equation 20).
-
-    C is what a save costs, M the mean time between failures. Saves more often cost more than they rescue, fewer lose
-    more work. Never less than C, so that half of the time at most is spent saving.
-    """
-    mean = 3600 * hours_between_failures
-    return max(math.sqrt(2 * save_seconds * mean) - save_seconds, save_seconds)
-
-
 @dataclass
 class BadSteps:
     """Counts steps whose loss or gradient is not finite, and writes down what was in them.

@@ -24,9 +24,9 @@ from pretrain.metrics import MetricsLog
 from pretrain.optim import learning_rate
 from pretrain.progress import Progress
 from pretrain.replicas import ReplicaDriftError, describe_drift
-from pretrain.resilience import BadSteps, PreemptedError, StopRequest, best_save_interval
+from pretrain.resilience import BadSteps, PreemptedError, StopRequest
 from pretrain.runlog import get_logger, progress_bar
-from pretrain.saving import Saver
+from pretrain.saving import Saver, best_save_interval
 from pretrain.spikes import Spikes
 from pretrain.stragglers import Stragglers
 

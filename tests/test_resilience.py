@@ -12,8 +12,9 @@ import pytest
 from child_process import fork
 
 from pretrain import resilience
-from pretrain.resilience import StopRequest, best_save_interval
+from pretrain.resilience import StopRequest
 from pretrain.runlog import get_logger, start_logging
+from pretrain.saving import best_save_interval
 
 
 @pytest.mark.parametrize(("cost", "hours"), [(10.0, 3.0), (60.0, 24.0), (1.0, 0.1)])

@@ -16,8 +16,7 @@ from pretrain.checkpoint import CheckpointStore, find_problems, list_checkpoints
 from pretrain.durable import FileRecord, hashing_writer
 from pretrain.errors import CheckpointError
 from pretrain.metrics import MetricsLog, read_metrics
-from pretrain.resilience import best_save_interval
-from pretrain.saving import NonFiniteStateError, Saver
+from pretrain.saving import NonFiniteStateError, Saver, best_save_interval
 from pretrain.trainer import Trainer
 
 WAIT = 20.0

@@ -20,7 +20,7 @@ from pretrain import __version__, durable
 from pretrain.data.dataset_format import CODE_OF_DTYPE, MAGIC, MAX_SEQUENCE_TOKENS, VERSION, dataset_path
 from pretrain.data.hashing import HashingFile, hash_range
 from pretrain.data.manifest import CHUNK_BYTES, Dropped, Manifest, TokenizerInfo
-from pretrain.data.tokenizer_folder import folder_records
+from pretrain.durable import folder_records
 from pretrain.errors import DataError
 
 _BLOCK = 1 << 20

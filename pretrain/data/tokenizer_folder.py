@@ -8,13 +8,11 @@ loading the folder gives the same tokenizer with the same hash again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pretrain import durable
 from pretrain.data.manifest import TokenizerInfo
-from pretrain.durable import FileRecord
 from pretrain.errors import DataError
 
 MARKER = "taco_tokenizer.json"
@@ -71,27 +69,3 @@ def read_folder(folder: Path) -> tuple[Path, str, bool]:
     if source not in SOURCE_NAMES.values() or not isinstance(name, str) or not isinstance(cased, bool):
         raise DataError(f"{marker}: is damaged (source {source!r}, name {name!r}, cased {cased!r}); write it again")
     return folder / source, name, cased
-
-
-def folder_records(folder: Path) -> tuple[FileRecord, ...]:
-    """Name, size and hash of every file in `folder`, by name; none where there is no such folder. Raises OSError."""
-    if not folder.is_dir():
-        return ()
-    return tuple(durable.record_of(path, folder) for path in sorted(folder.iterdir()) if path.is_file())
-
-
-def find_damage(folder: Path, records: Iterable[FileRecord]) -> dict[Path, str]:
-    """What differs between `folder` and the records of its files, by file; files not in them are ignored."""
-    problems = {}
-    for expected in records:
-        path = folder / expected.name
-        try:
-            found = durable.record_of(path, folder)
-        except OSError as error:
-            problems[path] = f"{error.strerror or 'cannot be read'}; restore it from a copy"
-            continue
-        if found.num_bytes != expected.num_bytes:
-            problems[path] = f"expected {expected.num_bytes} bytes, found {found.num_bytes}; restore it from a copy"
-        elif found != expected:
-            problems[path] = f"expected xxh3-128 {expected.xxh3_128}, found {found.xxh3_128}; restore it from a copy"
-    return problems

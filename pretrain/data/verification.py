@@ -20,7 +20,7 @@ from pretrain.data.dataset_format import dataset_path
 from pretrain.data.index_damage import locate
 from pretrain.data.indexed_dataset import IndexedDataset
 from pretrain.data.manifest import REMEDY, Manifest
-from pretrain.data.tokenizer_folder import find_damage
+from pretrain.durable import find_damage
 from pretrain.errors import DataError
 
 # A multiple of every token's size, so that no token is cut in two.
