@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pretrain import parallel
-from pretrain.checkpoint import CheckpointManifest, CheckpointStore, Layout
+from pretrain.checkpoint.manifest import CheckpointManifest, Layout
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.checkpoint.weights import load_weights_into
 from pretrain.config import dump_config
 from pretrain.config_sections import RunConfig
 from pretrain.data.batches import BatchSource, RowSource, open_batches
@@ -33,7 +35,6 @@ from pretrain.run_folder import RunFolder, describe_environment
 from pretrain.runlog import get_logger
 from pretrain.stragglers import Stragglers
 from pretrain.trainer import Trainer
-from pretrain.weights import load_weights_into
 
 if TYPE_CHECKING:
     from pretrain.model.pipeline import BertPipeline

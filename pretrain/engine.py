@@ -18,7 +18,8 @@ import torch
 import torch.distributed as distributed
 
 from pretrain import parallel
-from pretrain.captured_state import CapturedState, HostMemory, find_non_finite
+from pretrain.checkpoint.captured_state import CapturedState, HostMemory, find_non_finite
+from pretrain.checkpoint.state_files import Range, StateReader, read_counters
 from pretrain.config_sections import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.deepspeed_config import OWNED_DEEPSPEED_KEYS, build_ds_config, zero_stage
@@ -30,7 +31,6 @@ from pretrain.model.pretraining import PretrainingLosses
 from pretrain.optim import build_optimizer, is_tensor_parallel, parameter_groups
 from pretrain.parallel import Mesh
 from pretrain.replicas import Drift, ReplicaCheck
-from pretrain.state_files import Range, StateReader, read_counters
 from pretrain.zero_state import describe_parameters, read_loss_scale, set_loss_scale, zero_state
 
 # Told elsewhere without importing torch; callers of the engine find them here.

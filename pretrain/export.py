@@ -19,7 +19,7 @@ from pretrain.cli import new_program, run_program
 if TYPE_CHECKING:
     import torch
 
-    from pretrain.checkpoint import CheckpointManifest
+    from pretrain.checkpoint.manifest import CheckpointManifest
     from pretrain.config_sections import ModelSection
 
 app = new_program()
@@ -41,7 +41,7 @@ def export(
     Ends with a comparison of the logits of the exported folder with those of the training model; a folder that differs
     is not left behind.
     """
-    from pretrain.checkpoint import find_checkpoint
+    from pretrain.checkpoint.manifest import find_checkpoint
 
     source = find_checkpoint(checkpoint)
     result = export_checkpoint(source, out, overwrite=overwrite)
@@ -65,7 +65,7 @@ def export_checkpoint(source: Path, out: Path, *, overwrite: bool = False) -> di
     """
     from safetensors import SafetensorError
 
-    from pretrain.checkpoint import MANIFEST, CheckpointManifest
+    from pretrain.checkpoint.manifest import MANIFEST, CheckpointManifest
     from pretrain.errors import DataError
 
     manifest = CheckpointManifest.load(source)
@@ -103,8 +103,8 @@ def _read_record(out: Path) -> dict[str, Any] | None:
 def _write(source: Path, manifest: CheckpointManifest, out: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Write beside `out`, check, then rename; whatever fails leaves `out` as it was."""
     from pretrain import durable
+    from pretrain.checkpoint.weights import read_weights
     from pretrain.config_sections import ModelSection
-    from pretrain.weights import read_weights
 
     section = ModelSection.model_validate(manifest.model)
     weights = read_weights(source)

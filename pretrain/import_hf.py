@@ -135,9 +135,10 @@ def _fresh(section: Any, vocab_size: int, seed: int, names: tuple[str, ...]) -> 
 
 def _write(folder: Path, out: Path, section: Any, hf_config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     """One checkpoint of step 0 in `out`, committed like any other."""
-    from pretrain.checkpoint import CheckpointManifest, CheckpointStore, Layout
+    from pretrain.checkpoint.manifest import CheckpointManifest, Layout
+    from pretrain.checkpoint.store import CheckpointStore
+    from pretrain.checkpoint.weights import write_weights
     from pretrain.errors import DataError
-    from pretrain.weights import write_weights
 
     config_sha256 = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
     files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from pretrain import parallel
-from pretrain.checkpoint import CheckpointManifest, CheckpointStore, step_folder
+from pretrain.checkpoint.manifest import CheckpointManifest, step_folder
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.engine import Engine
 from pretrain.errors import CheckpointError
 from pretrain.metrics import MetricsLog

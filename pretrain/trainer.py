@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from pretrain import parallel
-from pretrain.checkpoint import CheckpointManifest, CheckpointStore, NoGoodCheckpointError
+from pretrain.checkpoint.manifest import CheckpointManifest
+from pretrain.checkpoint.store import CheckpointStore, NoGoodCheckpointError
 from pretrain.config_sections import RunConfig
 from pretrain.data.batches import Batch, BatchSource, prefetch
 from pretrain.engine import Engine, EvalResult, StepResult

@@ -26,7 +26,7 @@ from types import FrameType
 from typing import TextIO
 
 from pretrain import watchdog_guard
-from pretrain.checkpoint import list_checkpoints
+from pretrain.checkpoint.manifest import list_checkpoints
 from pretrain.config_sections import WatchdogSection
 from pretrain.errors import TacoError
 from pretrain.hang_verdict import describe_hang

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, Range, StateReader
 from pretrain.errors import CheckpointError
 from pretrain.model.parameter_shape import ParameterShape, parameter_shape
 from pretrain.optim import initial_state
 from pretrain.parallel import Mesh
-from pretrain.state_files import MOMENTS, WEIGHT, Range, StateReader
 
 TIED_WORD = "tied_modules.word.weight"
 _LOSS_SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

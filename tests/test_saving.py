@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from checkpoint_builders import manifest
 
-from pretrain.captured_state import CapturedState
-from pretrain.checkpoint import CheckpointStore, find_problems, list_checkpoints
+from pretrain.checkpoint.captured_state import CapturedState
+from pretrain.checkpoint.manifest import find_problems, list_checkpoints
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.durable import FileRecord, hashing_writer
 from pretrain.errors import CheckpointError
 from pretrain.metrics import MetricsLog, read_metrics

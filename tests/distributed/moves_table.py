@@ -25,8 +25,8 @@ from moves import LAYOUTS, SAVED_AT, begin, go_on, read_all  # noqa: E402
 from parity import STEPS, deviation, load, plain_process  # noqa: E402
 from small_runs import VOCAB_SIZE  # noqa: E402
 
+from pretrain.checkpoint.state_files import WEIGHT  # noqa: E402
 from pretrain.export import write_model  # noqa: E402
-from pretrain.state_files import WEIGHT  # noqa: E402
 
 State = dict[tuple[str, str], torch.Tensor]
 PAGE = ROOT / "docs" / "parallelism.md"

@@ -11,9 +11,9 @@ from moves import start_engine, train
 from parity import load
 
 from pretrain import parallel
+from pretrain.checkpoint.state_files import MOMENTS, WEIGHT
 from pretrain.config_sections import RunConfig
 from pretrain.engine import Engine
-from pretrain.state_files import MOMENTS, WEIGHT
 
 pytestmark = pytest.mark.slow
 

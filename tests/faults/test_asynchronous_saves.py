@@ -20,8 +20,9 @@ from forked import RankFailedError, run_ranks
 from live_ranks import run_training
 from small_runs import write_small_run
 
-from pretrain import captured_state, durable, resilience
-from pretrain.checkpoint import CheckpointManifest, CheckpointStore, find_problems, list_checkpoints, step_folder
+from pretrain import durable, resilience
+from pretrain.checkpoint.manifest import CheckpointManifest, find_problems, list_checkpoints, step_folder
+from pretrain.checkpoint.store import CheckpointStore, captured_state
 from pretrain.engine import Engine
 from pretrain.metrics import read_metrics
 

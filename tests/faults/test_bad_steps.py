@@ -11,13 +11,13 @@ import torch
 from forked import RankFailedError, run_ranks
 from small_runs import write_small_run
 
-from pretrain.checkpoint import CheckpointManifest, find_checkpoint
+from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
+from pretrain.checkpoint.weights import read_weights
 from pretrain.metrics import read_metrics
 from pretrain.model.pretraining import LossHead, PretrainingLosses
 from pretrain.report import report
 from pretrain.resilience import BadSteps, NonFiniteLossError
 from pretrain.train import train
-from pretrain.weights import read_weights
 
 PER_STEP = 4  # micro-batches of a step of the small run
 LAYOUTS = [

@@ -13,12 +13,12 @@ from live_ranks import live_ranks, state_of
 from project import ROOT
 from small_runs import write_small_run
 
-from pretrain.checkpoint import list_checkpoints
+from pretrain.checkpoint.manifest import list_checkpoints
 
 # Calls that tell the time of day, and where one is right: it is shown to people, or compared with a file's own.
 TIMES_OF_DAY = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow"}
 ALLOWED = {
-    ("pretrain/checkpoint_tool.py", "time.time"),  # age of a checkpoint, from the time in its folder
+    ("pretrain/checkpoint/__main__.py", "time.time"),  # age of a checkpoint, from the time in its folder
     ("pretrain/run_folder.py", "datetime.now"),  # when the run was started and done, in env.json and done.json
 }
 

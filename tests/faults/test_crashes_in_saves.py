@@ -17,7 +17,8 @@ from child_process import fork
 from crash_points import LosingDisk, is_below, killed_at, listening
 from fault_records import FaultRecorder
 
-from pretrain.checkpoint import CheckpointManifest, CheckpointStore, find_problems
+from pretrain.checkpoint.manifest import CheckpointManifest, find_problems
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.durable import FileRecord, hashing_writer, write_text
 from pretrain.run_folder import RunFolder
 

@@ -13,7 +13,7 @@ from fault_records import FaultRecorder
 from live_ranks import live_ranks, state_of
 from small_runs import write_small_run
 
-from pretrain.checkpoint import find_problems, list_checkpoints
+from pretrain.checkpoint.manifest import find_problems, list_checkpoints
 from pretrain.metrics import read_metrics
 
 pytestmark = pytest.mark.slow

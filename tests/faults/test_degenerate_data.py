@@ -11,12 +11,12 @@ import pytest
 from forked import run_ranks
 from small_runs import write_cyclic_dataset, write_small_run
 
-from pretrain.checkpoint import find_checkpoint
+from pretrain.checkpoint.manifest import find_checkpoint
+from pretrain.checkpoint.weights import read_weights
 from pretrain.data.indexed_dataset import IndexedDatasetWriter
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.metrics import read_metrics
 from pretrain.train import train
-from pretrain.weights import read_weights
 
 # Settings, and the value that a loss must have in every step, where it must have one.
 CASES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {

@@ -12,7 +12,7 @@ from fault_records import FaultRecorder
 from live_ranks import LiveRanks, last_step, live_ranks, state_of
 from small_runs import write_small_run
 
-from pretrain.checkpoint import CheckpointManifest, find_problems, list_checkpoints
+from pretrain.checkpoint.manifest import CheckpointManifest, find_problems, list_checkpoints
 
 pytestmark = pytest.mark.slow
 

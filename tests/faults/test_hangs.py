@@ -15,7 +15,7 @@ from forked import started_ranks
 from live_ranks import last_step
 from small_runs import write_small_run
 
-from pretrain.captured_state import CapturedState
+from pretrain.checkpoint.captured_state import CapturedState
 from pretrain.cli import run_program
 from pretrain.data.batches import BatchSource
 from pretrain.engine import Engine

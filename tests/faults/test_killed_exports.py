@@ -13,7 +13,7 @@ from crash_points import killed_at
 from fault_records import FaultRecorder
 from hf_folders import random_bert
 
-from pretrain.checkpoint import find_checkpoint
+from pretrain.checkpoint.manifest import find_checkpoint
 from pretrain.errors import DataError
 from pretrain.export import EXPORT_RECORD, export_checkpoint
 from pretrain.import_hf import import_folder

@@ -15,7 +15,7 @@ from live_ranks import LiveRanks, last_step, live_ranks, state_of
 from small_runs import write_small_run
 
 from pretrain import resilience
-from pretrain.checkpoint import CheckpointManifest, list_checkpoints
+from pretrain.checkpoint.manifest import CheckpointManifest, list_checkpoints
 from pretrain.metrics import read_metrics
 from pretrain.resilience import EXIT_PREEMPTED
 

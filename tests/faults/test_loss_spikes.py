@@ -12,7 +12,7 @@ import torch
 from forked import started_ranks
 from small_runs import write_small_run
 
-from pretrain.checkpoint import CheckpointManifest, find_checkpoint
+from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
 from pretrain.cli import run_program
 from pretrain.engine import Engine
 from pretrain.metrics import read_metrics

@@ -18,7 +18,9 @@ from hf_folders import random_bert
 from small_runs import write_cyclic_dataset, write_small_run
 from state_ranges import write
 
-from pretrain.checkpoint import CheckpointManifest, find_checkpoint, find_problems
+from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, find_problems
+from pretrain.checkpoint.state_files import STATE_FOLDER, WEIGHT, Range, StateReader, read_counters, state_file
+from pretrain.checkpoint.weights import read_weights
 from pretrain.config import load_config
 from pretrain.data.index_cache import cached
 from pretrain.data.indexed_dataset import IndexedDataset
@@ -30,8 +32,6 @@ from pretrain.export import export_checkpoint
 from pretrain.import_hf import import_folder
 from pretrain.model.parameter_shape import ParameterShape
 from pretrain.run_folder import RunFolder
-from pretrain.state_files import STATE_FOLDER, WEIGHT, Range, StateReader, read_counters, state_file
-from pretrain.weights import read_weights
 
 SHAPES = {"w": ParameterShape((4, 3))}
 

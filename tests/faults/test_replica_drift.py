@@ -13,7 +13,7 @@ from forked import run_ranks
 from live_ranks import run_training
 from small_runs import write_small_run
 
-from pretrain.checkpoint import CheckpointManifest, find_problems, list_checkpoints
+from pretrain.checkpoint.manifest import CheckpointManifest, find_problems, list_checkpoints
 from pretrain.engine import Engine
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from small_runs import write_small_run
 
-from pretrain.checkpoint import CheckpointManifest, find_checkpoint
+from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
 from pretrain.metrics import read_metrics
 
 STEPS = 24

@@ -6,10 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from pretrain.checkpoint import (
-    CheckpointManifest,
-    Layout,
-)
+from pretrain.checkpoint.manifest import CheckpointManifest, Layout
 from pretrain.durable import FileRecord, hashing_writer
 
 LAYOUT = Layout(data=1, tensor=1, pipeline=1, zero_stage=1, precision="fp32")

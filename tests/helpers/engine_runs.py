@@ -9,9 +9,9 @@ from parity import STEPS, Figures, build, evaluate
 
 from pretrain import engine as engine_module
 from pretrain import parallel
+from pretrain.checkpoint.state_files import StateReader
 from pretrain.config_sections import RunConfig
 from pretrain.optim import learning_rate
-from pretrain.state_files import StateReader
 
 
 def engine_rank(config: RunConfig, folder: Path) -> tuple[Figures, dict[str, torch.Tensor]]:

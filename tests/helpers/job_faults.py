@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from slurm_cluster import LOCAL_SLURM, Cluster
 
-from pretrain.checkpoint import list_checkpoints
+from pretrain.checkpoint.manifest import list_checkpoints
 
 
 def ranks_of(config: Path) -> list[psutil.Process]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from forked import Ranks, start_ranks
 
-from pretrain.checkpoint import CheckpointManifest, find_checkpoint
+from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
 from pretrain.cli import run_program
 from pretrain.metrics import METRICS_FILE, read_metrics
 from pretrain.train import app

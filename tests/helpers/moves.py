@@ -9,11 +9,11 @@ import torch
 from parity import STEPS, Figures, build
 
 from pretrain import parallel
+from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, StateReader
 from pretrain.config_sections import RunConfig
 from pretrain.engine import Engine, PlainEngine
 from pretrain.optim import learning_rate
 from pretrain.pipeline_engine import PipelinedEngine
-from pretrain.state_files import MOMENTS, WEIGHT, StateReader
 
 SAVED_AT = 3
 

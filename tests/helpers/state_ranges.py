@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pretrain.checkpoint.state_files import Range, write_state
 from pretrain.durable import FileRecord
 from pretrain.model.parameter_shape import ParameterShape
-from pretrain.state_files import Range, write_state
 
 
 def write(

@@ -16,8 +16,9 @@ from small_runs import write_small_run
 from transformers import AutoModelForMaskedLM, BertModel
 
 from pretrain import export as export_module
-from pretrain import weights as weights_module
-from pretrain.checkpoint import CheckpointManifest, find_checkpoint
+from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
+from pretrain.checkpoint.store import weights as weights_module
+from pretrain.checkpoint.weights import read_weights
 from pretrain.config_sections import ModelSection
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import CheckpointError, DataError, TacoError
@@ -25,7 +26,6 @@ from pretrain.evaluate.fill_mask import predict
 from pretrain.export import export_checkpoint
 from pretrain.import_hf import import_folder
 from pretrain.train import train
-from pretrain.weights import read_weights
 
 
 def train_once(config: Path, *overrides: str) -> None:

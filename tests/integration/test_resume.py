@@ -18,10 +18,10 @@ from forked import run_ranks
 from small_runs import small_config, write_small_run
 
 from pretrain import saving
-from pretrain.checkpoint import CheckpointManifest, find_checkpoint, list_checkpoints
+from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, list_checkpoints
+from pretrain.checkpoint.reshape import reshape_checkpoint
 from pretrain.export import export_checkpoint
 from pretrain.metrics import read_metrics
-from pretrain.reshape import reshape_checkpoint
 from pretrain.train import train
 
 STEPS = 60

@@ -18,7 +18,7 @@ from job_faults import Fault, KilledRank, PowerLoss, Preemption, TimeLimitSignal
 from slurm_cluster import LOCAL_SLURM, ROOT, Cluster, log_of, running_cluster
 from small_runs import write_cyclic_dataset, write_small_run
 
-from pretrain.checkpoint import CheckpointManifest, find_checkpoint
+from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
 from pretrain.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

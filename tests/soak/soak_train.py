@@ -48,7 +48,7 @@ from job_faults import (  # noqa: E402
 from slurm_cluster import ENDED, Cluster, log_of, running_cluster  # noqa: E402
 from soak_preprocess import SAMPLE, SoakError, tool  # noqa: E402
 
-from pretrain.checkpoint import CheckpointManifest, find_checkpoint  # noqa: E402
+from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint  # noqa: E402
 from pretrain.errors import CheckpointError  # noqa: E402
 from pretrain.metrics import read_metrics  # noqa: E402
 

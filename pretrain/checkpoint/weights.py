@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pretrain import durable
-from pretrain.checkpoint import CheckpointManifest, find_checkpoint, find_problems
+from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, find_problems
+from pretrain.checkpoint.state_files import StateReader
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 from pretrain.model.parameter_shape import parameter_shape
-from pretrain.state_files import StateReader
 
 if TYPE_CHECKING:
     from pretrain.model.bert import Bert

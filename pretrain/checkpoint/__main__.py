@@ -45,7 +45,7 @@ def ls(run: RunArgument, as_json: JsonOption = False) -> None:
 @app.command("verify", epilog="Example: taco checkpoint verify runs/taco_base")
 def verify(run: RunArgument, as_json: JsonOption = False) -> None:
     """Recompute the hash of every file; exit code 1 if anything differs from what was written."""
-    from pretrain.checkpoint import find_problems
+    from pretrain.checkpoint.manifest import find_problems
 
     report: dict[str, list[str]] = {}
     for folder in _folders(run):
@@ -71,7 +71,8 @@ def prune(
 
     Not for a run that is going on: it prunes by itself (checkpoint.keep, checkpoint.keep_every).
     """
-    from pretrain.checkpoint import find_problems, list_checkpoints, remove_checkpoint, superfluous
+    from pretrain.checkpoint.manifest import find_problems, list_checkpoints
+    from pretrain.checkpoint.store import remove_checkpoint, superfluous
 
     root = _folders(run)[0].parent
     found = list_checkpoints(root)
@@ -103,15 +104,15 @@ def reshape(
     To continue a run in another layout nothing needs rewriting: `taco train` reads a checkpoint of any tensor, pipeline
     and data-parallel size and ZeRO stage.
     """
-    from pretrain.checkpoint import find_checkpoint
-    from pretrain.reshape import reshape_checkpoint
+    from pretrain.checkpoint.manifest import find_checkpoint
+    from pretrain.checkpoint.reshape import reshape_checkpoint
 
     written = reshape_checkpoint(find_checkpoint(checkpoint), out, num_files=files, weights_only=weights_only)
     typer.echo(f"written: {written}")
 
 
 def _folders(run: Path) -> list[Path]:
-    from pretrain.checkpoint import MANIFEST, find_checkpoint, list_checkpoints
+    from pretrain.checkpoint.manifest import MANIFEST, find_checkpoint, list_checkpoints
 
     if (run / MANIFEST).is_file():
         return [run]
@@ -119,7 +120,7 @@ def _folders(run: Path) -> list[Path]:
 
 
 def _describe(folder: Path) -> dict[str, Any]:
-    from pretrain.checkpoint import CheckpointManifest
+    from pretrain.checkpoint.manifest import CheckpointManifest
     from pretrain.errors import CheckpointError
 
     step = folder.name.removeprefix("step-")

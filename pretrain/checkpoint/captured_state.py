@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.checkpoint.state_files import WEIGHT, Range, write_counters, write_state
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 from pretrain.model.parameter_shape import ParameterShape
 from pretrain.runlog import get_logger
-from pretrain.state_files import WEIGHT, Range, write_counters, write_state
 
 _WORDS = {WEIGHT: "weight", "exp_avg": "first moment", "exp_avg_sq": "second moment"}
 _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every GPU of the process

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from state_ranges import write
 from torch import Tensor
 
+from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, Range, StateReader, read_counters, write_counters
 from pretrain.durable import HashingFile, record_of
 from pretrain.errors import CheckpointError
 from pretrain.model.parameter_shape import ParameterShape
-from pretrain.state_files import MOMENTS, WEIGHT, Range, StateReader, read_counters, write_counters
 
 SHAPE = ParameterShape((7, 6), split_dim=1)
 FULL = torch.arange(42.0).view(7, 6)

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_builders import every_file, manifest, write_state
+from pretrain.checkpoint.store.__main__ import app
 from state_ranges import write
 
-from pretrain.checkpoint import CheckpointManifest, CheckpointStore, find_checkpoint, find_problems, list_checkpoints
-from pretrain.checkpoint_tool import app
+from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, find_problems, list_checkpoints
+from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, Range, StateReader, read_counters, write_counters
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.checkpoint.weights import read_weights
 from pretrain.cli import run_program
 from pretrain.durable import FileRecord
 from pretrain.model.parameter_shape import ParameterShape
-from pretrain.state_files import MOMENTS, WEIGHT, Range, StateReader, read_counters, write_counters
-from pretrain.weights import read_weights
 
 KINDS = (WEIGHT, *MOMENTS)
 

@@ -11,12 +11,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pretrain.checkpoint import CheckpointManifest, CheckpointStore, find_problems
+from pretrain.checkpoint.manifest import CheckpointManifest, find_problems
+from pretrain.checkpoint.state_files import (
+    MOMENTS,
+    WEIGHT,
+    Range,
+    StateReader,
+    read_counters,
+    write_counters,
+    write_state,
+)
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.checkpoint.weights import read_weights, write_weights
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 from pretrain.model.parameter_shape import ParameterShape
-from pretrain.state_files import MOMENTS, WEIGHT, Range, StateReader, read_counters, write_counters, write_state
-from pretrain.weights import read_weights, write_weights
 
 
 def reshape_checkpoint(source: Path, out: Path, *, num_files: int, weights_only: bool) -> Path:

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from checkpoint_builders import every_file, is_unchanged, manifest, write_state
 
-from pretrain import checkpoint as checkpoint_module
-from pretrain.checkpoint import (
+from pretrain.checkpoint.manifest import (
     FORMAT_VERSION,
     CheckpointManifest,
-    CheckpointStore,
     find_checkpoint,
     find_problems,
     list_checkpoints,
     step_folder,
 )
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.checkpoint.store import store as checkpoint_module
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 

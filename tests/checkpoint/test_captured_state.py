@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.captured_state import CapturedState, HostMemory, find_non_finite
+from pretrain.checkpoint.captured_state import CapturedState, HostMemory, find_non_finite
+from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, Range, StateReader
 from pretrain.errors import CheckpointError
 from pretrain.model.parameter_shape import ParameterShape
-from pretrain.state_files import MOMENTS, WEIGHT, Range, StateReader
 
 SHAPES = {"a": ParameterShape((3, 4)), "b": ParameterShape((5,))}
 

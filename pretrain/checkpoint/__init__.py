@@ -1,0 +1,1 @@
+"""Checkpoints that prove themselves: their manifest, state files, commit protocol and tools."""
