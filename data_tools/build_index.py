@@ -18,7 +18,7 @@ import typer
 from pretrain.cli import new_program, run_program
 
 if TYPE_CHECKING:
-    from pretrain.config_sections import RowMode
+    from pretrain.config.sections import RowMode
     from pretrain.data.splits import Split
 
 app = new_program()
@@ -81,7 +81,7 @@ def index_dataset(
 def _row_mode(name: str) -> RowMode:
     from typing import get_args
 
-    from pretrain.config_sections import RowMode
+    from pretrain.config.sections import RowMode
     from pretrain.errors import ConfigError
 
     for mode in get_args(RowMode):
@@ -95,8 +95,8 @@ def _splits(text: str) -> list[Split | None]:
     """The splits that `name=share,...` names; [None], the whole dataset, for an empty text."""
     from pydantic import ValidationError
 
-    from pretrain.config_checks import check_splits
-    from pretrain.config_sections import SplitsSection
+    from pretrain.config.checks import check_splits
+    from pretrain.config.sections import SplitsSection
     from pretrain.data.splits import split_named
     from pretrain.errors import ConfigError
 

@@ -188,7 +188,7 @@ def _pieces_per_word(tokenizer: Tokenizer | None, tally: TokenTally) -> float | 
 
 def _rows(dataset: IndexedDataset, seq_length: int) -> dict[str, Any]:
     """Per row mode: how many rows, and which share of their places holds text; none where a mode has no row."""
-    from pretrain.config_sections import RowMode
+    from pretrain.config.sections import RowMode
     from pretrain.data.batches import RowSource
     from pretrain.errors import TacoError
 

@@ -17,7 +17,7 @@ from pretrain.cli import new_program, run_program
 
 if TYPE_CHECKING:
     from data_tools.views.row_view import RowView
-    from pretrain.config_sections import RunConfig
+    from pretrain.config.sections import RunConfig
     from pretrain.data.indexed_dataset import IndexedDataset
     from pretrain.data.tokenizer import Tokenizer
 
@@ -142,7 +142,7 @@ def _open_tokenizer(dataset: IndexedDataset) -> Tokenizer | None:
 
 def _settings(prefix: str, path: Path | None, changes: list[str]) -> RunConfig:
     """The configuration of the rows: of the run, if it trains on this dataset, else the same for this dataset alone."""
-    from pretrain.config import load_config, resolve_config
+    from pretrain.config.load import load_config, resolve_config
 
     if path is None:
         tree = {

@@ -16,12 +16,12 @@ from pretrain import parallel
 from pretrain.checkpoint.manifest import CheckpointManifest, Layout
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.weights import load_weights_into
-from pretrain.config import dump_config
-from pretrain.config_sections import RunConfig
+from pretrain.config.deepspeed import zero_stage
+from pretrain.config.load import dump_config
+from pretrain.config.sections import RunConfig
 from pretrain.data.batches import BatchSource, RowSource, open_batches
 from pretrain.data.indexed_dataset import IndexedDataset
 from pretrain.data.pinned import memory_for
-from pretrain.deepspeed_config import zero_stage
 from pretrain.engine import Engine, PlainEngine
 from pretrain.errors import TacoError
 from pretrain.heartbeat import Heartbeat

@@ -20,9 +20,9 @@ import torch.distributed as distributed
 from pretrain import parallel
 from pretrain.checkpoint.captured_state import CapturedState, HostMemory, find_non_finite
 from pretrain.checkpoint.state_files import Range, StateReader, read_counters
-from pretrain.config_sections import RunConfig
+from pretrain.config.deepspeed import OWNED_DEEPSPEED_KEYS, build_ds_config, zero_stage
+from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch
-from pretrain.deepspeed_config import OWNED_DEEPSPEED_KEYS, build_ds_config, zero_stage
 from pretrain.device_clock import DeviceClock
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError, TacoError

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from pretrain.checkpoint.manifest import CheckpointManifest
-    from pretrain.config_sections import ModelSection
+    from pretrain.config.sections import ModelSection
 
 app = new_program()
 
@@ -104,7 +104,7 @@ def _write(source: Path, manifest: CheckpointManifest, out: Path, record: dict[s
     """Write beside `out`, check, then rename; whatever fails leaves `out` as it was."""
     from pretrain import durable
     from pretrain.checkpoint.weights import read_weights
-    from pretrain.config_sections import ModelSection
+    from pretrain.config.sections import ModelSection
 
     section = ModelSection.model_validate(manifest.model)
     weights = read_weights(source)

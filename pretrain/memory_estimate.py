@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pretrain.config_sections import RunConfig
-from pretrain.deepspeed_config import zero_stage
+from pretrain.config.deepspeed import zero_stage
+from pretrain.config.sections import RunConfig
 
 _GIB = 1 << 30
 

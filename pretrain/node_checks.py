@@ -22,7 +22,7 @@ from pathlib import Path
 
 import xxhash
 
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.data.dataset_format import dataset_path
 
 GPU_FIELDS = (

@@ -12,7 +12,7 @@ from typing import Any, overload
 import torch
 import torch.distributed as distributed
 
-from pretrain.config_sections import OptimSection
+from pretrain.config.sections import OptimSection
 
 
 def learning_rate(step: int, optim: OptimSection, total_steps: int) -> float:

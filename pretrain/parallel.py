@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as distributed
 
-    from pretrain.config_sections import ParallelSection
+    from pretrain.config.sections import ParallelSection
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.engine import Engine, StepOutcome, Veto
 from pretrain.heartbeat import Heartbeat

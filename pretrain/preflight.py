@@ -19,7 +19,7 @@ import typer
 from pretrain.cli import new_program, run_program
 
 if TYPE_CHECKING:
-    from pretrain.config_sections import RunConfig
+    from pretrain.config.sections import RunConfig
     from pretrain.node_checks import NodeReport
 
 app = new_program()
@@ -39,7 +39,7 @@ def preflight() -> None:
 @app.command("machine", epilog="Example: taco preflight machine --config configs/taco_large.yaml")
 def machine(config: ConfigOption, overrides: Overrides = None, gpus: int | None = None) -> None:
     """Look at this machine: GPUs, names, disk space, data; exit code 1 if something is wrong."""
-    from pretrain.config import load_config
+    from pretrain.config.load import load_config
 
     found = _inspect(load_config(config, overrides or ()), gpus)
     typer.echo(f"{found.node}: address {found.address}, {_count_gpus(found.gpus)}")
@@ -64,7 +64,7 @@ def plan(
     Exit code 2: it could not, and trying again would not help: the configuration does not fit, or another run holds
     the folder.
     """
-    from pretrain.config import load_config
+    from pretrain.config.load import load_config
     from pretrain.run_folder import RunFolder
 
     wanted = load_config(config, overrides or (), world_size=processes)
@@ -82,7 +82,7 @@ def report(
     gpus: Annotated[int | None, typer.Option(help="processes on this machine, each with a GPU of its own")] = None,
 ) -> None:
     """Print about this machine, for `compare`."""
-    from pretrain.config import load_config
+    from pretrain.config.load import load_config
 
     typer.echo("\n".join(_inspect(load_config(config, overrides or ()), gpus).to_lines()))
 
@@ -122,7 +122,7 @@ def all_reduce(
     """Sum over all ranks; rank 0 prints the machines whose ranks are missing, separated by commas."""
     from pretrain import parallel
     from pretrain.all_reduce_check import MissingRanksError, check_all_reduce
-    from pretrain.config import load_config
+    from pretrain.config.load import load_config
 
     launch = parallel.read_launch()
     device = parallel.choose_device(load_config(config, overrides or ()).run.device, launch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.engine import EvalResult, StepResult
 from pretrain.metrics import MetricsLog, Throughput
 from pretrain.optim import learning_rate

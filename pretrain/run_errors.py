@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pretrain.errors import DataError, TacoError
 
 if TYPE_CHECKING:
-    from pretrain.config_sections import RunConfig
+    from pretrain.config.sections import RunConfig
     from pretrain.parallel import Launch
 
 # torch's allocator on the CPU, C++'s, and a thread whose stack finds no place raise plain RuntimeErrors.

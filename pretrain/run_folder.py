@@ -25,8 +25,8 @@ import yaml
 from pydantic import ValidationError
 
 from pretrain import durable
-from pretrain.config import dump_config
-from pretrain.config_sections import RunConfig
+from pretrain.config.load import dump_config
+from pretrain.config.sections import RunConfig
 from pretrain.errors import ConfigError, TacoError
 from pretrain.runlog import get_logger
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pretrain.config_sections import SpikeSection
+from pretrain.config.sections import SpikeSection
 from pretrain.errors import TacoError
 from pretrain.runlog import get_logger
 

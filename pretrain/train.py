@@ -21,7 +21,7 @@ from pretrain.runlog import get_logger
 if TYPE_CHECKING:
     import torch
 
-    from pretrain.config_sections import RunConfig
+    from pretrain.config.sections import RunConfig
     from pretrain.data.batches import RowSource
     from pretrain.parallel import Launch
     from pretrain.run_folder import RunFolder
@@ -47,7 +47,7 @@ def train(
 
     Exit codes: 0 done, 1 error, 2 configuration, 75 stopped by a signal with everything saved, 124 the run hung.
     """
-    from pretrain.config import load_config
+    from pretrain.config.load import load_config
     from pretrain.parallel import read_launch
     from pretrain.run_errors import machine_limits_explained
 
@@ -62,9 +62,9 @@ def train(
 
 def _print_plan(config: RunConfig, launch: Launch) -> None:
     """The resolved configuration and what it means for the number of processes at hand."""
-    from pretrain.config import dump_config
-    from pretrain.config_checks import check_world_size
-    from pretrain.deepspeed_config import zero_stage
+    from pretrain.config.checks import check_world_size
+    from pretrain.config.deepspeed import zero_stage
+    from pretrain.config.load import dump_config
 
     model_parallel = config.parallel.tensor * config.parallel.pipeline
     processes = model_parallel * config.parallel.data if config.parallel.data else launch.world_size
@@ -214,8 +214,8 @@ def _check_tokenizer(config: RunConfig, rows: RowSource) -> None:
 
 
 def _check_device(config: RunConfig, device: torch.device, launch: Launch) -> None:
+    from pretrain.config.zero_checks import check_zero_device
     from pretrain.errors import ConfigError
-    from pretrain.zero_checks import check_zero_device
 
     problems = check_zero_device(config, device.type, num_nodes=launch.world_size // launch.local_world_size)
     if problems:

@@ -17,7 +17,7 @@ import numpy as np
 from pretrain import parallel
 from pretrain.checkpoint.manifest import CheckpointManifest
 from pretrain.checkpoint.store import CheckpointStore, NoGoodCheckpointError
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch, BatchSource, prefetch
 from pretrain.engine import Engine, EvalResult, StepResult
 from pretrain.errors import CheckpointError, ConfigError

@@ -27,7 +27,7 @@ from typing import TextIO
 
 from pretrain import watchdog_guard
 from pretrain.checkpoint.manifest import list_checkpoints
-from pretrain.config_sections import WatchdogSection
+from pretrain.config.sections import WatchdogSection
 from pretrain.errors import TacoError
 from pretrain.hang_verdict import describe_hang
 from pretrain.heartbeat import Heartbeat, Kind, Sign, SignFolder

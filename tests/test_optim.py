@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.config_sections import OptimSection
+from pretrain.config.sections import OptimSection
 from pretrain.optim import Lamb, build_optimizer, learning_rate, parameter_groups
 
 

@@ -17,7 +17,7 @@ from project import ROOT
 from small_runs import write_small_run
 
 from pretrain import node_checks, preflight, train
-from pretrain.config import load_config
+from pretrain.config.load import load_config
 from pretrain.node_checks import NodeReport, find_failing
 from pretrain.run_folder import RunFolder, describe_environment
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.errors import ConfigError, TacoError
 from pretrain.run_folder import RunFolder, describe_environment
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config_checks import check_config
-from pretrain.config_sections import RunConfig, SpikeSection
+from pretrain.config.checks import check_config
+from pretrain.config.sections import RunConfig, SpikeSection
 from pretrain.spikes import Spikes, TooManySpikesError
 
 WINDOW = 8

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pretrain.config_checks import check_config
-from pretrain.config_sections import RunConfig, WatchdogSection
+from pretrain.config.checks import check_config
+from pretrain.config.sections import RunConfig, WatchdogSection
 from pretrain.hang_verdict import describe_hang
 from pretrain.heartbeat import Heartbeat, Sign, SignFolder
 from pretrain.metrics import MetricsLog, read_metrics

@@ -12,7 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from data_tools.views.row_view import Anchor, RowView, Token
-    from pretrain.config_sections import RunConfig
+    from pretrain.config.sections import RunConfig
     from pretrain.data.tokenizer import Tokenizer
 
 _STYLES = {

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch, RowSource, open_batches
 from pretrain.data.order import walk
 from pretrain.data.tokenizer import Tokenizer

@@ -29,7 +29,7 @@ from pretrain.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from pretrain.config_sections import RunConfig
+    from pretrain.config.sections import RunConfig
     from pretrain.data.batches import Batch
 
 app = new_program()
@@ -211,7 +211,7 @@ def model_flops(config: RunConfig) -> float:
 
 
 def _config(shape: dict[str, Any], *, is_contrastive: bool) -> RunConfig:
-    from pretrain.config_sections import RunConfig
+    from pretrain.config.sections import RunConfig
 
     return RunConfig.model_validate(
         {

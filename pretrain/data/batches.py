@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from pretrain.config_sections import RowMode, RunConfig
+from pretrain.config.sections import RowMode, RunConfig
 from pretrain.data.indexed_dataset import IndexedDataset
 from pretrain.data.manifest import TokenizerInfo
 from pretrain.data.masking import Masker, Masking, predictions_per_row

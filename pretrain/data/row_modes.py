@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from pretrain.config_sections import RowMode
+from pretrain.config.sections import RowMode
 from pretrain.data.index_cache import Tables, cached
 from pretrain.data.indexed_dataset import IndexedDataset
 from pretrain.data.sample_index import PackIndex, RowIndex, Rows, SentenceIndex

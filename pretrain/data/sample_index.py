@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.config_sections import RowMode
+from pretrain.config.sections import RowMode
 from pretrain.data.native_build import sources_digest
 from pretrain.errors import MissingExtensionError
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.config_sections import SplitsSection
+from pretrain.config.sections import SplitsSection
 from pretrain.data.sample_index import TokenRuns, native
 
 _HASHES = 2**64

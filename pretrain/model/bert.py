@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.config_sections import ModelSection
+from pretrain.config.sections import ModelSection
 from pretrain.errors import ConfigError
 from pretrain.model.attention import attention_mask, document_positions
 from pretrain.model.dropout import DropoutKey

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.model.balance import plan_stages
 from pretrain.model.layer_spec import choose_layers
 from pretrain.model.pretraining import BertForPretraining

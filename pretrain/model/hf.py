@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from pretrain.config_sections import ModelSection
+from pretrain.config.sections import ModelSection
 from pretrain.errors import DataError
 
 WORD = "tied_modules.word.weight"

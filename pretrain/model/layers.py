@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config_sections import ModelSection
+from pretrain.config.sections import ModelSection
 from pretrain.model.attention import self_attention
 from pretrain.model.dropout import DropoutKey, dropout, seed_dropout
 from pretrain.model.layer_spec import LayerNorm, LayerSpec

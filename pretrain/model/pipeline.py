@@ -22,7 +22,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.config_sections import ModelSection, ObjectiveSection
+from pretrain.config.sections import ModelSection, ObjectiveSection
 from pretrain.model.attention import attention_mask, document_positions
 from pretrain.model.dropout import DropoutKey
 from pretrain.model.initialise import initialise

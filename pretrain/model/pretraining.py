@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pretrain.config_sections import ModelSection, ObjectiveSection
+from pretrain.config.sections import ModelSection, ObjectiveSection
 from pretrain.model.bert import Bert
 from pretrain.model.dropout import DropoutKey
 from pretrain.model.layer_spec import LayerSpec

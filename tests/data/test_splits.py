@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dataset_builders import write_dataset
 
-from pretrain.config_sections import SplitsSection
+from pretrain.config.sections import SplitsSection
 from pretrain.data import row_modes
 from pretrain.data.batches import RowSource
 from pretrain.data.indexed_dataset import IndexedDataset

@@ -18,8 +18,8 @@ from data_tools.preprocess import preprocess
 from data_tools.views import row_view
 from data_tools.views.row_page import _show_row
 from data_tools.views.row_view import Anchor, Other, RowView, Token, find_place, view_row
-from pretrain.config import resolve_config
-from pretrain.config_sections import RunConfig
+from pretrain.config.load import resolve_config
+from pretrain.config.sections import RunConfig
 from pretrain.data.batches import RowSource, open_batches
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import ConfigError

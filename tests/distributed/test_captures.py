@@ -12,7 +12,7 @@ from parity import load
 
 from pretrain import parallel
 from pretrain.checkpoint.state_files import MOMENTS, WEIGHT
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.engine import Engine
 
 pytestmark = pytest.mark.slow

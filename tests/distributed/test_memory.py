@@ -21,7 +21,7 @@ from parity import build, load, tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain import parallel
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.engine import Engine, PlainEngine
 from pretrain.model.build import build_model
 from pretrain.pipeline_engine import PipelinedEngine

@@ -17,7 +17,7 @@ from layouts import SETTING
 from moves import LAYOUTS, SAVED_AT, begin, go_on, read_all, start_engine
 from parity import STEPS, TOLERANCE, Figures, deviation, load, plain_process
 
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.errors import CheckpointError
 
 pytestmark = pytest.mark.slow  # importing megatron-core alone takes seconds

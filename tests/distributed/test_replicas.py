@@ -14,7 +14,7 @@ from layouts import DP2, DP4, NO_DROPOUT, PP2, PP2_DP2, PP2_TP2_SP, TP2, TP2_DP2
 from parity import build, load, start_mesh
 
 from pretrain import engine as engine_module
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.engine import Engine, PlainEngine
 from pretrain.optim import learning_rate
 from pretrain.pipeline_engine import PipelinedEngine

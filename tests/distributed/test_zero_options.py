@@ -1,7 +1,7 @@
 """Every communication and offload key that runs on a CPU, against one plain PyTorch process.
 
 The plain process is that of `test_zero_parity`: clipping active, dropout on. What needs CUDA is refused, see
-`tests/test_zero_checks.py`.
+`tests/config/test_zero_checks.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from forked import run_ranks
 from layouts import NO_DROPOUT, SETTING
 from parity import TOLERANCE, deviation, load, plain_process, train
 
-from pretrain.deepspeed_config import build_ds_config
+from pretrain.config.deepspeed import build_ds_config
 
 pytestmark = pytest.mark.slow
 

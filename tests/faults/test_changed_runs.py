@@ -9,7 +9,7 @@ from fault_records import FaultRecorder
 from live_ranks import last_step, live_ranks
 from small_runs import write_cyclic_dataset, write_small_run
 
-from pretrain.config import load_config
+from pretrain.config.load import load_config
 from pretrain.errors import ConfigError
 from pretrain.run_folder import RunFolder
 

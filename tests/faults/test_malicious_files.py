@@ -21,7 +21,7 @@ from state_ranges import write
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, find_problems
 from pretrain.checkpoint.state_files import STATE_FOLDER, WEIGHT, Range, StateReader, read_counters, state_file
 from pretrain.checkpoint.weights import read_weights
-from pretrain.config import load_config
+from pretrain.config.load import load_config
 from pretrain.data.index_cache import cached
 from pretrain.data.indexed_dataset import IndexedDataset
 from pretrain.data.tokenizer import load_tokenizer

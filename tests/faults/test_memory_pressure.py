@@ -11,8 +11,8 @@ import torch
 from live_ranks import live_ranks
 from small_runs import VOCAB_SIZE, write_small_run
 
-from pretrain.config import load_config
-from pretrain.config_sections import RunConfig
+from pretrain.config.load import load_config
+from pretrain.config.sections import RunConfig
 from pretrain.errors import TacoError
 from pretrain.memory_estimate import count_parameters, estimate_memory
 from pretrain.model.build import build_model

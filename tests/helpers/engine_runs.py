@@ -10,7 +10,7 @@ from parity import STEPS, Figures, build, evaluate
 from pretrain import engine as engine_module
 from pretrain import parallel
 from pretrain.checkpoint.state_files import StateReader
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.optim import learning_rate
 
 

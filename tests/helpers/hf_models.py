@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
-from pretrain.config_sections import ModelSection
+from pretrain.config.sections import ModelSection
 from pretrain.model.bert import Bert
 from pretrain.model.hf import from_hf_state_dict, hf_config
 from pretrain.model.layer_spec import plain_layers

@@ -10,7 +10,7 @@ from parity import STEPS, Figures, build
 
 from pretrain import parallel
 from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, StateReader
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.engine import Engine, PlainEngine
 from pretrain.optim import learning_rate
 from pretrain.pipeline_engine import PipelinedEngine

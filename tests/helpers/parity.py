@@ -21,8 +21,8 @@ from layouts import SETTING, SETTINGS, Case, Grid
 from small_runs import write_small_run
 
 from pretrain import parallel
-from pretrain.config import load_config
-from pretrain.config_sections import RunConfig
+from pretrain.config.load import load_config
+from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch, BatchSource, RowSource
 from pretrain.engine import Engine, PlainEngine, zero_stage
 from pretrain.model import layers as model_layers

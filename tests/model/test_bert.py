@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from pretrain.config_sections import ModelSection
+from pretrain.config.sections import ModelSection
 from pretrain.errors import ConfigError
 from pretrain.model.bert import Bert
 from pretrain.model.initialise import initial_value

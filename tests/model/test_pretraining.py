@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config_sections import ModelSection, ObjectiveSection
+from pretrain.config.sections import ModelSection, ObjectiveSection
 from pretrain.errors import ConfigError
 from pretrain.model.layer_spec import plain_layers
 from pretrain.model.pretraining import BertForPretraining

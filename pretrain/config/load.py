@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pretrain.config_checks import check_config
-from pretrain.config_sections import RunConfig
+from pretrain.config.checks import check_config
+from pretrain.config.sections import RunConfig
 from pretrain.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pretrain.config_sections import RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.errors import ConfigError
 
 # Set from the typed configuration; the same key in the `deepspeed:` table would be a second, contradicting source.

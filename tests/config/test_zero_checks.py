@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from project import CONFIGS
 
-from pretrain.config import load_config, resolve_config
-from pretrain.config_checks import check_world_size
-from pretrain.config_sections import RunConfig
-from pretrain.deepspeed_config import OWNED_DEEPSPEED_KEYS, STAGES_OF_ZERO_KEYS, build_ds_config
+from pretrain.config.checks import check_world_size
+from pretrain.config.deepspeed import OWNED_DEEPSPEED_KEYS, STAGES_OF_ZERO_KEYS, build_ds_config
+from pretrain.config.load import load_config, resolve_config
+from pretrain.config.sections import RunConfig
+from pretrain.config.zero_checks import check_zero_device
 from pretrain.errors import ConfigError
-from pretrain.zero_checks import check_zero_device
 
 PRESETS = sorted((CONFIGS / "zero").glob("*.yaml"))
 

@@ -8,9 +8,9 @@ import project
 import pytest
 import yaml
 
-from pretrain.config import dump_config, load_config
-from pretrain.config_checks import check_world_size, legal_layouts
-from pretrain.config_sections import RunConfig
+from pretrain.config.checks import check_world_size, legal_layouts
+from pretrain.config.load import dump_config, load_config
+from pretrain.config.sections import RunConfig
 from pretrain.errors import ConfigError
 
 CONFIGS = sorted(project.CONFIGS.glob("*.yaml"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from pretrain.config_sections import Fp16Section, OffloadOptimizerSection, OffloadParamSection, RunConfig
-from pretrain.deepspeed_config import STAGES_OF_ZERO_KEYS, grad_accum_dtype, reduce_dtype, zero_stage
+from pretrain.config.deepspeed import STAGES_OF_ZERO_KEYS, grad_accum_dtype, reduce_dtype, zero_stage
+from pretrain.config.sections import Fp16Section, OffloadOptimizerSection, OffloadParamSection, RunConfig
 
 
 def check_zero(config: RunConfig) -> list[str]:

@@ -6,9 +6,9 @@ torch, so that a mistake is told in the first second and before any process wait
 
 from __future__ import annotations
 
-from pretrain.config_sections import DataSection, RunConfig, SplitsSection, TrainSection, WatchdogSection
-from pretrain.deepspeed_config import check_passed_through
-from pretrain.zero_checks import check_hierarchy_size, check_zero
+from pretrain.config.deepspeed import check_passed_through
+from pretrain.config.sections import DataSection, RunConfig, SplitsSection, TrainSection, WatchdogSection
+from pretrain.config.zero_checks import check_hierarchy_size, check_zero
 
 
 def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
