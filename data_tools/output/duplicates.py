@@ -16,7 +16,7 @@ import numpy as np
 
 from pretrain.data.dataset_writer import IndexedDatasetWriter, explain_os_errors
 from pretrain.data.manifest import Dropped
-from pretrain.data.sample_index import native
+from pretrain.data.native import native
 from pretrain.errors import DataError
 
 _ENTRY_BYTES = 24

@@ -136,7 +136,7 @@ def _wall_seconds(action: Callable[[int], object]) -> float:
 
 def _blend(num_samples: int, min_seconds: float) -> dict[str, Any]:
     """Look-ups in an endless blend of shuffled datasets, dataset, epoch and row of each; nothing is stored."""
-    from pretrain.data.sample_index import native
+    from pretrain.data.native import native
 
     weights = native().whole_weights(blend_weights())
     sizes = np.maximum(blend_weights() * num_samples, 1).astype(np.int64)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from pretrain.data.sample_index import native
+from pretrain.data.native import native
 from pretrain.errors import ConfigError
 
 Masking = Literal["token", "whole_word", "span"]

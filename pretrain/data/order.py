@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pretrain.data.sample_index import native
+from pretrain.data.native import native
 
 
 def permute(seed: int, epoch: int, positions: np.ndarray, num_samples: int) -> np.ndarray:

@@ -6,48 +6,14 @@ fills them. The contracts are written in csrc/include/taco; this module adds typ
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pretrain.config.sections import RowMode
-from pretrain.data.native_build import sources_digest
-from pretrain.errors import MissingExtensionError
-
-_SOURCES = Path(__file__).parents[2] / "csrc"
-_BUILD = (
-    "build it in the project's root with `python -m pip install -e . --no-build-isolation` "
-    "or `python setup.py build_ext --inplace`"
-)
-
-
-@cache
-def native() -> Any:
-    """The extension module, imported at the first call.
-
-    Raises:
-        MissingExtensionError: it has not been built for this interpreter, or from other sources than those beside it;
-            names the interpreter and the command that builds it.
-    """
-    try:
-        module = importlib.import_module("pretrain.data._native")
-    except ImportError as error:
-        raise MissingExtensionError(
-            f"the C++ extension pretrain.data._native cannot be loaded by {sys.executable} ({error}); {_BUILD}"
-        ) from error
-    wanted, found = sources_digest(_SOURCES), getattr(module, "sources", "unknown")
-    if wanted and wanted != found:
-        raise MissingExtensionError(
-            f"the C++ extension {module.__file__} was built from other sources ({found}) than those in {_SOURCES} "
-            f"({wanted}); {_BUILD}"
-        )
-    return module
+from pretrain.data.native import native
 
 
 @dataclass(frozen=True)

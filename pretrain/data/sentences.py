@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pretrain.data.sample_index import native
+from pretrain.data.native import native
 
 
 def split_sentences(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrain.config.sections import SplitsSection
-from pretrain.data.sample_index import TokenRuns, native
+from pretrain.data.native import native
+from pretrain.data.sample_index import TokenRuns
 
 _HASHES = 2**64
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.data.manifest import TokenizerInfo
-from pretrain.data.sample_index import native
+from pretrain.data.native import native
 from pretrain.data.tokenizer_base import SPECIAL_NAMES, Tokenizer, find_special
 from pretrain.errors import DataError
 

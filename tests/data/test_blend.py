@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_versions import blended
 
-from pretrain.data.sample_index import native
+from pretrain.data.native import native
 
 PERIOD = 2**20
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from pretrain.data.sample_index import native
+from pretrain.data.native import native
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int32", "uint8", "int8", "int16", "int64"])

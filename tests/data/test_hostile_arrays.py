@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_versions import Permutation
 
+from pretrain.data.native import native
 from pretrain.data.order import permute
-from pretrain.data.sample_index import RowIds, RowIndex, native
+from pretrain.data.sample_index import RowIds, RowIndex
 
 REFUSED = (ValueError, IndexError, TypeError)
 IDS = RowIds(vocab_size=100, cls=2, sep=3, pad=0)

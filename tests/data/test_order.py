@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_versions import Permutation, philox4x32
 
+from pretrain.data.native import native
 from pretrain.data.order import permute, sample_at, walk
-from pretrain.data.sample_index import native
 
 KNOWN_ANSWERS = [  # of the Random123 distribution
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),

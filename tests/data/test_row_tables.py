@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_versions import packed_rows, sentence_rows
 
-from pretrain.data.sample_index import PackIndex, RowIds, Rows, SentenceIndex, TokenRuns, native
+from pretrain.data.native import native
+from pretrain.data.sample_index import PackIndex, RowIds, Rows, SentenceIndex, TokenRuns
 
 IDS = RowIds(vocab_size=30_000, cls=2, sep=3, pad=0)
 DTYPES = ["uint16", "int32", "int16", "int64"]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from project import ROOT, SAMPLE, SHARED
 
 from data_tools.vocabulary.learn_vocabulary import learn_byte_bpe
-from pretrain.data.sample_index import native
+from pretrain.data.native import native
 from pretrain.data.tokenizer import WORDPIECE_SPECIAL, load_tokenizer, wordpiece_pipeline
 from pretrain.data.wordpiece import WordPieceEncoder
 

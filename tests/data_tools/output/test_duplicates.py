@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_tools.output.duplicates import RawDocuments, copy_unique
 from pretrain.data.dataset_writer import IndexedDatasetWriter
 from pretrain.data.manifest import Dropped
-from pretrain.data.sample_index import native
+from pretrain.data.native import native
 from pretrain.errors import DataError
 
 documents = st.lists(st.lists(st.lists(st.integers(0, 2), max_size=3), max_size=3), max_size=30)
