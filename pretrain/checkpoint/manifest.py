@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xxhash
 
@@ -14,15 +14,9 @@ from pretrain import durable
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 
-if TYPE_CHECKING:
-    pass
-
 FORMAT_VERSION = 3
-
 MANIFEST = "manifest.json"
-
 SELF_HASH = "self_xxh3_128"
-
 _STEP_FOLDER = re.compile(r"step-(\d{7,})")
 
 

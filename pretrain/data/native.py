@@ -1,4 +1,4 @@
-"""The one door to the C++ extension."""
+"""The one door to the C++ extension `pretrain.data._native`, with the words for a missing or stale build."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pretrain.data.native_build import sources_digest
 from pretrain.errors import MissingExtensionError
 
 _SOURCES = Path(__file__).parents[2] / "csrc"
-
 _BUILD = (
     "build it in the project's root with `python -m pip install -e . --no-build-isolation` "
     "or `python setup.py build_ext --inplace`"

@@ -1,7 +1,7 @@
-"""The one door to the C++ extension `pretrain.data._native`, and the typed face of its sample index.
+"""The typed face of the C++ sample index.
 
 It stands between the datasets on disk and the batches: it says how many rows a dataset gives, where each begins, and
-fills them. The contracts are written in csrc/include/taco; this module adds types and the words for a missing build.
+fills them. The contracts are written in csrc/include/taco; this module adds types.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from plain_versions import rows_of
 from project import ROOT
 
-import pretrain.data.sample_index as module
+import pretrain.data.native as module
 from pretrain.data.sample_index import RowIds, RowIndex
 from pretrain.errors import MissingExtensionError
 

@@ -12,7 +12,7 @@ from forked import run_ranks
 from small_runs import write_cyclic_dataset, write_small_run
 
 from pretrain.cli import main
-from pretrain.data import sample_index
+from pretrain.data import native
 
 
 def taco(*arguments: str) -> tuple[int, str]:
@@ -124,9 +124,9 @@ def test_one_process_where_the_configuration_says_two(tmp_path: Path) -> None:
 def test_missing_extension_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = str(write_small_run(tmp_path))
     monkeypatch.setitem(sys.modules, "pretrain.data._native", None)
-    sample_index.native.cache_clear()
+    native.native.cache_clear()
     message = refused("--config", config, code=1)
-    sample_index.native.cache_clear()
+    native.native.cache_clear()
     assert "python setup.py build_ext --inplace" in message
 
 
