@@ -57,7 +57,7 @@ def index_dataset(
         ConfigError: a row length beyond what the row mode can do.
         DataError: a damaged dataset.
     """
-    from pretrain.data.indexed_dataset import IndexedDataset
+    from pretrain.data.dataset.indexed_dataset import IndexedDataset
     from pretrain.data.row_modes import open_rows
 
     dataset = IndexedDataset(prefix)

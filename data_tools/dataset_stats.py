@@ -20,7 +20,7 @@ from pretrain.cli import new_program, run_program
 if TYPE_CHECKING:
     from data_tools.progress import ProgressMeter
     from data_tools.views.dataset_tally import LengthTally, TokenTally
-    from pretrain.data.indexed_dataset import IndexedDataset
+    from pretrain.data.dataset.indexed_dataset import IndexedDataset
     from pretrain.data.tokenizer import Tokenizer
 
 app = new_program()
@@ -63,7 +63,7 @@ def gather(prefixes: list[str], seq_length: int, top: int) -> list[dict[str, Any
         DataError: a damaged dataset, or a token id that is not in its vocabulary.
     """
     from data_tools.progress import ProgressMeter
-    from pretrain.data.indexed_dataset import IndexedDataset
+    from pretrain.data.dataset.indexed_dataset import IndexedDataset
 
     datasets = [IndexedDataset(prefix) for prefix in prefixes]
     with ProgressMeter("counting", sum(dataset.tokens.nbytes for dataset in datasets)) as meter:

@@ -25,8 +25,8 @@ from pretrain.errors import DataError
 if TYPE_CHECKING:
     from data_tools.output.merge_inputs import MergeInput
     from data_tools.stop_signals import StopSignals
-    from pretrain.data.dataset_writer import IndexedDatasetWriter
-    from pretrain.data.manifest import Dropped
+    from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
+    from pretrain.data.dataset.manifest import Dropped
 
 app = new_program()
 
@@ -91,7 +91,7 @@ def merge(
     from data_tools.output.merge_inputs import merged_command, open_inputs
     from data_tools.output.output_files import TokenizerFolder, prepare_output
     from data_tools.output.run_lock import RunLock
-    from pretrain.data.manifest import Manifest
+    from pretrain.data.dataset.manifest import Manifest
     from pretrain.data.tokenizer import load_tokenizer
 
     begin = time.monotonic()
@@ -133,7 +133,7 @@ def _joined(
     from data_tools.encoding.encode import add_dropped
     from data_tools.output.duplicates import RawDocuments, copy_unique
     from data_tools.stop_signals import StopSignals
-    from pretrain.data.dataset_writer import IndexedDatasetWriter
+    from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 
     dropped: dict[str, Dropped] = {}
     for item in found:
@@ -176,7 +176,7 @@ class _Rejects:
         self._final, self._new = Path(f"{output}.rejects.jsonl"), Path(f"{output}.rejects.jsonl.tmp")
 
     def __enter__(self) -> _Rejects:
-        from pretrain.data.dataset_writer import explain_os_errors
+        from pretrain.data.dataset.dataset_writer import explain_os_errors
 
         with explain_os_errors(self._new), self._new.open("wb") as file:
             for source in self._sources:

@@ -18,7 +18,7 @@ from pretrain.cli import new_program, run_program
 if TYPE_CHECKING:
     from data_tools.views.row_view import RowView
     from pretrain.config.sections import RunConfig
-    from pretrain.data.indexed_dataset import IndexedDataset
+    from pretrain.data.dataset.indexed_dataset import IndexedDataset
     from pretrain.data.tokenizer import Tokenizer
 
 app = new_program()
@@ -55,7 +55,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Show the manifest, documents and training rows of a dataset."""
-    from pretrain.data.indexed_dataset import IndexedDataset
+    from pretrain.data.dataset.indexed_dataset import IndexedDataset
 
     short = {"data.row_mode": row_mode, "data.seq_length": seq_length, "run.seed": seed}
     changes = [*(overrides or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from data_tools.encoding.encode import EncodeOptions
     from data_tools.output.resumable import ResumableRun
     from data_tools.readers import Source
-    from pretrain.data.manifest import Dropped, Manifest
+    from pretrain.data.dataset.manifest import Dropped, Manifest
     from pretrain.data.tokenizer import Tokenizer
 
 app = new_program()
@@ -181,7 +181,7 @@ def preprocess(
     from data_tools.output.recorded_command import record_command
     from data_tools.output.resumable import ResumableRun
     from data_tools.readers import expand_inputs
-    from pretrain.data.indexed_dataset import best_dtype
+    from pretrain.data.dataset.dataset_format import best_dtype
     from pretrain.data.tokenizer import load_tokenizer
 
     sources = expand_inputs(inputs, options.reading)

@@ -19,7 +19,7 @@ from pretrain.cli import new_program, run_program
 
 if TYPE_CHECKING:
     from data_tools.progress import ProgressMeter
-    from pretrain.data.verification import Progress, Verification
+    from pretrain.data.dataset.verification import Progress, Verification
 
 app = new_program()
 _MOST_THREADS = 8
@@ -45,7 +45,7 @@ def main(
 def check_datasets(prefixes: list[str], *, threads: int = 0, deep: bool = False) -> list[dict[str, Any]]:
     """The report of each dataset as `check_dataset` gives it, with one progress meter over all of them."""
     from data_tools.progress import ProgressMeter
-    from pretrain.data.verification import count_bytes
+    from pretrain.data.dataset.verification import count_bytes
 
     with ProgressMeter("verifying", sum(map(count_bytes, prefixes))) as meter:
         advance = _Advance(meter)
@@ -56,7 +56,7 @@ def check_dataset(
     prefix: str, *, threads: int = 0, deep: bool = False, on_progress: Progress = lambda num_bytes: None
 ) -> dict[str, Any]:
     """Prefix, `ok`, problems as sentences and as `damage`, and what a sound dataset holds."""
-    from pretrain.data.verification import check
+    from pretrain.data.dataset.verification import check
 
     found = check(prefix, threads=threads or _cores(), deep=deep, on_progress=on_progress)
     return {

@@ -20,7 +20,7 @@ from pretrain.config.deepspeed import zero_stage
 from pretrain.config.load import dump_config
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import BatchSource, RowSource, open_batches
-from pretrain.data.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.pinned import memory_for
 from pretrain.engine import Engine, PlainEngine
 from pretrain.errors import TacoError

@@ -23,7 +23,7 @@ from pathlib import Path
 import xxhash
 
 from pretrain.config.sections import RunConfig
-from pretrain.data.dataset_format import dataset_path
+from pretrain.data.dataset.dataset_format import dataset_path
 
 GPU_FIELDS = (
     "name",

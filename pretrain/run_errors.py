@@ -69,7 +69,7 @@ def _explain_memory(config: RunConfig, launch: Launch, error: BaseException) -> 
 
 def _vocab_size(config: RunConfig) -> int:
     """Of the first dataset, or a usual one where memory does not even allow to look."""
-    from pretrain.data.manifest import Manifest
+    from pretrain.data.dataset.manifest import Manifest
 
     try:
         manifest = Manifest.load(Path(config.data.train[0] + ".json"))

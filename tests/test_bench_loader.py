@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from pretrain.bench.loader import CONTENDERS, app, summarise
 from pretrain.bench.loader_contenders import measure
 from pretrain.bench.synthetic import document_starts, sentence_lengths, write_corpus
-from pretrain.data.indexed_dataset import IndexedDataset, verify
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.verification import verify
 
 
 def test_synthetic_corpus_is_a_sound_dataset_and_a_function_of_its_seed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from pretrain.data.manifest import Dropped
+from pretrain.data.dataset.manifest import Dropped
 from pretrain.errors import ConfigError
 
 Normalize = Literal["none", "nfc", "nfkc"]

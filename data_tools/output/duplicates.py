@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.dataset_writer import IndexedDatasetWriter, explain_os_errors
-from pretrain.data.manifest import Dropped
+from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter, explain_os_errors
+from pretrain.data.dataset.manifest import Dropped
 from pretrain.data.native import native
 from pretrain.errors import DataError
 

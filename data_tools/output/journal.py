@@ -17,8 +17,8 @@ from typing import Any
 import xxhash
 
 from pretrain import durable
-from pretrain.data.dataset_writer import WriterState
-from pretrain.data.manifest import Dropped
+from pretrain.data.dataset.dataset_writer import WriterState
+from pretrain.data.dataset.manifest import Dropped
 
 _DIGITS = 16
 

@@ -11,10 +11,10 @@ import numpy as np
 import xxhash
 
 from data_tools.output.recorded_command import RecordedCommand, parse_command
-from pretrain.data.dataset_format import HEADER_BYTES, dataset_path
-from pretrain.data.dataset_writer import IndexedDatasetWriter
-from pretrain.data.hashing import hash_range
-from pretrain.data.manifest import REMEDY, Manifest
+from pretrain.data.dataset.dataset_format import HEADER_BYTES, dataset_path
+from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
+from pretrain.data.dataset.hashing import hash_range
+from pretrain.data.dataset.manifest import REMEDY, Manifest
 from pretrain.errors import ConfigError, DataError
 
 _COPY_BYTES = 16 << 20

@@ -26,14 +26,14 @@ from data_tools.output.journal import Journal, RunState, differences
 from data_tools.output.run_lock import RunLock
 from data_tools.readers import LineNumbers, Reject
 from data_tools.stop_signals import StoppedError, StopSignals
-from pretrain.data.dataset_writer import (
+from pretrain.data.dataset.dataset_writer import (
     IndexedDatasetWriter,
     WriterState,
     can_resume,
     explain_os_errors,
     remove_temporaries,
 )
-from pretrain.data.manifest import Dropped, Manifest
+from pretrain.data.dataset.manifest import Dropped, Manifest
 from pretrain.errors import DataError
 
 _COMMIT_BYTES = 64 << 20

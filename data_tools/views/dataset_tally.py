@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.data.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.errors import DataError
 
 # Tokens, or lengths, looked at in one go.

@@ -129,7 +129,8 @@ def _run(command: Sequence[str]) -> float:
 
 def _is_sound(prefix: Path, job: Job) -> bool:
     """Whether a dataset agrees with its hashes, and a WordPiece one split into sentences with the one that is not."""
-    from pretrain.data.indexed_dataset import IndexedDataset, verify
+    from pretrain.data.dataset.indexed_dataset import IndexedDataset
+    from pretrain.data.dataset.verification import verify
 
     if verify(prefix):
         return False
@@ -138,7 +139,7 @@ def _is_sound(prefix: Path, job: Job) -> bool:
 
 
 def _documents(job: Job) -> Iterator[np.ndarray]:
-    from pretrain.data.indexed_dataset import IndexedDataset
+    from pretrain.data.dataset.indexed_dataset import IndexedDataset
 
     dataset = IndexedDataset(job.prefix)
     return map(dataset.document, range(len(dataset)))
@@ -151,7 +152,7 @@ def _is_equal(job: Job, found: Iterator[np.ndarray]) -> bool:
 
 
 def _is_equal_dataset(job: Job, prefix: Path) -> bool:
-    from pretrain.data.indexed_dataset import IndexedDataset
+    from pretrain.data.dataset.indexed_dataset import IndexedDataset
 
     dataset = IndexedDataset(prefix)
     return len(dataset) > 0 and _is_equal(job, map(dataset.document, range(len(dataset))))
@@ -172,7 +173,7 @@ class _PlainWriter:
 
     def close(self) -> None:
         """Writes PREFIX.idx in Megatron's layout, one sequence per document."""
-        from pretrain.data.dataset_format import CODE_OF_DTYPE, MAGIC, VERSION
+        from pretrain.data.dataset.dataset_format import CODE_OF_DTYPE, MAGIC, VERSION
 
         self._file.close()
         lengths = np.concatenate(self._lengths)
@@ -192,7 +193,7 @@ def _tokenizers(job: Job) -> dict[str, Any]:
     """Hugging Face tokenizers' fastest batch call, orjson, and ids written a batch at a time."""
     from tokenizers import BertWordPieceTokenizer
 
-    from pretrain.data.dataset_format import best_dtype
+    from pretrain.data.dataset.dataset_format import best_dtype
 
     library = BertWordPieceTokenizer(job.tokenizer, lowercase=not job.cased)
     encode = library._tokenizer.encode_batch_fast
@@ -209,7 +210,7 @@ def _sentencepiece(job: Job) -> dict[str, Any]:
     """The sentencepiece library a batch at a time, orjson, and ids written a batch at a time."""
     from sentencepiece import SentencePieceProcessor
 
-    from pretrain.data.dataset_format import best_dtype
+    from pretrain.data.dataset.dataset_format import best_dtype
 
     processor = SentencePieceProcessor(model_file=job.tokenizer)
     writer, clock = _PlainWriter(job.folder / "sentencepiece", best_dtype(processor.get_piece_size())), _Clock()
@@ -231,7 +232,7 @@ def _megatron(job: Job) -> dict[str, Any]:
     """As Megatron's preprocess_data.py: json.loads per line, BertTokenizerFast per document, and its builder."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-    from pretrain.data.dataset_format import best_dtype
+    from pretrain.data.dataset.dataset_format import best_dtype
 
     tokenizer, prefix, clock = _bert_tokenizer(job), job.folder / "megatron", _Clock()
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=best_dtype(len(tokenizer)).type)
@@ -340,8 +341,8 @@ def _without_blanks(texts: Iterable[str]) -> int:
 
 def _limit_write(job: Job) -> dict[str, Any]:
     """This project's writer alone: hashed chunks and index of tokens in memory."""
-    from pretrain.data.dataset_writer import IndexedDatasetWriter
-    from pretrain.data.indexed_dataset import IndexedDataset
+    from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
+    from pretrain.data.dataset.indexed_dataset import IndexedDataset
 
     dataset, clock = IndexedDataset(job.prefix), _Clock()
     assert dataset.manifest is not None

@@ -108,7 +108,7 @@ def _without_masks(batch: Batch) -> np.ndarray:
 
 def _stream_rows(prefix: str, seq_length: int) -> np.ndarray:
     """The first rows of stream mode in plain Python: documents, [SEP] after each, cut every seq_length - 2 places."""
-    from pretrain.data.indexed_dataset import IndexedDataset
+    from pretrain.data.dataset.indexed_dataset import IndexedDataset
 
     dataset, capacity = IndexedDataset(prefix), seq_length - 2
     assert dataset.manifest is not None
@@ -132,7 +132,7 @@ class _VocabForMegatron:
     unique_identifiers = {"class": "bench"}
 
     def __init__(self, prefix: str) -> None:
-        from pretrain.data.manifest import Manifest
+        from pretrain.data.dataset.manifest import Manifest
 
         special = Manifest.load(Path(f"{prefix}.json")).tokenizer.special
         pieces = Path(f"{prefix}.tokenizer", "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -183,7 +183,7 @@ def _megatron(prefix: str, folder: Path, seq_length: int, min_seconds: float) ->
 
 def _is_megatron_equal(rows: Any, prefix: str) -> bool:
     """Whether untruncated items, masks taken back, are [CLS] sentences [SEP] of our reading of the same files."""
-    from pretrain.data.indexed_dataset import IndexedDataset
+    from pretrain.data.dataset.indexed_dataset import IndexedDataset
 
     dataset, num_checked = IndexedDataset(prefix), 0
     assert dataset.manifest is not None

@@ -19,8 +19,8 @@ from typing import Literal
 import numpy as np
 
 from pretrain.config.sections import RowMode, RunConfig
-from pretrain.data.indexed_dataset import IndexedDataset
-from pretrain.data.manifest import TokenizerInfo
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.manifest import TokenizerInfo
 from pretrain.data.masking import Masker, Masking, predictions_per_row
 from pretrain.data.order import Blend, walk
 from pretrain.data.row_modes import open_rows

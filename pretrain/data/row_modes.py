@@ -14,8 +14,8 @@ import numpy as np
 import xxhash
 
 from pretrain.config.sections import RowMode
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.index_cache import Tables, cached
-from pretrain.data.indexed_dataset import IndexedDataset
 from pretrain.data.sample_index import PackIndex, RowIndex, Rows, SentenceIndex
 from pretrain.data.splits import Selection, Split, hash_documents, select
 from pretrain.errors import ConfigError

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.manifest import SpecialIds, TokenizerInfo
+from pretrain.data.dataset.manifest import SpecialIds, TokenizerInfo
 from pretrain.data.sentencepiece_convert import BYTE, CONTROL, NORMAL, USER_DEFINED, convert
 from pretrain.data.tokenizer_base import Tokenizer, check_casing
 from pretrain.errors import DataError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pretrain.data.manifest import TokenizerInfo
+from pretrain.data.dataset.manifest import TokenizerInfo
 from pretrain.errors import DataError
 from pretrain.runlog import get_logger
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.dataset_format import best_dtype
-from pretrain.data.manifest import SpecialIds, TokenizerInfo
+from pretrain.data.dataset.dataset_format import best_dtype
+from pretrain.data.dataset.manifest import SpecialIds, TokenizerInfo
 from pretrain.data.tokenizer_folder import write_folder
 from pretrain.errors import DataError
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.manifest import TokenizerInfo
+from pretrain.data.dataset.manifest import TokenizerInfo
 from pretrain.data.native import native
 from pretrain.data.tokenizer_base import SPECIAL_NAMES, Tokenizer, find_special
 from pretrain.errors import DataError

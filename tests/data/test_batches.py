@@ -14,7 +14,8 @@ from dataset_builders import SPECIAL, tokenizer_info, write_dataset, write_lengt
 from plain_versions import rows_of
 
 from pretrain.data.batches import Batch, BatchSource, RowSource, prefetch
-from pretrain.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.errors import ConfigError, DataError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pretrain.data.batches import BatchSource, RowSource
-from pretrain.data.indexed_dataset import IndexedDatasetWriter
+from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 from pretrain.data.special_ids import special_ids
 from pretrain.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_pipeline
 from pretrain.errors import DataError

@@ -12,7 +12,7 @@ from dataset_builders import write_dataset
 from pretrain.config.sections import SplitsSection
 from pretrain.data import row_modes
 from pretrain.data.batches import RowSource
-from pretrain.data.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.row_modes import open_rows
 from pretrain.data.splits import Split, hash_documents, select, split_named
 from pretrain.errors import DataError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from project import SHARED
 
 from pretrain.data import wordpiece as wordpiece_module
-from pretrain.data.dataset_format import best_dtype
+from pretrain.data.dataset.dataset_format import best_dtype
 from pretrain.data.sentencepiece_convert import SAMPLE_LINES
 from pretrain.data.tokenizer import Tokenizer, load_tokenizer
 from pretrain.errors import DataError

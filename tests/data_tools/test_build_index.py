@@ -15,8 +15,9 @@ from data_tools.build_index import index_dataset
 from data_tools.encoding.encode import EncodeOptions
 from data_tools.preprocess import preprocess
 from pretrain.data.batches import RowSource
-from pretrain.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
-from pretrain.data.manifest import SpecialIds, TokenizerInfo
+from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.manifest import SpecialIds, TokenizerInfo
 
 
 def write(prefix: Path) -> None:

@@ -19,8 +19,9 @@ from data_tools.preprocess import preprocess
 from data_tools.views import dataset_tally
 from data_tools.views.dataset_tally import LengthTally
 from data_tools.views.stats_page import describe
-from pretrain.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
-from pretrain.data.manifest import SpecialIds, TokenizerInfo
+from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.manifest import SpecialIds, TokenizerInfo
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import DataError
 

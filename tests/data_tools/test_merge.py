@@ -15,7 +15,8 @@ from data_tools.encoding.encode import EncodeOptions
 from data_tools.merge import merge
 from data_tools.preprocess import preprocess
 from data_tools.readers import ReadOptions
-from pretrain.data.indexed_dataset import IndexedDataset, verify
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.verification import verify
 from pretrain.errors import ConfigError, DataError
 
 SUFFIXES = (".bin", ".idx", ".json", ".rejects.jsonl")

@@ -19,7 +19,8 @@ from project import ROOT, SAMPLE, SHARED
 from data_tools.encoding.encode import EncodeOptions, parse_hash_range
 from data_tools.preprocess import Report, preprocess
 from data_tools.readers import ReadOptions
-from pretrain.data.indexed_dataset import IndexedDataset, verify
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.verification import verify
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import ConfigError, DataError
 
@@ -176,7 +177,7 @@ def test_failed_publication_leaves_the_old_dataset_and_is_continued(tmp_path: Pa
         raise DataError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pretrain.data.indexed_dataset.IndexedDatasetWriter.finalize", fail)
+        patch.setattr("pretrain.data.dataset.indexed_dataset.IndexedDatasetWriter.finalize", fail)
         with pytest.raises(DataError, match="disk full"):
             run(tmp_path, path, cased=True, overwrite=True)
         assert content(tmp_path / "out") == before

@@ -22,7 +22,7 @@ from data_tools.encoding.encode import EncodeOptions
 from data_tools.output import duplicates, resumable
 from data_tools.preprocess import preprocess
 from data_tools.readers import ReadOptions
-from pretrain.data.indexed_dataset import verify
+from pretrain.data.dataset.verification import verify
 from pretrain.errors import TacoError
 
 TEXTS = [f"the cat sat on mat {'abcdefghij'[i % 10]} {'sat ' * (i % 17)}" for i in range(600)]

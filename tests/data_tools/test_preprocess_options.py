@@ -14,8 +14,9 @@ from data_tools.encoding.encode import EncodeOptions
 from data_tools.output.recorded_command import parse_command, record_command
 from data_tools.preprocess import Report, preprocess
 from data_tools.readers import ReadOptions
-from pretrain.data.indexed_dataset import IndexedDataset, verify
-from pretrain.data.manifest import Dropped
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.manifest import Dropped
+from pretrain.data.dataset.verification import verify
 from pretrain.data.sentences import split_sentences
 from pretrain.data.tokenizer import load_tokenizer
 

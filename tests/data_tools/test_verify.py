@@ -14,7 +14,7 @@ from fault_records import FaultRecorder
 from data_tools.encoding.encode import EncodeOptions
 from data_tools.preprocess import preprocess
 from data_tools.verify import check_dataset
-from pretrain.data.manifest import Manifest
+from pretrain.data.dataset.manifest import Manifest
 
 
 @pytest.fixture

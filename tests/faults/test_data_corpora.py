@@ -18,7 +18,8 @@ import pytest
 import zstandard
 from data_programs import dataset_bytes, looks_finished, preprocess, rejects, run_data, write_lines
 
-from pretrain.data.indexed_dataset import IndexedDataset, verify
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.verification import verify
 from pretrain.data.tokenizer import load_tokenizer
 
 GOOD = b'{"text": "the cat"}\n'

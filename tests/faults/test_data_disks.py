@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from data_programs import dataset_bytes, looks_finished, preprocess, write_lines
 
-from pretrain.data.indexed_dataset import verify
+from pretrain.data.dataset.verification import verify
 
 TEXTS = ["the cat sat on the mat " * 5000] * 60  # 1.2 MB of token ids
 

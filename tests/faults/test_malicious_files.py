@@ -22,8 +22,8 @@ from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, fi
 from pretrain.checkpoint.state_files import STATE_FOLDER, WEIGHT, Range, StateReader, read_counters, state_file
 from pretrain.checkpoint.weights import read_weights
 from pretrain.config.load import load_config
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.index_cache import cached
-from pretrain.data.indexed_dataset import IndexedDataset
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.durable import record_of
 from pretrain.errors import CheckpointError, ConfigError, DataError

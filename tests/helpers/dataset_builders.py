@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.indexed_dataset import IndexedDatasetWriter
-from pretrain.data.manifest import Manifest, SpecialIds, TokenizerInfo
+from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
+from pretrain.data.dataset.manifest import Manifest, SpecialIds, TokenizerInfo
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 NUM_SPECIAL = 5

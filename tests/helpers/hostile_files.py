@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.errors import DataError
 
 WIDTHS = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pretrain.data.indexed_dataset import IndexedDatasetWriter
+from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 from pretrain.data.tokenizer import load_tokenizer
 
 VOCAB_SIZE = 64

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.encoding.cleaning import CleaningOptions, clean, count_dropped, drop_by_tokens
-from pretrain.data.manifest import Dropped
+from pretrain.data.dataset.manifest import Dropped
 from pretrain.errors import ConfigError
 
 TEXTS = st.lists(

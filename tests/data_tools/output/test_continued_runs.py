@@ -19,9 +19,9 @@ from data_tools.encoding.encode import EncodeOptions
 from data_tools.output.journal import Journal, RunState
 from data_tools.preprocess import preprocess
 from data_tools.readers import ReadOptions
-from pretrain.data.dataset_writer import WriterState
-from pretrain.data.indexed_dataset import verify
-from pretrain.data.manifest import Dropped
+from pretrain.data.dataset.dataset_writer import WriterState
+from pretrain.data.dataset.manifest import Dropped
+from pretrain.data.dataset.verification import verify
 from pretrain.errors import DataError
 
 # Starts the program with chunks of 2 KiB, each as slow as a test asks for.

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_tools.output.duplicates import RawDocuments, copy_unique
-from pretrain.data.dataset_writer import IndexedDatasetWriter
-from pretrain.data.manifest import Dropped
+from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
+from pretrain.data.dataset.manifest import Dropped
 from pretrain.data.native import native
 from pretrain.errors import DataError
 

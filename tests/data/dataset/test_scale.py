@@ -17,7 +17,7 @@ import pytest
 from hostile_files import HEADER
 from plain_versions import Permutation
 
-from pretrain.data.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.order import permute
 from pretrain.data.sample_index import RowIds, RowIndex
 
@@ -127,7 +127,7 @@ def test_a_file_beyond_32_bits_is_read_in_little_memory(tmp_path: Path) -> None:
     program = f"""
 import numpy as np
 from pathlib import Path
-from pretrain.data.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.sample_index import RowIds, RowIndex
 dataset = IndexedDataset({str(tmp_path / "big")!r})
 index = RowIndex("stream", dataset.document_offsets, {SEQ_LENGTH})

@@ -10,8 +10,9 @@ from dataset_builders import tokenizer_info
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.dataset_writer import IndexedDatasetWriter, WriterState, can_resume
-from pretrain.data.indexed_dataset import IndexedDataset, verify
+from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter, WriterState, can_resume
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.verification import verify
 from pretrain.errors import DataError
 
 IN_TMP = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
@@ -36,7 +37,7 @@ def content(prefix: Path) -> list[bytes]:
 def test_many_documents_at_once_and_resumed_equal_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: list, chunk: int
 ) -> None:
-    monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("pretrain.data.dataset.dataset_writer.CHUNK_BYTES", chunk)
     with IndexedDatasetWriter(tmp_path / "one", "uint16", overwrite=True) as writer:
         for document in [document for batch in batches for document in batch]:
             writer.add_document([np.array(sequence, np.int64) for sequence in document])

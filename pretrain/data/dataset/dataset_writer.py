@@ -17,9 +17,9 @@ from typing import BinaryIO
 import numpy as np
 
 from pretrain import __version__, durable
-from pretrain.data.dataset_format import CODE_OF_DTYPE, MAGIC, MAX_SEQUENCE_TOKENS, VERSION, dataset_path
-from pretrain.data.hashing import HashingFile, hash_range
-from pretrain.data.manifest import CHUNK_BYTES, Dropped, Manifest, TokenizerInfo
+from pretrain.data.dataset.dataset_format import CODE_OF_DTYPE, MAGIC, MAX_SEQUENCE_TOKENS, VERSION, dataset_path
+from pretrain.data.dataset.hashing import HashingFile, hash_range
+from pretrain.data.dataset.manifest import CHUNK_BYTES, Dropped, Manifest, TokenizerInfo
 from pretrain.durable import folder_records
 from pretrain.errors import DataError
 

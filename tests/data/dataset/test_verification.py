@@ -14,10 +14,11 @@ import pytest
 from dataset_builders import write_dataset, write_lengths
 from fault_records import FaultRecorder
 
-from pretrain.data import index_cache, index_damage, verification
-from pretrain.data.manifest import Manifest
+from pretrain.data import index_cache
+from pretrain.data.dataset import index_damage, verification
+from pretrain.data.dataset.manifest import Manifest
+from pretrain.data.dataset.verification import check
 from pretrain.data.tokenizer import load_tokenizer
-from pretrain.data.verification import check
 
 SENTENCES = [[[5, 6, 7], [8]], [[9, 10], [11], [12, 13, 14]], [], [[15]], [[16, 17], [18, 19]]]
 
@@ -104,7 +105,7 @@ def test_several_places_are_all_named(tmp_path: Path) -> None:
 def test_damaged_chunks_are_told_in_order_by_any_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 64)
+    monkeypatch.setattr("pretrain.data.dataset.dataset_writer.CHUNK_BYTES", 64)
     monkeypatch.setattr(verification, "_BLOCK", 24)
     manifest = write_lengths(tmp_path / "a", [1000])
     path = tmp_path / "a.bin"
@@ -123,7 +124,7 @@ def test_damaged_chunks_are_told_in_order_by_any_number_of_threads(
 def test_a_truncated_bin_tells_what_is_missing_and_what_else_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 64)
+    monkeypatch.setattr("pretrain.data.dataset.dataset_writer.CHUNK_BYTES", 64)
     write_lengths(tmp_path / "a", [100])
     data = bytearray((tmp_path / "a.bin").read_bytes()[:150])
     data[70] ^= 1
@@ -156,7 +157,7 @@ def test_deep_finds_ids_that_were_written_outside_the_vocabulary(tmp_path: Path)
 def test_a_disk_that_cannot_be_read_is_a_problem_with_its_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 64)
+    monkeypatch.setattr("pretrain.data.dataset.dataset_writer.CHUNK_BYTES", 64)
     write_lengths(tmp_path / "a", [100])
     real = os.pread
 
@@ -183,7 +184,7 @@ def test_damage_of_the_manifest_stops_there(tmp_path: Path) -> None:
 def test_two_hundred_random_bits_over_all_files_of_a_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: FaultRecorder
 ) -> None:
-    monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr("pretrain.data.dataset.dataset_writer.CHUNK_BYTES", 1 << 12)
     folder = tmp_path / "a.tokenizer"
     (tmp_path / "vocab.txt").write_text(
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(95))])

@@ -13,8 +13,11 @@ from dataset_builders import tokenizer_info, write_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import pretrain.data.indexed_dataset as module
-from pretrain.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter, best_dtype, verify
+import pretrain.data.dataset.indexed_dataset as module
+from pretrain.data.dataset.dataset_format import best_dtype
+from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.verification import verify
 from pretrain.errors import DataError
 
 DOCUMENTS = [[[5, 6, 7], [8]], [], [[]], [[9, 10]], [[11], [], [12]]]
@@ -62,7 +65,7 @@ def test_dtype_follows_the_vocabulary() -> None:
 
 
 def test_importing_the_reader_needs_no_torch() -> None:
-    program = "import sys, pretrain.data.indexed_dataset; sys.exit('torch' in sys.modules)"
+    program = "import sys, pretrain.data.dataset.indexed_dataset; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -187,7 +190,7 @@ def test_patched_headers_give_an_error_or_an_equal_dataset(prefix: Path, data: s
 @pytest.mark.fault("data-index")
 def test_checks_hold_without_assertions(prefix: Path) -> None:
     patch(prefix, ".idx", 0, b"X")
-    program = f"from pretrain.data.indexed_dataset import verify; print(verify({str(prefix)!r})[0])"
+    program = f"from pretrain.data.dataset.indexed_dataset import verify; print(verify({str(prefix)!r})[0])"
     result = subprocess.run([sys.executable, "-O", "-c", program], check=True, capture_output=True, text=True)
     assert "magic: expected" in result.stdout
 
@@ -214,7 +217,7 @@ def test_a_manifest_of_another_dataset_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.fault("data-size")
 def test_verify_finds_every_flipped_bit_of_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretrain.data.dataset_writer.CHUNK_BYTES", 8)
+    monkeypatch.setattr("pretrain.data.dataset.dataset_writer.CHUNK_BYTES", 8)
     with IndexedDatasetWriter(tmp_path / "a", "uint16") as writer:
         writer.add_document([np.arange(8)])
         manifest = writer.finalize(tokenizer=tokenizer_info())
@@ -333,7 +336,7 @@ def test_a_missing_folder_is_explained(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path) -> None:
     program = f"""
 import resource, signal, numpy
-from pretrain.data.indexed_dataset import IndexedDatasetWriter
+from pretrain.data.dataset.indexed_dataset import IndexedDatasetWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 with IndexedDatasetWriter({str(tmp_path / "a")!r}, "uint16") as writer:

@@ -11,7 +11,7 @@ import pytest
 from dataset_builders import write_dataset
 
 from pretrain import durable
-from pretrain.data.manifest import Dropped, Manifest
+from pretrain.data.dataset.manifest import Dropped, Manifest
 from pretrain.errors import DataError
 
 

@@ -15,13 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.dataset_format import DTYPE_OF_CODE, HEADER_BYTES, MAGIC, VERSION, best_dtype, dataset_path
-from pretrain.data.dataset_writer import IndexedDatasetWriter
-from pretrain.data.manifest import REMEDY, Manifest
+from pretrain.data.dataset.dataset_format import DTYPE_OF_CODE, HEADER_BYTES, MAGIC, VERSION, dataset_path
+from pretrain.data.dataset.manifest import REMEDY, Manifest
 from pretrain.errors import DataError
-
-__all__ = ["IndexedDataset", "IndexedDatasetWriter", "best_dtype", "dataset_path", "verify"]
-
 
 # Elements looked at in one go: bounds the memory of every check, and of the sums that could otherwise overflow.
 _CHUNK = 1 << 20
@@ -160,13 +156,6 @@ class IndexedDataset:
 
     def _refuse(self, field: str, expected: str, found: str) -> None:
         raise DataError(f"{self.idx_path}: {field}: expected {expected}, found {found}; {REMEDY}")
-
-
-def verify(prefix: str | Path) -> list[str]:
-    """Every problem of the dataset, one sentence each; [] is sound. `verification.check` says more."""
-    from pretrain.data.verification import check  # here: it opens datasets itself
-
-    return [str(problem) for problem in check(prefix).problems]
 
 
 def _file_size(path: Path) -> int:

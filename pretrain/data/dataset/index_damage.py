@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.dataset_format import CODE_OF_DTYPE, HEADER_BYTES, MAGIC, VERSION
-from pretrain.data.manifest import Manifest
+from pretrain.data.dataset.dataset_format import CODE_OF_DTYPE, HEADER_BYTES, MAGIC, VERSION
+from pretrain.data.dataset.manifest import Manifest
 
 # Entries looked at in one go, and entries that are named before the rest is only counted.
 _PIECE = 1 << 20

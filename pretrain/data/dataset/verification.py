@@ -16,10 +16,10 @@ import numpy as np
 import xxhash
 
 from pretrain.data import index_cache
-from pretrain.data.dataset_format import dataset_path
-from pretrain.data.index_damage import locate
-from pretrain.data.indexed_dataset import IndexedDataset
-from pretrain.data.manifest import REMEDY, Manifest
+from pretrain.data.dataset.dataset_format import dataset_path
+from pretrain.data.dataset.index_damage import locate
+from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.manifest import REMEDY, Manifest
 from pretrain.durable import find_damage
 from pretrain.errors import DataError
 
@@ -295,3 +295,8 @@ def _from_error(prefix: str | Path, error: DataError) -> Problem:
         if str(error).startswith(f"{file}: "):
             return Problem(file, str(error)[len(file) + 2 :])
     return Problem(str(prefix), str(error))
+
+
+def verify(prefix: str | Path) -> list[str]:
+    """Every problem of the dataset, one sentence each; [] is sound. `verification.check` says more."""
+    return [str(problem) for problem in check(prefix).problems]

@@ -1,0 +1,1 @@
+"""Token datasets on disk: their format, reader, writer, manifest and verification."""
