@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from data_tools.progress import ProgressMeter
     from data_tools.views.dataset_tally import LengthTally, TokenTally
     from pretrain.data.dataset.indexed_dataset import IndexedDataset
-    from pretrain.data.tokenizer import Tokenizer
+    from pretrain.data.tokenizer.load import Tokenizer
 
 app = new_program()
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -167,7 +167,7 @@ def _sampled(frequencies: Any) -> list[tuple[int, int]]:
 
 def _open_tokenizer(dataset: IndexedDataset) -> Tokenizer | None:
     """The tokenizer beside the dataset, for the names of its pieces; None where there is none or another one."""
-    from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.data.tokenizer.load import load_tokenizer
 
     folder = Path(f"{dataset.prefix}.tokenizer")
     if dataset.manifest is None or not folder.is_dir():

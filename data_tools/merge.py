@@ -92,7 +92,7 @@ def merge(
     from data_tools.output.output_files import TokenizerFolder, prepare_output
     from data_tools.output.run_lock import RunLock
     from pretrain.data.dataset.manifest import Manifest
-    from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.data.tokenizer.load import load_tokenizer
 
     begin = time.monotonic()
     prepare_output(output)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from data_tools.views.row_view import RowView
     from pretrain.config.sections import RunConfig
     from pretrain.data.dataset.indexed_dataset import IndexedDataset
-    from pretrain.data.tokenizer import Tokenizer
+    from pretrain.data.tokenizer.load import Tokenizer
 
 app = new_program()
 # The longest row that an inspection without a configuration file allows: no model limits it.
@@ -128,7 +128,7 @@ def _open_tokenizer(dataset: IndexedDataset) -> Tokenizer | None:
     Raises:
         DataError: it is damaged, or not the one that made the dataset.
     """
-    from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.data.tokenizer.load import load_tokenizer
     from pretrain.errors import DataError
 
     folder = Path(f"{dataset.prefix}.tokenizer")
@@ -163,7 +163,7 @@ def _view(
     from data_tools.progress import ProgressMeter
     from data_tools.views.row_view import find_place, view_row
     from pretrain.data.batches import open_source
-    from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.data.tokenizer.load import load_tokenizer
 
     rows = open_source(config, "train")
     tokenizer = load_tokenizer(f"{config.data.train[0]}.tokenizer")

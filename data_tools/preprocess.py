@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from data_tools.output.resumable import ResumableRun
     from data_tools.readers import Source
     from pretrain.data.dataset.manifest import Dropped, Manifest
-    from pretrain.data.tokenizer import Tokenizer
+    from pretrain.data.tokenizer.load import Tokenizer
 
 app = new_program()
 MAX_REJECTS = 1000
@@ -181,8 +181,8 @@ def preprocess(
     from data_tools.output.recorded_command import record_command
     from data_tools.output.resumable import ResumableRun
     from data_tools.readers import expand_inputs
-    from pretrain.data.dataset.dataset_format import best_dtype
-    from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.data.tokenizer.base import best_dtype
+    from pretrain.data.tokenizer.load import load_tokenizer
 
     sources = expand_inputs(inputs, options.reading)
     tokenizer = load_tokenizer(options.tokenizer, cased=options.cased)

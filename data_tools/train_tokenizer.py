@@ -27,7 +27,7 @@ from pretrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from data_tools.vocabulary.text_sample import TextSample
-    from pretrain.data.tokenizer import Tokenizer
+    from pretrain.data.tokenizer.load import Tokenizer
 
 app = new_program()
 DEFAULT_SAMPLE = "256M"
@@ -168,7 +168,7 @@ def _learn(sample: TextSample, kind: Kind, vocab_size: int, cased: bool) -> byte
 
 def _try_out(path: Path, vocab_size: int, cased: bool, sample: TextSample) -> tuple[int, int, int]:
     """Loads the vocabulary as other programs will; bytes that it was tried on, unknown tokens, tokens."""
-    from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.data.tokenizer.load import load_tokenizer
 
     tokenizer = load_tokenizer(path, cased=cased)
     _check_ids(tokenizer, vocab_size)

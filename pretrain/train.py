@@ -198,7 +198,7 @@ def _open_rows(config: RunConfig) -> tuple[RowSource, RowSource | None]:
 
 def _check_tokenizer(config: RunConfig, rows: RowSource) -> None:
     """The tokenizer beside the data goes into every checkpoint and export, so it must be the one that made the ids."""
-    from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.data.tokenizer.load import load_tokenizer
     from pretrain.errors import DataError
 
     folder = config.data.tokenizer_folder

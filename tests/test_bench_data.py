@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pretrain.bench.data import LIMITS, OURS, PEERS, app, prepare_corpus, summarise
 from pretrain.bench.data_contenders import Job, measure
-from pretrain.data.sentencepiece_tokenizer import train_sentencepiece
+from pretrain.data.tokenizer.sentencepiece_model import train_sentencepiece
 from pretrain.errors import DataError
 
 TEXTS = ["the cat sat", "a cat and the mat", "café 中文 — the", "sat " * 300]

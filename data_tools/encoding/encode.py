@@ -18,10 +18,10 @@ from data_tools.encoding.cleaning import CleaningOptions, clean, count_dropped, 
 from data_tools.encoding.worker_pool import WorkerPool
 from data_tools.readers import Chunk, ReadOptions, Reject, parse_chunk
 from data_tools.readers.chunks import LineSpan
-from pretrain.data.dataset.dataset_format import best_dtype
 from pretrain.data.dataset.manifest import Dropped
 from pretrain.data.sentences import split_sentences
-from pretrain.data.tokenizer import Tokenizer, load_tokenizer
+from pretrain.data.tokenizer.base import best_dtype
+from pretrain.data.tokenizer.load import Tokenizer, load_tokenizer
 from pretrain.errors import ConfigError
 
 # Texts given to the tokenizer at once: its lists of ids take many times the memory of the text.

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.tokenizer_folder import MARKER
+from pretrain.data.tokenizer.folder import MARKER
+from pretrain.data.tokenizer.load import Tokenizer
 from pretrain.errors import ConfigError, DataError
 
 

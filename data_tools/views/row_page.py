@@ -13,7 +13,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from data_tools.views.row_view import Anchor, RowView, Token
     from pretrain.config.sections import RunConfig
-    from pretrain.data.tokenizer import Tokenizer
+    from pretrain.data.tokenizer.load import Tokenizer
 
 _STYLES = {
     "masked": "black on yellow",

@@ -15,7 +15,7 @@ import numpy as np
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch, RowSource, open_batches
 from pretrain.data.order import walk
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer.load import Tokenizer
 from pretrain.errors import ConfigError
 
 Kind = Literal["text", "special", "padding", "masked", "random", "kept"]

@@ -42,7 +42,7 @@ def learn_wordpiece(texts: Sequence[str], vocab_size: int, cased: bool) -> bytes
     """
     from tokenizers import trainers
 
-    from pretrain.data.tokenizer import WORDPIECE_SPECIAL, wordpiece_pipeline
+    from pretrain.data.tokenizer.load import WORDPIECE_SPECIAL, wordpiece_pipeline
 
     pipeline = wordpiece_pipeline({piece: index for index, piece in enumerate(WORDPIECE_SPECIAL)}, cased)
     counts = _count_characters(pipeline, texts)
@@ -70,7 +70,7 @@ def learn_byte_bpe(texts: Sequence[str], vocab_size: int, cased: bool) -> bytes:
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-    from pretrain.data.tokenizer import WORDPIECE_SPECIAL
+    from pretrain.data.tokenizer.load import WORDPIECE_SPECIAL
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(WORDPIECE_SPECIAL) + len(alphabet)
@@ -108,7 +108,7 @@ def learn_sentencepiece(texts: Sequence[str], vocab_size: int, cased: bool, algo
     Raises:
         DataError: `vocab_size` does not suit the texts.
     """
-    from pretrain.data.tokenizer import train_sentencepiece
+    from pretrain.data.tokenizer.load import train_sentencepiece
 
     return train_sentencepiece(
         _lines(texts),

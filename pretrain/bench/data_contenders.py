@@ -193,7 +193,7 @@ def _tokenizers(job: Job) -> dict[str, Any]:
     """Hugging Face tokenizers' fastest batch call, orjson, and ids written a batch at a time."""
     from tokenizers import BertWordPieceTokenizer
 
-    from pretrain.data.dataset.dataset_format import best_dtype
+    from pretrain.data.tokenizer.base import best_dtype
 
     library = BertWordPieceTokenizer(job.tokenizer, lowercase=not job.cased)
     encode = library._tokenizer.encode_batch_fast
@@ -210,7 +210,7 @@ def _sentencepiece(job: Job) -> dict[str, Any]:
     """The sentencepiece library a batch at a time, orjson, and ids written a batch at a time."""
     from sentencepiece import SentencePieceProcessor
 
-    from pretrain.data.dataset.dataset_format import best_dtype
+    from pretrain.data.tokenizer.base import best_dtype
 
     processor = SentencePieceProcessor(model_file=job.tokenizer)
     writer, clock = _PlainWriter(job.folder / "sentencepiece", best_dtype(processor.get_piece_size())), _Clock()
@@ -232,7 +232,7 @@ def _megatron(job: Job) -> dict[str, Any]:
     """As Megatron's preprocess_data.py: json.loads per line, BertTokenizerFast per document, and its builder."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-    from pretrain.data.dataset.dataset_format import best_dtype
+    from pretrain.data.tokenizer.base import best_dtype
 
     tokenizer, prefix, clock = _bert_tokenizer(job), job.folder / "megatron", _Clock()
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=best_dtype(len(tokenizer)).type)
@@ -305,7 +305,7 @@ def _limit_parse(job: Job) -> dict[str, Any]:
 
 def _limit_tokenize(job: Job) -> dict[str, Any]:
     """This project's tokenizer alone, on texts in memory."""
-    from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.data.tokenizer.load import load_tokenizer
 
     tokenizer, clock = load_tokenizer(job.tokenizer, cased=job.cased), _Clock()
     batches = list(_batches(job.folder / CORPUS))

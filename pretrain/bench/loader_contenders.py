@@ -50,7 +50,7 @@ def _source(
 ) -> BatchSource:
     from pretrain.data.batches import BatchSource, RowSource
     from pretrain.data.pinned import memory_for
-    from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.data.tokenizer.load import load_tokenizer
 
     return BatchSource(
         RowSource([prefix], "stream", seq_length),

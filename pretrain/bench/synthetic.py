@@ -35,9 +35,9 @@ def document_offsets(num_documents: int, seed: int) -> np.ndarray:
 
 def write_corpus(folder: Path, num_tokens: int, seed: int = 0) -> Path:
     """Writes a dataset of about `num_tokens` tokens, a sequence per sentence, and its tokenizer; returns the prefix."""
-    from pretrain.data.dataset.dataset_format import best_dtype
     from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
-    from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.data.tokenizer.base import best_dtype
+    from pretrain.data.tokenizer.load import load_tokenizer
 
     vocab = folder / "vocab.txt"
     vocab.write_text("\n".join(_pieces()) + "\n", encoding="utf-8")

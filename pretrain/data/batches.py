@@ -20,13 +20,13 @@ import numpy as np
 
 from pretrain.config.sections import RowMode, RunConfig
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
-from pretrain.data.dataset.manifest import TokenizerInfo
 from pretrain.data.masking import Masker, Masking, predictions_per_row
 from pretrain.data.order import Blend, walk
 from pretrain.data.row_modes import open_rows
 from pretrain.data.sample_index import RowIds, Rows
 from pretrain.data.special_ids import special_ids
 from pretrain.data.splits import Split, split_named
+from pretrain.data.tokenizer.load.info import TokenizerInfo
 from pretrain.errors import DataError
 
 # So many bytes, uint8, not initialised, aligned for int64.
@@ -274,7 +274,7 @@ def open_batches(
 
 def _continues_word(config: RunConfig) -> np.ndarray:
     """Which pieces continue a word, from the tokenizer that preprocessing keeps beside the data."""
-    from pretrain.data.tokenizer import load_tokenizer  # here: it takes the tokenizer libraries with it
+    from pretrain.data.tokenizer.load import load_tokenizer  # here: it takes the tokenizer libraries with it
 
     return load_tokenizer(f"{config.data.train[0]}.tokenizer").continues_word()
 

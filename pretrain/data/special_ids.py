@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pretrain.data.dataset.manifest import TokenizerInfo
+from pretrain.data.tokenizer.load.info import TokenizerInfo
 from pretrain.errors import DataError
 from pretrain.runlog import get_logger
 
@@ -33,7 +33,7 @@ def special_ids(prefixes: Sequence[str | Path], tokenizer: TokenizerInfo) -> lis
             tokenizer.name,
         )
         return the_five
-    from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.data.tokenizer.load import load_tokenizer
 
     found = load_tokenizer(folders[0])
     if found.info.sha256 != tokenizer.sha256:

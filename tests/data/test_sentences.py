@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from project import SAMPLE, SHARED
 
 from pretrain.data.sentences import split_sentences
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer.load import load_tokenizer
 
 # White_Space of Unicode; Python's str.isspace also takes U+001C to U+001F.
 WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))

@@ -11,7 +11,7 @@ import pytest
 from pretrain.data.batches import BatchSource, RowSource
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 from pretrain.data.special_ids import special_ids
-from pretrain.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_pipeline
+from pretrain.data.tokenizer.load import Tokenizer, load_tokenizer, wordpiece_pipeline
 from pretrain.errors import DataError
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "[SPEAKER]", "[TURN]"]

@@ -21,7 +21,7 @@ from data_tools.views.row_view import Anchor, Other, RowView, Token, find_place,
 from pretrain.config.load import resolve_config
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import RowSource, open_batches
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer.load import load_tokenizer
 from pretrain.errors import ConfigError
 from pretrain.objectives.taco import sample_pairs
 

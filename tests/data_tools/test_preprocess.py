@@ -21,7 +21,7 @@ from data_tools.preprocess import Report, preprocess
 from data_tools.readers import ReadOptions
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.dataset.verification import verify
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer.load import load_tokenizer
 from pretrain.errors import ConfigError, DataError
 
 RUN_OPTIONS = ("overwrite", "restart", "shard", "max_rejects", "memory", "journal_seconds")

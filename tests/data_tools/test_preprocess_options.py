@@ -18,7 +18,7 @@ from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.dataset.manifest import Dropped
 from pretrain.data.dataset.verification import verify
 from pretrain.data.sentences import split_sentences
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer.load import load_tokenizer
 
 
 def make_texts(count: int = 120) -> list[str]:

@@ -19,7 +19,7 @@ from data_tools.vocabulary.learn_vocabulary import (
     learn_wordpiece,
 )
 from data_tools.vocabulary.text_sample import draw_sample
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer.load import load_tokenizer
 from pretrain.errors import ConfigError, DataError
 
 SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]

@@ -20,7 +20,7 @@ from data_programs import dataset_bytes, looks_finished, preprocess, rejects, ru
 
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.dataset.verification import verify
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer.load import load_tokenizer
 
 GOOD = b'{"text": "the cat"}\n'
 BAD_LINES = [

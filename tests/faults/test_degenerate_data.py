@@ -14,7 +14,7 @@ from small_runs import write_cyclic_dataset, write_small_run
 from pretrain.checkpoint.manifest import find_checkpoint
 from pretrain.checkpoint.weights import read_weights
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer.load import load_tokenizer
 from pretrain.metrics import read_metrics
 from pretrain.train import train
 

@@ -24,7 +24,7 @@ from pretrain.checkpoint.weights import read_weights
 from pretrain.config.load import load_config
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.index_cache import cached
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer.load import load_tokenizer
 from pretrain.durable import record_of
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.evaluate.fill_mask import predict

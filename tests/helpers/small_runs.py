@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer.load import load_tokenizer
 
 VOCAB_SIZE = 64
 

@@ -20,7 +20,7 @@ from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
 from pretrain.checkpoint.store import weights as weights_module
 from pretrain.checkpoint.weights import read_weights
 from pretrain.config.sections import ModelSection
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer.load import load_tokenizer
 from pretrain.errors import CheckpointError, DataError, TacoError
 from pretrain.evaluate.fill_mask import predict
 from pretrain.export import export_checkpoint

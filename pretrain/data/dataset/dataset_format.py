@@ -18,8 +18,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER_BYTES = 34
@@ -31,8 +29,3 @@ MAX_SEQUENCE_TOKENS = 2**31 - 1  # lengths are int32
 def dataset_path(prefix: str | Path, suffix: str) -> Path:
     """`prefix` + `suffix` (".bin", ".idx", ".json"); dots inside the prefix stay."""
     return Path(f"{prefix}{suffix}")
-
-
-def best_dtype(vocab_size: int) -> np.dtype:
-    """The narrowest dtype that Megatron would choose: uint16 for vocabularies below 65,500, else int32."""
-    return np.dtype("<u2" if vocab_size < 65_500 else "<i4")

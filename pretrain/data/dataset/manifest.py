@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pretrain import durable
+from pretrain.data.tokenizer.load.info import Count, TokenizerInfo
 from pretrain.durable import FileRecord
 from pretrain.errors import DataError
 
@@ -24,32 +25,8 @@ FORMAT_VERSION = 2
 CHUNK_BYTES = 64 * 1024 * 1024
 REMEDY = "restore it from a copy, or run `taco data preprocess` again"
 
-Count = Annotated[int, Field(ge=0)]
 Xxh64 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 DtypeName = Annotated[str, Field(pattern=r"^(uint8|int8|int16|int32|int64|uint16)$")]
-
-
-@dataclass(frozen=True)
-class SpecialIds:
-    """Token ids of the five special tokens of BERT."""
-
-    pad: Count
-    unk: Count
-    cls: Count
-    sep: Count
-    mask: Count
-
-
-@dataclass(frozen=True)
-class TokenizerInfo:
-    """Which tokenizer made the ids; equal `sha256` means equal ids."""
-
-    kind: Literal["wordpiece", "sentencepiece", "tokenizer.json"]
-    name: str
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    vocab_size: Annotated[int, Field(ge=1)]
-    cased: bool
-    special: SpecialIds
 
 
 @dataclass(frozen=True)

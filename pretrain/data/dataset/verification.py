@@ -188,7 +188,7 @@ def _check_tokens(
 
 def _check_tokenizer(prefix: str | Path, manifest: Manifest) -> list[Problem]:
     """Whether the folder PREFIX.tokenizer is as it was, and the tokenizer that made the dataset."""
-    from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.data.tokenizer.load import load_tokenizer
 
     folder = dataset_path(prefix, ".tokenizer")
     damage = find_damage(folder, manifest.tokenizer_files)

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pretrain.data.dataset.indexed_dataset as module
-from pretrain.data.dataset.dataset_format import best_dtype
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.dataset.verification import verify
+from pretrain.data.tokenizer.base import best_dtype
 from pretrain.errors import DataError
 
 DOCUMENTS = [[[5, 6, 7], [8]], [], [[]], [[9, 10]], [[11], [], [12]]]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from dataset_builders import write_dataset
 
-from pretrain.data.dataset.dataset_format import best_dtype
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.dataset.verification import verify
+from pretrain.data.tokenizer.base import best_dtype
 
 pytestmark = pytest.mark.slow  # importing megatron-core takes about ten seconds
 

@@ -18,7 +18,7 @@ from pretrain.data import index_cache
 from pretrain.data.dataset import index_damage, verification
 from pretrain.data.dataset.manifest import Manifest
 from pretrain.data.dataset.verification import check
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer.load import load_tokenizer
 
 SENTENCES = [[[5, 6, 7], [8]], [[9, 10], [11], [12, 13, 14]], [], [[15]], [[16, 17], [18, 19]]]
 

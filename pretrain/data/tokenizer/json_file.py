@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.dataset.manifest import TokenizerInfo
-from pretrain.data.tokenizer_base import SPECIAL_NAMES, Tokenizer, check_casing, find_special
-from pretrain.data.wordpiece import WordPieceEncoder
+from pretrain.data.tokenizer.base import SPECIAL_NAMES, Tokenizer, check_casing, find_special
+from pretrain.data.tokenizer.load.info import TokenizerInfo
+from pretrain.data.tokenizer.wordpiece import WordPieceEncoder
 from pretrain.errors import DataError
 
 

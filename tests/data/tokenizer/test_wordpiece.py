@@ -22,8 +22,8 @@ from project import ROOT, SAMPLE, SHARED
 
 from data_tools.vocabulary.learn_vocabulary import learn_byte_bpe
 from pretrain.data.native import native
-from pretrain.data.tokenizer import WORDPIECE_SPECIAL, load_tokenizer, wordpiece_pipeline
-from pretrain.data.wordpiece import WordPieceEncoder
+from pretrain.data.tokenizer.load import WORDPIECE_SPECIAL, load_tokenizer, wordpiece_pipeline
+from pretrain.data.tokenizer.wordpiece import WordPieceEncoder
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared corpora; set TACO_SHARED_DATA")
 CODE_POINTS = [*range(0xD800), *range(0xE000, 0x110000)]
@@ -339,7 +339,7 @@ def test_json_of_bert_is_encoded_by_us_and_any_other_by_the_library(
 def test_neither_torch_nor_the_libraries_are_imported(tmp_path: Path):
     (tmp_path / "vocab.txt").write_text("\n".join(pieces_of(["a"])) + "\n")
     code = (
-        "import sys; from pretrain.data.tokenizer import load_tokenizer; "
+        "import sys; from pretrain.data.tokenizer.load import load_tokenizer; "
         f"print(load_tokenizer({str(tmp_path / 'vocab.txt')!r}).encode(['a [MASK]'])[0].tolist()); "
         "print([name for name in ('torch', 'tokenizers', 'transformers', 'sentencepiece') if name in sys.modules])"
     )
@@ -354,7 +354,7 @@ def test_memory_of_a_huge_text_is_bounded(tmp_path: Path, text: str):
     """At most six times the text: itself, its UTF-8 and two bytes per token while they grow."""
     (tmp_path / "vocab.txt").write_text("\n".join(pieces_of(["a", "中"])) + "\n", encoding="utf-8")
     code = (
-        "import re; from pathlib import Path; from pretrain.data.tokenizer import load_tokenizer; "
+        "import re; from pathlib import Path; from pretrain.data.tokenizer.load import load_tokenizer; "
         # Not getrusage: its maximum goes on from the parent's.
         "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]); "
         f"tokenizer = load_tokenizer({str(tmp_path / 'vocab.txt')!r}); tokenizer.encode(['a']); "

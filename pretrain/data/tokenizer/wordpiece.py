@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.dataset.manifest import TokenizerInfo
 from pretrain.data.native import native
-from pretrain.data.tokenizer_base import SPECIAL_NAMES, Tokenizer, find_special
+from pretrain.data.tokenizer.base import SPECIAL_NAMES, Tokenizer, find_special
+from pretrain.data.tokenizer.load.info import TokenizerInfo
 from pretrain.errors import DataError
 
 WORDPIECE_SPECIAL = tuple(names[0] for names in SPECIAL_NAMES.values())

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from project import SHARED
 
-from pretrain.data import wordpiece as wordpiece_module
-from pretrain.data.dataset.dataset_format import best_dtype
-from pretrain.data.sentencepiece_convert import SAMPLE_LINES
-from pretrain.data.tokenizer import Tokenizer, load_tokenizer
+from pretrain.data.tokenizer.base import best_dtype
+from pretrain.data.tokenizer.load import Tokenizer, load_tokenizer
+from pretrain.data.tokenizer.load import wordpiece as wordpiece_module
+from pretrain.data.tokenizer.sentencepiece_convert import SAMPLE_LINES
 from pretrain.errors import DataError
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared corpora; set TACO_SHARED_DATA")

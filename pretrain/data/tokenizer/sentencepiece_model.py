@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.dataset.manifest import SpecialIds, TokenizerInfo
-from pretrain.data.sentencepiece_convert import BYTE, CONTROL, NORMAL, USER_DEFINED, convert
-from pretrain.data.tokenizer_base import Tokenizer, check_casing
+from pretrain.data.tokenizer.base import Tokenizer, check_casing
+from pretrain.data.tokenizer.load.info import SpecialIds, TokenizerInfo
+from pretrain.data.tokenizer.sentencepiece_convert import BYTE, CONTROL, NORMAL, USER_DEFINED, convert
 from pretrain.errors import DataError
 
 SENTENCEPIECE_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")

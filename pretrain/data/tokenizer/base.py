@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.dataset.dataset_format import best_dtype
-from pretrain.data.dataset.manifest import SpecialIds, TokenizerInfo
-from pretrain.data.tokenizer_folder import write_folder
+from pretrain.data.tokenizer.base import best_dtype
+from pretrain.data.tokenizer.folder import write_folder
+from pretrain.data.tokenizer.load.info import SpecialIds, TokenizerInfo
 from pretrain.errors import DataError
 
 # Names by role, the preferred one first; the first that a vocabulary holds is taken.
@@ -148,3 +148,8 @@ def check_casing(path: Path, cased: bool, is_cased: bool) -> None:
     """Raises DataError where `cased` was asked of a tokenizer that is not."""
     if cased and not is_cased:
         raise DataError(f"{path}: `cased` was asked for, but this tokenizer folds case itself; take another one")
+
+
+def best_dtype(vocab_size: int) -> np.dtype:
+    """The narrowest dtype that Megatron would choose: uint16 for vocabularies below 65,500, else int32."""
+    return np.dtype("<u2" if vocab_size < 65_500 else "<i4")

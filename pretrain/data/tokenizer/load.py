@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pretrain.data.json_tokenizer import load_json
-from pretrain.data.sentencepiece_tokenizer import SENTENCEPIECE_SPECIAL, load_sentencepiece, train_sentencepiece
-from pretrain.data.tokenizer_base import SPECIAL_NAMES, Tokenizer, check_casing
-from pretrain.data.tokenizer_folder import read_folder
-from pretrain.data.wordpiece import WORDPIECE_SPECIAL, load_wordpiece, wordpiece_pipeline
+from pretrain.data.tokenizer.base import SPECIAL_NAMES, Tokenizer, check_casing
+from pretrain.data.tokenizer.folder import read_folder
+from pretrain.data.tokenizer.json_file import load_json
+from pretrain.data.tokenizer.sentencepiece_model import SENTENCEPIECE_SPECIAL, load_sentencepiece, train_sentencepiece
+from pretrain.data.tokenizer.wordpiece import WORDPIECE_SPECIAL, load_wordpiece, wordpiece_pipeline
 from pretrain.errors import DataError
 
 __all__ = [

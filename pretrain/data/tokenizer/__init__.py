@@ -1,0 +1,1 @@
+"""Text to token ids: WordPiece, SentencePiece and tokenizer.json behind one class."""
