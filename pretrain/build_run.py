@@ -22,7 +22,8 @@ from pretrain.config.sections import RunConfig
 from pretrain.data.batches import BatchSource, RowSource, open_batches
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.pinned import memory_for
-from pretrain.engine import Engine, PlainEngine
+from pretrain.engine.engine import Engine
+from pretrain.engine.plain import PlainEngine
 from pretrain.errors import TacoError
 from pretrain.heartbeat import Heartbeat
 from pretrain.metrics import MetricsLog
@@ -127,8 +128,8 @@ def _build_engine(
 ) -> Engine:
     if mesh.pp_size == 1:
         return PlainEngine(config, model, device, mesh, heartbeat)
+    from pretrain.engine.pipelined import PipelinedEngine
     from pretrain.model.pipeline import BertPipeline
-    from pretrain.pipeline_engine import PipelinedEngine
 
     assert isinstance(model, BertPipeline)  # build_model looks at the same mesh
     return PipelinedEngine(config, model, device, mesh, heartbeat)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pretrain.config.sections import RunConfig
-from pretrain.engine import EvalResult, StepResult
+from pretrain.engine.engine import EvalResult, StepResult
 from pretrain.metrics import MetricsLog, Throughput
 from pretrain.optim import learning_rate
 from pretrain.runlog import Eta, format_count, format_seconds, get_logger

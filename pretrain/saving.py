@@ -17,7 +17,7 @@ from pathlib import Path
 from pretrain import parallel
 from pretrain.checkpoint.manifest import CheckpointManifest, step_folder
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 from pretrain.errors import CheckpointError
 from pretrain.metrics import MetricsLog
 from pretrain.runlog import get_logger

@@ -19,7 +19,7 @@ from pretrain.checkpoint.manifest import CheckpointManifest
 from pretrain.checkpoint.store import CheckpointStore, NoGoodCheckpointError
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch, BatchSource, prefetch
-from pretrain.engine import Engine, EvalResult, StepResult
+from pretrain.engine.engine import Engine, EvalResult, StepResult
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.metrics import MetricsLog
 from pretrain.optim import learning_rate

@@ -262,7 +262,7 @@ def _random_batch(config: RunConfig, index: int) -> Batch:
 
 def _ours(config: RunConfig, device: torch.device) -> Callable[[int], None]:
     from pretrain import parallel
-    from pretrain.engine import PlainEngine
+    from pretrain.engine.plain import PlainEngine
     from pretrain.model.build import build_model
 
     mesh = parallel.Mesh(dp_rank=0, dp_size=1)

@@ -13,7 +13,7 @@ from parity import load
 from pretrain import parallel
 from pretrain.checkpoint.state_files import MOMENTS, WEIGHT
 from pretrain.config.sections import RunConfig
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 
 pytestmark = pytest.mark.slow
 

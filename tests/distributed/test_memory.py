@@ -22,9 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain import parallel
 from pretrain.config.sections import RunConfig
-from pretrain.engine import Engine, PlainEngine
+from pretrain.engine.engine import Engine
+from pretrain.engine.pipelined import PipelinedEngine
+from pretrain.engine.plain import PlainEngine
 from pretrain.model.build import build_model
-from pretrain.pipeline_engine import PipelinedEngine
 
 pytestmark = pytest.mark.slow
 

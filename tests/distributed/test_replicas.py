@@ -13,11 +13,12 @@ from forked import run_ranks
 from layouts import DP2, DP4, NO_DROPOUT, PP2, PP2_DP2, PP2_TP2_SP, TP2, TP2_DP2, TP2_SP, Grid
 from parity import build, load, start_mesh
 
-from pretrain import engine as engine_module
 from pretrain.config.sections import RunConfig
-from pretrain.engine import Engine, PlainEngine
+from pretrain.engine.engine import Engine
+from pretrain.engine.engine import engine as engine_module
+from pretrain.engine.pipelined import PipelinedEngine
+from pretrain.engine.plain import PlainEngine
 from pretrain.optim import learning_rate
-from pretrain.pipeline_engine import PipelinedEngine
 
 pytestmark = pytest.mark.slow
 

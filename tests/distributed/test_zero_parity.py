@@ -15,7 +15,7 @@ from engine_runs import engine_rank
 from forked import run_ranks
 from parity import STEPS, Figures, deviation, load, plain_process
 
-from pretrain import engine as engine_module
+from pretrain.engine.engine import engine as engine_module
 
 LOSS_TOLERANCE = 1e-6
 WEIGHT_TOLERANCE = 2e-6

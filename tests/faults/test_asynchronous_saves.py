@@ -23,7 +23,7 @@ from small_runs import write_small_run
 from pretrain import durable, resilience
 from pretrain.checkpoint.manifest import CheckpointManifest, find_problems, list_checkpoints, step_folder
 from pretrain.checkpoint.store import CheckpointStore, captured_state
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 from pretrain.metrics import read_metrics
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from small_runs import write_small_run
 from pretrain.checkpoint.captured_state import CapturedState
 from pretrain.cli import run_program
 from pretrain.data.batches import BatchSource
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 from pretrain.metrics import read_metrics
 from pretrain.model.pretraining import LossHead
 from pretrain.train import app

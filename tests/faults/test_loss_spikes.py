@@ -14,7 +14,7 @@ from small_runs import write_small_run
 
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
 from pretrain.cli import run_program
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 from pretrain.metrics import read_metrics
 from pretrain.model.pretraining import LossHead, PretrainingLosses
 from pretrain.train import app

@@ -14,7 +14,7 @@ from live_ranks import run_training
 from small_runs import write_small_run
 
 from pretrain.checkpoint.manifest import CheckpointManifest, find_problems, list_checkpoints
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from parity import STEPS, Figures, build, evaluate
 
-from pretrain import engine as engine_module
 from pretrain import parallel
 from pretrain.checkpoint.state_files import StateReader
 from pretrain.config.sections import RunConfig
+from pretrain.engine.engine import engine as engine_module
 from pretrain.optim import learning_rate
 
 

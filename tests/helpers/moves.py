@@ -11,9 +11,10 @@ from parity import STEPS, Figures, build
 from pretrain import parallel
 from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, StateReader
 from pretrain.config.sections import RunConfig
-from pretrain.engine import Engine, PlainEngine
+from pretrain.engine.engine import Engine
+from pretrain.engine.pipelined import PipelinedEngine
+from pretrain.engine.plain import PlainEngine
 from pretrain.optim import learning_rate
-from pretrain.pipeline_engine import PipelinedEngine
 
 SAVED_AT = 3
 

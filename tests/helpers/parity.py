@@ -24,12 +24,13 @@ from pretrain import parallel
 from pretrain.config.load import load_config
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch, BatchSource, RowSource
-from pretrain.engine import Engine, PlainEngine, zero_stage
+from pretrain.engine.engine import Engine, zero_stage
+from pretrain.engine.pipelined import PipelinedEngine
+from pretrain.engine.plain import PlainEngine
 from pretrain.model import layers as model_layers
 from pretrain.model import pretraining
 from pretrain.model.build import build_model
 from pretrain.optim import Lamb, learning_rate, parameter_groups
-from pretrain.pipeline_engine import PipelinedEngine
 
 STEPS = 5
 EVALUATED = 1000

@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from forked import run_ranks  # noqa: E402  # the helpers are not installed
 from small_runs import write_small_run  # noqa: E402
 
-from pretrain import engine as engine_module  # noqa: E402
 from pretrain.checkpoint.captured_state import HostMemory  # noqa: E402
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint  # noqa: E402
-from pretrain.engine import Engine  # noqa: E402
+from pretrain.engine.engine import Engine  # noqa: E402
+from pretrain.engine.engine import engine as engine_module  # noqa: E402
 from pretrain.metrics import read_metrics  # noqa: E402
 from pretrain.train import train  # noqa: E402
 from pretrain.trainer import Trainer  # noqa: E402

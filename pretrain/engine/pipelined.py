@@ -17,7 +17,7 @@ import torch
 
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch
-from pretrain.engine import Engine, StepOutcome, Veto
+from pretrain.engine.engine import Engine, StepOutcome, Veto
 from pretrain.heartbeat import Heartbeat
 from pretrain.model.pipeline import BertPipeline
 from pretrain.model.pretraining import PretrainingLosses
