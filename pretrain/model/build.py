@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from pretrain.config.sections import RunConfig
 from pretrain.model.balance import plan_stages
-from pretrain.model.layer_spec import choose_layers
+from pretrain.model.build import choose_layers
+from pretrain.model.layer_spec import LayerSpec, plain_layers
 from pretrain.model.pretraining import BertForPretraining
 from pretrain.parallel import Mesh
 from pretrain.runlog import get_logger
@@ -57,3 +58,12 @@ def build_model(config: RunConfig, vocab_size: int, mesh: Mesh) -> BertForPretra
         has_padding=has_padding,
         separate_documents=separate_documents,
     )
+
+
+def choose_layers(tp_size: int, *, sequence_parallel: bool = False) -> LayerSpec:
+    """The layers for a tensor-parallel size; above 1 `parallel.start_mesh` must have made the groups."""
+    if tp_size == 1:
+        return plain_layers()
+    from pretrain.model.tensor_parallel import tensor_parallel_layers
+
+    return tensor_parallel_layers(sequence_parallel=sequence_parallel)

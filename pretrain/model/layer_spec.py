@@ -144,12 +144,3 @@ def plain_layers() -> LayerSpec:
         embedding=Embedding,
         layer_norm=LayerNorm,
     )
-
-
-def choose_layers(tp_size: int, *, sequence_parallel: bool = False) -> LayerSpec:
-    """The layers for a tensor-parallel size; above 1 `parallel.start_mesh` must have made the groups."""
-    if tp_size == 1:
-        return plain_layers()
-    from pretrain.model.tensor_parallel import tensor_parallel_layers
-
-    return tensor_parallel_layers(sequence_parallel=sequence_parallel)
