@@ -26,7 +26,7 @@ from pretrain.data.row_modes import open_rows
 from pretrain.data.sample_index import RowIds, Rows
 from pretrain.data.special_ids import special_ids
 from pretrain.data.splits import Split, split_named
-from pretrain.data.tokenizer.load.info import TokenizerInfo
+from pretrain.data.tokenizer.info import TokenizerInfo
 from pretrain.errors import DataError
 
 # So many bytes, uint8, not initialised, aligned for int64.

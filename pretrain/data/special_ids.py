@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pretrain.data.tokenizer.load.info import TokenizerInfo
+from pretrain.data.tokenizer.info import TokenizerInfo
 from pretrain.errors import DataError
 from pretrain.runlog import get_logger
 

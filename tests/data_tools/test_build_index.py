@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pretrain.data.tokenizer.load.info import SpecialIds, TokenizerInfo
+from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
 from project import ROOT, SHARED
 
 from data_tools.build_index import index_dataset

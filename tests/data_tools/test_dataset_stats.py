@@ -12,7 +12,7 @@ import pytest
 from corpora import TEXTS, run_program, write_jsonl, write_vocab
 from hypothesis import given
 from hypothesis import strategies as st
-from pretrain.data.tokenizer.load.info import SpecialIds, TokenizerInfo
+from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
 
 from data_tools.dataset_stats import gather
 from data_tools.encoding.encode import EncodeOptions

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pretrain.data.tokenizer.load.info import SpecialIds, TokenizerInfo
+from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
 
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 from pretrain.data.dataset.manifest import Manifest

@@ -20,7 +20,7 @@ from pretrain import __version__, durable
 from pretrain.data.dataset.dataset_format import CODE_OF_DTYPE, MAGIC, MAX_SEQUENCE_TOKENS, VERSION, dataset_path
 from pretrain.data.dataset.hashing import HashingFile, hash_range
 from pretrain.data.dataset.manifest import CHUNK_BYTES, Dropped, Manifest
-from pretrain.data.tokenizer.load.info import TokenizerInfo
+from pretrain.data.tokenizer.info import TokenizerInfo
 from pretrain.durable import folder_records
 from pretrain.errors import DataError
 

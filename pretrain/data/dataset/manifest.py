@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pretrain import durable
-from pretrain.data.tokenizer.load.info import Count, TokenizerInfo
+from pretrain.data.tokenizer.info import Count, TokenizerInfo
 from pretrain.durable import FileRecord
 from pretrain.errors import DataError
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.tokenizer.base import best_dtype
 from pretrain.data.tokenizer.folder import write_folder
-from pretrain.data.tokenizer.load.info import SpecialIds, TokenizerInfo
+from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
 from pretrain.errors import DataError
 
 # Names by role, the preferred one first; the first that a vocabulary holds is taken.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.data.tokenizer.base import SPECIAL_NAMES, Tokenizer, check_casing, find_special
-from pretrain.data.tokenizer.load.info import TokenizerInfo
+from pretrain.data.tokenizer.info import TokenizerInfo
 from pretrain.data.tokenizer.wordpiece import WordPieceEncoder
 from pretrain.errors import DataError
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.data.tokenizer.base import Tokenizer, check_casing
-from pretrain.data.tokenizer.load.info import SpecialIds, TokenizerInfo
+from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
 from pretrain.data.tokenizer.sentencepiece_convert import BYTE, CONTROL, NORMAL, USER_DEFINED, convert
 from pretrain.errors import DataError
 

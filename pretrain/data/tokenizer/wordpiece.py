@@ -17,7 +17,7 @@ import numpy as np
 
 from pretrain.data.native import native
 from pretrain.data.tokenizer.base import SPECIAL_NAMES, Tokenizer, find_special
-from pretrain.data.tokenizer.load.info import TokenizerInfo
+from pretrain.data.tokenizer.info import TokenizerInfo
 from pretrain.errors import DataError
 
 WORDPIECE_SPECIAL = tuple(names[0] for names in SPECIAL_NAMES.values())
