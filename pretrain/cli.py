@@ -42,7 +42,7 @@ VERBS = {
     "preflight": Verb(
         "pretrain.preflight", "what must hold on machines before a run: GPUs, names, disks, data, network"
     ),
-    "checkpoint": Verb("pretrain.checkpoint_tool", "list and verify the checkpoints of a run"),
+    "checkpoint": Verb("pretrain.checkpoint.__main__", "list and verify the checkpoints of a run"),
     "export": Verb("pretrain.export", "checkpoint to a Hugging Face folder"),
     "import-hf": Verb("pretrain.import_hf", "Hugging Face BERT folder to a checkpoint to start from"),
     "fill-mask": Verb("pretrain.evaluate.fill_mask", "what an exported model puts in place of [MASK]"),

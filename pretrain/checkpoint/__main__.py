@@ -146,4 +146,4 @@ def _format_age(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    run_program(app, name="python -m pretrain.checkpoint_tool")
+    run_program(app, name="python -m pretrain.checkpoint")

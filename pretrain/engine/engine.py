@@ -20,7 +20,7 @@ import torch.distributed as distributed
 from pretrain import parallel
 from pretrain.checkpoint.captured_state import CapturedState, HostMemory, find_non_finite
 from pretrain.checkpoint.state_files import Range, StateReader, read_counters
-from pretrain.config.deepspeed import OWNED_DEEPSPEED_KEYS, build_ds_config, zero_stage
+from pretrain.config.deepspeed import build_ds_config, zero_stage
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.durable import FileRecord
@@ -32,18 +32,6 @@ from pretrain.model.pretraining import PretrainingLosses
 from pretrain.optim import build_optimizer, parameter_groups
 from pretrain.parallel import Mesh
 from pretrain.replicas import Drift, ReplicaCheck
-
-# Told elsewhere without importing torch; callers of the engine find them here.
-__all__ = [
-    "OWNED_DEEPSPEED_KEYS",
-    "Engine",
-    "EvalResult",
-    "PlainEngine",
-    "StepResult",
-    "build_ds_config",
-    "zero_stage",
-]
-
 
 # Given the losses that this rank knows, whether the weights must stay as they are.
 Veto = Callable[[Sequence[PretrainingLosses]], bool]

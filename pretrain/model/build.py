@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from pretrain.config.sections import RunConfig
 from pretrain.model.balance import plan_stages
-from pretrain.model.build import choose_layers
 from pretrain.model.layer_spec import LayerSpec, plain_layers
 from pretrain.model.pretraining import BertForPretraining
 from pretrain.parallel import Mesh

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_builders import every_file, manifest, write_state
-from pretrain.checkpoint.store.__main__ import app
 from state_ranges import write
 
+from pretrain.checkpoint.__main__ import app
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, find_problems, list_checkpoints
 from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, Range, StateReader, read_counters, write_counters
 from pretrain.checkpoint.store import CheckpointStore

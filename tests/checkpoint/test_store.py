@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from checkpoint_builders import every_file, is_unchanged, manifest, write_state
 
+from pretrain.checkpoint import store as checkpoint_module
 from pretrain.checkpoint.manifest import (
     FORMAT_VERSION,
     CheckpointManifest,
@@ -19,7 +20,6 @@ from pretrain.checkpoint.manifest import (
     step_folder,
 )
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.checkpoint.store import store as checkpoint_module
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
 from project import ROOT, SHARED
 
 from data_tools.build_index import index_dataset
@@ -18,6 +17,7 @@ from data_tools.preprocess import preprocess
 from pretrain.data.batches import RowSource
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
 
 
 def write(prefix: Path) -> None:

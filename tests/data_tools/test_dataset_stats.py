@@ -12,7 +12,6 @@ import pytest
 from corpora import TEXTS, run_program, write_jsonl, write_vocab
 from hypothesis import given
 from hypothesis import strategies as st
-from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
 
 from data_tools.dataset_stats import gather
 from data_tools.encoding.encode import EncodeOptions
@@ -22,6 +21,7 @@ from data_tools.views.dataset_tally import LengthTally
 from data_tools.views.stats_page import describe
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
 from pretrain.data.tokenizer.load import load_tokenizer
 from pretrain.errors import DataError
 

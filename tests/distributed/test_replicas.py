@@ -14,8 +14,8 @@ from layouts import DP2, DP4, NO_DROPOUT, PP2, PP2_DP2, PP2_TP2_SP, TP2, TP2_DP2
 from parity import build, load, start_mesh
 
 from pretrain.config.sections import RunConfig
+from pretrain.engine import engine as engine_module
 from pretrain.engine.engine import Engine
-from pretrain.engine.engine import engine as engine_module
 from pretrain.engine.pipelined import PipelinedEngine
 from pretrain.engine.plain import PlainEngine
 from pretrain.optim import learning_rate

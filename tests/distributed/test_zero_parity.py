@@ -15,7 +15,7 @@ from engine_runs import engine_rank
 from forked import run_ranks
 from parity import STEPS, Figures, deviation, load, plain_process
 
-from pretrain.engine.engine import engine as engine_module
+from pretrain.config.deepspeed import zero_stage
 
 LOSS_TOLERANCE = 1e-6
 WEIGHT_TOLERANCE = 2e-6
@@ -75,4 +75,4 @@ def test_bf16_follows_fp32(stage: int, folder: Path, tmp_path: Path, adamw_refer
 
 
 def test_bf16_never_runs_without_master_weights(folder: Path) -> None:
-    assert engine_module.zero_stage(load(folder, "precision=bf16", "zero.stage=0")) == 1
+    assert zero_stage(load(folder, "precision=bf16", "zero.stage=0")) == 1

@@ -21,8 +21,9 @@ from live_ranks import run_training
 from small_runs import write_small_run
 
 from pretrain import durable, resilience
+from pretrain.checkpoint import captured_state
 from pretrain.checkpoint.manifest import CheckpointManifest, find_problems, list_checkpoints, step_folder
-from pretrain.checkpoint.store import CheckpointStore, captured_state
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.engine.engine import Engine
 from pretrain.metrics import read_metrics
 

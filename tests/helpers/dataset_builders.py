@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
 
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 from pretrain.data.dataset.manifest import Manifest
+from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 NUM_SPECIAL = 5

@@ -10,7 +10,7 @@ from parity import STEPS, Figures, build, evaluate
 from pretrain import parallel
 from pretrain.checkpoint.state_files import StateReader
 from pretrain.config.sections import RunConfig
-from pretrain.engine.engine import engine as engine_module
+from pretrain.engine.plain import PlainEngine
 from pretrain.optim import learning_rate
 
 
@@ -19,9 +19,7 @@ def engine_rank(config: RunConfig, folder: Path) -> tuple[Figures, dict[str, tor
     launch = parallel.read_launch()
     parallel.start_process_group(launch, torch.device("cpu"))
     model, source = build(config)
-    engine = engine_module.PlainEngine(
-        config, model, torch.device("cpu"), parallel.start_mesh(config.parallel, torch.device("cpu"))
-    )
+    engine = PlainEngine(config, model, torch.device("cpu"), parallel.start_mesh(config.parallel, torch.device("cpu")))
     per_step = config.train.global_batch_size // config.train.micro_batch_size
     figures: Figures = []
     for step in range(STEPS):

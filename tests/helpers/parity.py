@@ -21,10 +21,11 @@ from layouts import SETTING, SETTINGS, Case, Grid
 from small_runs import write_small_run
 
 from pretrain import parallel
+from pretrain.config.deepspeed import zero_stage
 from pretrain.config.load import load_config
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch, BatchSource, RowSource
-from pretrain.engine.engine import Engine, zero_stage
+from pretrain.engine.engine import Engine
 from pretrain.engine.pipelined import PipelinedEngine
 from pretrain.engine.plain import PlainEngine
 from pretrain.model import layers as model_layers

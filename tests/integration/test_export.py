@@ -16,8 +16,8 @@ from small_runs import write_small_run
 from transformers import AutoModelForMaskedLM, BertModel
 
 from pretrain import export as export_module
+from pretrain.checkpoint import weights as weights_module
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
-from pretrain.checkpoint.store import weights as weights_module
 from pretrain.checkpoint.weights import read_weights
 from pretrain.config.sections import ModelSection
 from pretrain.data.tokenizer.load import load_tokenizer

@@ -32,8 +32,8 @@ from small_runs import write_small_run  # noqa: E402
 
 from pretrain.checkpoint.captured_state import HostMemory  # noqa: E402
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint  # noqa: E402
+from pretrain.engine import engine as engine_module  # noqa: E402
 from pretrain.engine.engine import Engine  # noqa: E402
-from pretrain.engine.engine import engine as engine_module  # noqa: E402
 from pretrain.metrics import read_metrics  # noqa: E402
 from pretrain.train import train  # noqa: E402
 from pretrain.trainer import Trainer  # noqa: E402

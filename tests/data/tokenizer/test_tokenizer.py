@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from project import SHARED
 
+from pretrain.data.tokenizer import wordpiece as wordpiece_module
 from pretrain.data.tokenizer.base import best_dtype
 from pretrain.data.tokenizer.load import Tokenizer, load_tokenizer
-from pretrain.data.tokenizer.load import wordpiece as wordpiece_module
 from pretrain.data.tokenizer.sentencepiece_convert import SAMPLE_LINES
 from pretrain.errors import DataError
 
