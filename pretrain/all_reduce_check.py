@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as distributed
 
-    from pretrain.parallel import Launch
+    from pretrain.parallel.launch import Launch
 
 _ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
 _REPEATS = 5

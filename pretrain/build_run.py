@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pretrain import parallel
 from pretrain.checkpoint.manifest import CheckpointManifest, Layout
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.weights import load_weights_into
@@ -30,7 +29,8 @@ from pretrain.metrics import MetricsLog
 from pretrain.model.build import build_model
 from pretrain.model.parameter_shape import parameter_shape
 from pretrain.model.pretraining import BertForPretraining
-from pretrain.parallel import Mesh
+from pretrain.parallel import collectives
+from pretrain.parallel.mesh import Mesh
 from pretrain.resilience import StopRequest
 from pretrain.run_folder import RunFolder, describe_environment
 from pretrain.runlog import get_logger
@@ -74,7 +74,7 @@ def build_trainer(
         log.info("%s", line)
     engine = _build_engine(config, model, device, mesh, heartbeat)
     _describe_run(config, folder, engine.ds_config, device)
-    metrics = MetricsLog(folder.path, is_active=parallel.rank() == 0, use_tensorboard=config.run.tensorboard)
+    metrics = MetricsLog(folder.path, is_active=collectives.rank() == 0, use_tensorboard=config.run.tensorboard)
     return Trainer(
         config=config,
         engine=engine,
@@ -94,16 +94,16 @@ def build_trainer(
 def _build_store(config: RunConfig, folder: RunFolder) -> CheckpointStore:
     """Where checkpoints go; ranks that save beside training need a group of their own for it."""
     section = config.checkpoint
-    group = parallel.start_side_group() if section.asynchronous else None
+    group = collectives.start_side_group() if section.asynchronous else None
     return CheckpointStore(folder.checkpoints, keep=section.keep, keep_every=section.keep_every, group=group)
 
 
 def _watch_stragglers(config: RunConfig, mesh: Mesh, metrics: MetricsLog) -> Stragglers | None:
     """Who names slow ranks, where there are several and somebody wants to know; collective."""
     share = config.watchdog.slow_share
-    if share is None or not config.watchdog.enabled or parallel.world_size() == 1:
+    if share is None or not config.watchdog.enabled or collectives.world_size() == 1:
         return None
-    return Stragglers(share, parallel.gather_objects(socket.gethostname()), mesh.pp_size, metrics)
+    return Stragglers(share, collectives.gather_objects(socket.gethostname()), mesh.pp_size, metrics)
 
 
 def _describe_rows(rows: RowSource) -> str:
@@ -160,13 +160,13 @@ def _batches(
 def _describe_run(config: RunConfig, folder: RunFolder, ds_config: dict[str, Any], device: torch.device) -> None:
     """Rank 0 saves what the run is; every rank ends with its error if the disk refuses."""
     problem = None
-    if parallel.rank() == 0:
+    if collectives.rank() == 0:
         try:
-            folder.write_description(config, ds_config, describe_environment(parallel.world_size(), str(device)))
+            folder.write_description(config, ds_config, describe_environment(collectives.world_size(), str(device)))
             folder.keep_tokenizer(config.data.tokenizer_folder)
         except OSError as error:
             problem = str(error)
-    failure = parallel.first_failure(problem)
+    failure = collectives.first_failure(problem)
     if failure is not None:
         raise TacoError(f"run.output_dir {folder.path}: cannot be written: {failure}; free space or choose another")
 
@@ -175,7 +175,7 @@ def _describe_checkpoint(config: RunConfig, rows: RowSource) -> CheckpointManife
     """What every checkpoint of this run says about itself; step and files are filled in when it is saved."""
     size = config.parallel
     layout = Layout(
-        data=parallel.world_size() // (size.tensor * size.pipeline),
+        data=collectives.world_size() // (size.tensor * size.pipeline),
         tensor=size.tensor,
         pipeline=size.pipeline,
         zero_stage=zero_stage(config),

@@ -120,12 +120,12 @@ def all_reduce(
     timeout: Annotated[float, typer.Option(help="seconds until missing ranks are named")] = 120.0,
 ) -> None:
     """Sum over all ranks; rank 0 prints the machines whose ranks are missing, separated by commas."""
-    from pretrain import parallel
     from pretrain.all_reduce_check import MissingRanksError, check_all_reduce
     from pretrain.config.load import load_config
+    from pretrain.parallel.launch import choose_device, read_launch
 
-    launch = parallel.read_launch()
-    device = parallel.choose_device(load_config(config, overrides or ()).run.device, launch)
+    launch = read_launch()
+    device = choose_device(load_config(config, overrides or ()).run.device, launch)
     try:
         result = check_all_reduce(launch, device, nodes.split(), timeout)
     except MissingRanksError as error:

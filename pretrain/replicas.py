@@ -22,10 +22,10 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-from pretrain import parallel
 from pretrain.errors import TacoError
 from pretrain.optim import is_tensor_parallel
-from pretrain.parallel import Mesh
+from pretrain.parallel import collectives
+from pretrain.parallel.mesh import Mesh
 
 _CHUNK = 1 << 20
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -70,7 +70,7 @@ class ReplicaCheck:
         self._mesh = mesh
         self._device = device
         holders = Counter(
-            name for names in parallel.gather_objects([name for name, _ in self._parts()]) for name in names
+            name for names in collectives.gather_objects([name for name, _ in self._parts()]) for name in names
         )
         self._names = sorted(name for name, number in holders.items() if number > 1)
         self._place = {name: place for place, name in enumerate(self._names)}
@@ -99,7 +99,7 @@ class ReplicaCheck:
 
     def _explain(self, names: Sequence[str]) -> list[Drift]:
         own = {name: int(checksum(part)) for name, part in self._copies() if name in names}
-        by_rank = parallel.gather_objects(own)
+        by_rank = collectives.gather_objects(own)
         drifts = []
         for name in names:
             groups: dict[int, list[int]] = {}
@@ -161,7 +161,7 @@ def _shift_right(word_C: Tensor, places: int) -> Tensor:
 
 def describe_drift(drifts: Sequence[Drift], step: int, last_saved_step: int) -> str:
     """One paragraph for people: what differs where, what is safe, and what to do; collective."""
-    hosts = parallel.gather_objects(socket.gethostname())
+    hosts = collectives.gather_objects(socket.gethostname())
     shown = "; ".join(str(drift) for drift in drifts[:3])
     more = f"; and {len(drifts) - 3} more" if len(drifts) > 3 else ""
     suspects = sorted({rank for drift in drifts for rank in drift.wrong_ranks or chain(*drift.groups)})[:8]

@@ -14,7 +14,7 @@ from pretrain.errors import DataError, TacoError
 
 if TYPE_CHECKING:
     from pretrain.config.sections import RunConfig
-    from pretrain.parallel import Launch
+    from pretrain.parallel.launch import Launch
 
 # torch's allocator on the CPU, C++'s, and a thread whose stack finds no place raise plain RuntimeErrors.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "can't start new thread")

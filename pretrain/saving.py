@@ -14,12 +14,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from pretrain import parallel
 from pretrain.checkpoint.manifest import CheckpointManifest, step_folder
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.engine.engine import Engine
 from pretrain.errors import CheckpointError
 from pretrain.metrics import MetricsLog
+from pretrain.parallel import collectives
 from pretrain.runlog import get_logger
 
 log = get_logger(__name__)
@@ -145,7 +145,7 @@ class Saver:
         )
 
     def _refuse_non_finite(self, step: int, problem: str | None) -> None:
-        failure = parallel.first_failure(problem)
+        failure = collectives.first_failure(problem)
         if failure is not None:
             last = f"the last one is of step {self.committed_step}" if self.committed_step else "there is none yet"
             raise NonFiniteStateError(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pretrain.config.sections import RunConfig
     from pretrain.data.batches import RowSource
-    from pretrain.parallel import Launch
+    from pretrain.parallel.launch import Launch
     from pretrain.run_folder import RunFolder
     from pretrain.trainer import Trainer
 
@@ -48,7 +48,7 @@ def train(
     Exit codes: 0 done, 1 error, 2 configuration, 75 stopped by a signal with everything saved, 124 the run hung.
     """
     from pretrain.config.load import load_config
-    from pretrain.parallel import read_launch
+    from pretrain.parallel.launch import read_launch
     from pretrain.run_errors import machine_limits_explained
 
     launch = read_launch()
@@ -87,8 +87,15 @@ def _print_plan(config: RunConfig, launch: Launch) -> None:
 def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch: bool) -> None:
     from datetime import timedelta
 
-    from pretrain import parallel
     from pretrain.heartbeat import Heartbeat
+    from pretrain.parallel.launch import (
+        choose_device,
+        is_lost_contact,
+        make_deterministic,
+        start_process_group,
+        stop_process_group,
+    )
+    from pretrain.parallel.mesh import start_mesh
     from pretrain.resilience import StopRequest
     from pretrain.run_folder import RunFolder
     from pretrain.runlog import start_logging
@@ -98,12 +105,12 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
     stop.install()
     start_logging(None, launch.rank)
     train_rows, validation_rows = _open_rows(config)
-    device = parallel.choose_device(config.run.device, launch)
+    device = choose_device(config.run.device, launch)
     if config.train.deterministic:
-        parallel.make_deterministic()
+        make_deterministic()
     _check_device(config, device, launch)
     folder = RunFolder(config.run.output_dir)
-    parallel.start_process_group(launch, device, timedelta(seconds=config.watchdog.collective_seconds))
+    start_process_group(launch, device, timedelta(seconds=config.watchdog.collective_seconds))
     heartbeat, watchdog = Heartbeat(), None
     try:
         token = _claim(folder, config, allowed)
@@ -111,13 +118,13 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
         if launch.rank == 0:
             stop.watch(folder.stop_file)
         start_logging(folder.logs, launch.rank)
-        mesh = parallel.start_mesh(config.parallel, device)
+        mesh = start_mesh(config.parallel, device)
         from pretrain.build_run import build_trainer
 
         trainer = build_trainer(config, folder, train_rows, validation_rows, device, mesh, stop, heartbeat)
         _train(trainer, config.train.steps, folder, from_scratch=from_scratch)
     except RuntimeError as error:
-        if not parallel.is_lost_contact(error):
+        if not is_lost_contact(error):
             raise
         if watchdog is not None:
             watchdog.wait_for_verdict()
@@ -126,14 +133,14 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
         heartbeat.kind = "end"
         heartbeat.enter("end")
         folder.release()
-        parallel.stop_process_group()
+        stop_process_group()
         if watchdog is not None:
             watchdog.stop()
 
 
 def _train(trainer: Trainer, steps: int, folder: RunFolder, *, from_scratch: bool) -> None:
     """Continue where the run stands, to its end or to the signal that stops it."""
-    from pretrain import parallel
+    from pretrain.parallel import collectives
     from pretrain.resilience import PreemptedError
 
     trainer.store.prepare()
@@ -144,7 +151,7 @@ def _train(trainer: Trainer, steps: int, folder: RunFolder, *, from_scratch: boo
         return
     stopped: PreemptedError | None = None
     try:
-        if parallel.rank() == 0:
+        if collectives.rank() == 0:
             folder.clear_done()
         trainer.run()
     except PreemptedError as request:
@@ -154,7 +161,7 @@ def _train(trainer: Trainer, steps: int, folder: RunFolder, *, from_scratch: boo
     if stopped is not None:
         log.info("%s", stopped)
         # Launchers end all ranks as soon as one has ended with such a code, and rank 0 has the most to write.
-        parallel.gather_objects(None)
+        collectives.gather_objects(None)
         raise typer.Exit(PreemptedError.exit_code)
     _mark_done(folder, steps)
     log.info("done: %d steps; checkpoints are in %s", steps, folder.checkpoints)
@@ -162,10 +169,10 @@ def _train(trainer: Trainer, steps: int, folder: RunFolder, *, from_scratch: boo
 
 def _mark_done(folder: RunFolder, step: int) -> None:
     """Rank 0 leaves the mark by which job scripts know that a run needs no further start."""
-    from pretrain import parallel
     from pretrain.errors import TacoError
+    from pretrain.parallel import collectives
 
-    if parallel.rank() != 0:
+    if collectives.rank() != 0:
         return
     try:
         folder.mark_done(step)
@@ -224,19 +231,19 @@ def _check_device(config: RunConfig, device: torch.device, launch: Launch) -> No
 
 def _claim(folder: RunFolder, config: RunConfig, allowed: list[str]) -> str:
     """Rank 0 takes the folder; every rank ends with its error if it cannot. Returns a name of this start of the run."""
-    from pretrain import parallel
     from pretrain.errors import ConfigError, TacoError
+    from pretrain.parallel import collectives
 
     problem: tuple[int, str] | None = None
     changes: list[str] = []
-    if parallel.rank() == 0:
+    if collectives.rank() == 0:
         try:
             folder.claim()
             changes = folder.check_config(config, allowed)
             folder.clear_heartbeats()
         except TacoError as error:
             problem = (error.exit_code, str(error))
-    problem, token = parallel.gather_objects((problem, uuid.uuid4().hex))[0]
+    problem, token = collectives.gather_objects((problem, uuid.uuid4().hex))[0]
     if problem is not None:
         code, message = problem
         raise (ConfigError if code == ConfigError.exit_code else TacoError)(message)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from pretrain import parallel
 from pretrain.checkpoint.manifest import CheckpointManifest
 from pretrain.checkpoint.store import CheckpointStore, NoGoodCheckpointError
 from pretrain.config.sections import RunConfig
@@ -23,6 +22,7 @@ from pretrain.engine.engine import Engine, EvalResult, StepResult
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.metrics import MetricsLog
 from pretrain.optim import learning_rate
+from pretrain.parallel import collectives
 from pretrain.progress import Progress
 from pretrain.replicas import ReplicaDriftError, describe_drift
 from pretrain.resilience import BadSteps, PreemptedError, StopRequest
@@ -145,7 +145,7 @@ class Trainer:
         micro_batches = self._open_stream()
         accum = self.config.grad_accum_steps(self.engine.mesh.dp_size)
         self._progress.start_from(self.state.step)
-        with progress_bar("training", self.state.step, total, is_shown=parallel.rank() == 0) as bar:
+        with progress_bar("training", self.state.step, total, is_shown=collectives.rank() == 0) as bar:
             while self.state.step < total:
                 self.heartbeat.begin_step(self.state.step + 1)
                 work_seconds, step_seconds = self._take_work()
@@ -158,7 +158,7 @@ class Trainer:
                 )
                 self.heartbeat.end_step()
                 self._advance(result)
-                if self.stragglers is not None and result.work_seconds and parallel.rank() == 0:
+                if self.stragglers is not None and result.work_seconds and collectives.rank() == 0:
                     self.stragglers.note(self.state.step, result.work_seconds, step_seconds)
                 if self._is_rolled_back(result):
                     micro_batches.close()
@@ -199,7 +199,7 @@ class Trainer:
         if self.bad_steps.note(step, loss, norm, is_skipped=result.is_skipped):
             self._wait_for_save()  # so that all ranks know the same last checkpoint
             suspects = self._suspects(result)
-            if parallel.rank() == 0:
+            if collectives.rank() == 0:
                 self.bad_steps.write_down(step, loss, norm, suspects)
             self.bad_steps.check_limit(step, self.saver.committed_step)
         self.state = TrainState(step, self.state.consumed_samples + self.config.train.global_batch_size)
@@ -217,7 +217,7 @@ class Trainer:
         if policy == "rollback":
             record |= self._roll_back(loss)
         log.warning("step %d: loss %.4f is a spike (bound %.4f): %s", step, loss, bound, _describe_action(record))
-        if parallel.rank() == 0:
+        if collectives.rank() == 0:
             self.spikes.write_down(record)
         return "continued_from" in record
 
@@ -246,7 +246,7 @@ class Trainer:
     def _suspects(self, result: StepResult) -> list[tuple[int, int]]:
         """First and last + 1 of the rows whose loss was not finite, or of all rows of the step where none was."""
         size = self.config.train.micro_batch_size
-        found = sorted({number for share in parallel.gather_objects(result.bad_micro_batches) for number in share})
+        found = sorted({number for share in collectives.gather_objects(result.bad_micro_batches) for number in share})
         if found:
             return [(number * size, (number + 1) * size) for number in found]
         first = self.state.consumed_samples

@@ -31,7 +31,7 @@ from pretrain.config.sections import WatchdogSection
 from pretrain.errors import TacoError
 from pretrain.hang_verdict import describe_hang
 from pretrain.heartbeat import Heartbeat, Kind, Sign, SignFolder
-from pretrain.parallel import Launch
+from pretrain.parallel.launch import Launch
 from pretrain.run_folder import RunFolder
 from pretrain.runlog import get_logger
 

@@ -177,12 +177,12 @@ def _start(config: RunConfig) -> torch.device:
     """The device of every contender; says which one DeepSpeed has to take before it is imported."""
     import os
 
-    from pretrain import parallel
+    from pretrain.parallel.launch import Launch, choose_device, start_process_group
 
-    launch = parallel.Launch(0, 1, 0, 1)
-    device = parallel.choose_device(config.run.device, launch)
+    launch = Launch(0, 1, 0, 1)
+    device = choose_device(config.run.device, launch)
     os.environ["DS_ACCELERATOR"] = device.type
-    parallel.start_process_group(launch, device)
+    start_process_group(launch, device)
     return device
 
 
@@ -261,11 +261,11 @@ def _random_batch(config: RunConfig, index: int) -> Batch:
 
 
 def _ours(config: RunConfig, device: torch.device) -> Callable[[int], None]:
-    from pretrain import parallel
     from pretrain.engine.plain import PlainEngine
     from pretrain.model.build import build_model
+    from pretrain.parallel.mesh import Mesh
 
-    mesh = parallel.Mesh(dp_rank=0, dp_size=1)
+    mesh = Mesh(dp_rank=0, dp_size=1)
     engine = PlainEngine(config, build_model(config, VOCAB_SIZE, mesh), device, mesh)
 
     def run_step(number: int) -> None:

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain import durable, parallel
+from pretrain import durable
 from pretrain.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -34,6 +34,7 @@ from pretrain.checkpoint.manifest import (
 )
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
+from pretrain.parallel import collectives
 from pretrain.runlog import get_logger
 
 if TYPE_CHECKING:
@@ -96,11 +97,11 @@ class CheckpointStore:
             records = write_state(temporary)
         except OSError as error:
             problem = str(error)
-        failure = parallel.first_failure(problem, self._group)
+        failure = collectives.first_failure(problem, self._group)
         if failure is not None:
             self._discard(temporary)
             raise CheckpointError(f"{final}: not saved, earlier checkpoints are untouched: {failure}")
-        files = [record for share in parallel.gather_objects(records, self._group) for record in share]
+        files = [record for share in collectives.gather_objects(records, self._group) for record in share]
         try:
             self._on_rank_0(lambda: self._commit(temporary, final, manifest, files, extra), f"{final}: not saved")
         except CheckpointError:
@@ -119,14 +120,14 @@ class CheckpointStore:
         """
         # Rank 0's listing: ranks on other nodes may see an older state of a shared folder.
         listing = (list_checkpoints(self.root), sorted(self.root.glob("step-*.bad")))
-        found, aside = parallel.gather_objects(listing, self._group)[0]
+        found, aside = collectives.gather_objects(listing, self._group)[0]
         if every_steps is not None:
             found = [folder for folder in found if _step_of(folder) % every_steps == 0] or found
         bad = [f"{folder}: was set aside by an earlier start" for folder in aside]
         for folder in found:
             self._refuse_other_release(folder)
-            problems = find_problems(folder, part=parallel.rank(), num_parts=parallel.world_size())
-            failure = parallel.first_failure(problems[0] if problems else None, self._group)
+            problems = find_problems(folder, part=collectives.rank(), num_parts=collectives.world_size())
+            failure = collectives.first_failure(problems[0] if problems else None, self._group)
             if failure is None:
                 return folder
             log.warning("checkpoint %s is not used: %s", folder.name, failure)
@@ -148,7 +149,7 @@ class CheckpointStore:
             problem = str(error)
         except CheckpointError:
             pass  # damage is found, voted on and set aside by the caller
-        failure = parallel.first_failure(problem, self._group)
+        failure = collectives.first_failure(problem, self._group)
         if failure is not None:
             raise CheckpointVersionError(failure)
 
@@ -197,12 +198,12 @@ class CheckpointStore:
     def _on_rank_0(self, action: Callable[[], None], complaint: str) -> None:
         """Run `action` on rank 0; every rank waits for it and raises if it failed."""
         problem = None
-        if parallel.rank() == 0:
+        if collectives.rank() == 0:
             try:
                 action()
             except OSError as error:
                 problem = str(error)
-        failure = parallel.first_failure(problem, self._group)
+        failure = collectives.first_failure(problem, self._group)
         if failure is not None:
             raise CheckpointError(f"{complaint}: {failure}")
 

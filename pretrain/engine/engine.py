@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 
-from pretrain import parallel
 from pretrain.checkpoint.captured_state import CapturedState, HostMemory, find_non_finite
 from pretrain.checkpoint.state_files import Range, StateReader, read_counters
 from pretrain.config.deepspeed import build_ds_config, zero_stage
@@ -30,7 +29,8 @@ from pretrain.errors import CheckpointError, TacoError
 from pretrain.heartbeat import Heartbeat
 from pretrain.model.pretraining import PretrainingLosses
 from pretrain.optim import build_optimizer, parameter_groups
-from pretrain.parallel import Mesh
+from pretrain.parallel import collectives
+from pretrain.parallel.mesh import Mesh
 from pretrain.replicas import Drift, ReplicaCheck
 
 # Given the losses that this rank knows, whether the weights must stay as they are.
@@ -173,7 +173,7 @@ class Engine(ABC):
             losses += torch.stack([step.total, step.mlm, step.contrastive])
         # All tensor ranks of the last stage know the same losses.
         losses /= num_micro_batches * self.mesh.dp_size * self.mesh.tp_size
-        sums: list[float] = parallel.sum_over_ranks(torch.cat([losses, losses.new_tensor(told)])).tolist()
+        sums: list[float] = collectives.sum_over_ranks(torch.cat([losses, losses.new_tensor(told)])).tolist()
         return sums
 
     @contextlib.contextmanager
@@ -213,9 +213,9 @@ class Engine(ABC):
             labels = batch.masked_label_M[batch.masked_label_M >= 0]
             label_counts += torch.bincount(torch.from_numpy(labels), minlength=len(label_counts))
         # All tensor ranks of the last stage count the same rows.
-        sums = parallel.sum_over_ranks(sums) / self.mesh.tp_size
+        sums = collectives.sum_over_ranks(sums) / self.mesh.tp_size
         mlm, contrastive, num_batches, correct, num_labels = sums.tolist()
-        most_frequent = int(parallel.sum_over_ranks(label_counts.to(self.device)).max()) // self.mesh.tp_size
+        most_frequent = int(collectives.sum_over_ranks(label_counts.to(self.device)).max()) // self.mesh.tp_size
         return EvalResult(
             mlm_loss=mlm / max(num_labels, 1),
             contrastive_loss=contrastive / max(num_batches, 1),
@@ -239,7 +239,7 @@ class Engine(ABC):
             self._host_memory.reserve(self.state.ranges())
         except CheckpointError as error:
             problem = str(error)
-        failure = parallel.first_failure(problem)
+        failure = collectives.first_failure(problem)
         if failure is not None:
             raise CheckpointError(failure)
 
@@ -257,7 +257,7 @@ class Engine(ABC):
         if copies:
             values = self._host_memory.copy(ranges, values)
             self._wait_for_device()
-        return CapturedState(parallel.rank(), ranges, values, self.state.shapes, self._counters(), problem)
+        return CapturedState(collectives.rank(), ranges, values, self.state.shapes, self._counters(), problem)
 
     def save_state(self, folder: Path) -> list[FileRecord]:
         """Capture and write at once; what was written, already durable.
@@ -286,7 +286,7 @@ class Engine(ABC):
                 self.state.read(reader, int(counters["optimizer_steps"]))
         except (CheckpointError, KeyError) as error:
             problem = str(error)
-        failure = parallel.first_failure(problem)
+        failure = collectives.first_failure(problem)
         if failure is not None:
             raise CheckpointError(f"{folder}: cannot be continued: {failure}")
         self.state.refresh()
@@ -306,8 +306,8 @@ def _own_place(value: float | None) -> list[float]:
     """One number per rank, of which this one knows its own: the sum over ranks is what each of them said."""
     if value is None:
         return []
-    own = [0.0] * parallel.world_size()
-    own[parallel.rank()] = value
+    own = [0.0] * collectives.world_size()
+    own[collectives.rank()] = value
     return own
 
 

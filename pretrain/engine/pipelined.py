@@ -21,7 +21,7 @@ from pretrain.engine.engine import Engine, StepOutcome, Veto
 from pretrain.heartbeat import Heartbeat
 from pretrain.model.pipeline import BertPipeline
 from pretrain.model.pretraining import PretrainingLosses
-from pretrain.parallel import Mesh
+from pretrain.parallel.mesh import Mesh
 
 # Instructions in which a stage waits for no other one.
 _WORK = frozenset({"data", "load micro batch", "forward pass", "backward pass"})

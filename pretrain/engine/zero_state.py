@@ -20,7 +20,7 @@ from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, Range, StateReader
 from pretrain.errors import CheckpointError
 from pretrain.model.parameter_shape import ParameterShape, parameter_shape
 from pretrain.optim import initial_state
-from pretrain.parallel import Mesh
+from pretrain.parallel.mesh import Mesh
 
 TIED_WORD = "tied_modules.word.weight"
 _LOSS_SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

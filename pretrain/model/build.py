@@ -8,7 +8,7 @@ from pretrain.config.sections import RunConfig
 from pretrain.model.balance import plan_stages
 from pretrain.model.layer_spec import LayerSpec, plain_layers
 from pretrain.model.pretraining import BertForPretraining
-from pretrain.parallel import Mesh
+from pretrain.parallel.mesh import Mesh
 from pretrain.runlog import get_logger
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from forked import run_ranks
 from moves import start_engine, train
 from parity import load
 
-from pretrain import parallel
 from pretrain.checkpoint.state_files import MOMENTS, WEIGHT
 from pretrain.config.sections import RunConfig
 from pretrain.engine.engine import Engine
+from pretrain.parallel import collectives
+from pretrain.parallel.launch import read_launch, start_process_group
 
 pytestmark = pytest.mark.slow
 
@@ -102,13 +103,15 @@ def vote_in_two_groups() -> tuple[str | None, str | None]:
 
     import torch
 
-    parallel.start_process_group(parallel.read_launch(), torch.device("cpu"))
-    group, rank = parallel.start_side_group(), parallel.rank()
+    start_process_group(read_launch(), torch.device("cpu"))
+    group, rank = collectives.start_side_group(), collectives.rank()
     side: list[str | None] = []
-    thread = threading.Thread(target=lambda: side.append(parallel.first_failure("early" if rank == 0 else None, group)))
+    thread = threading.Thread(
+        target=lambda: side.append(collectives.first_failure("early" if rank == 0 else None, group))
+    )
     if rank == 0:
         thread.start()
-    main = parallel.first_failure("late" if rank == 1 else None)
+    main = collectives.first_failure("late" if rank == 1 else None)
     if rank == 1:
         thread.start()
     thread.join()

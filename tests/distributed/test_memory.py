@@ -20,12 +20,13 @@ from forked import run_ranks
 from parity import build, load, tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain import parallel
 from pretrain.config.sections import RunConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.pipelined import PipelinedEngine
 from pretrain.engine.plain import PlainEngine
 from pretrain.model.build import build_model
+from pretrain.parallel.launch import read_launch, start_process_group
+from pretrain.parallel.mesh import start_mesh
 
 pytestmark = pytest.mark.slow
 
@@ -106,8 +107,8 @@ class Held:
 def measure(config: RunConfig) -> Held:
     """One rank of two steps."""
     device = torch.device("cpu")
-    parallel.start_process_group(parallel.read_launch(), device)
-    mesh = parallel.start_mesh(config.parallel, device)
+    start_process_group(read_launch(), device)
+    mesh = start_mesh(config.parallel, device)
     before = live_bytes()
     model, source = build(config, mesh)
     sizes = [parameter.numel() for parameter in model.parameters()]
@@ -188,8 +189,8 @@ VOCABULARY, NEGATIVES = 5000, 200
 def largest_tensor(config: RunConfig) -> tuple[int, tuple[int, ...]]:
     """One rank: forward and backward of a micro-batch with a large vocabulary and many negatives."""
     device = torch.device("cpu")
-    parallel.start_process_group(parallel.read_launch(), device)
-    mesh = parallel.start_mesh(config.parallel, device)
+    start_process_group(read_launch(), device)
+    mesh = start_mesh(config.parallel, device)
     _, source = build(config, mesh)
     model = build_model(config, VOCABULARY, mesh)
     model.train()

@@ -16,7 +16,8 @@ from pretrain.config.sections import RunConfig
 from pretrain.errors import TacoError
 from pretrain.memory_estimate import count_parameters, estimate_memory
 from pretrain.model.build import build_model
-from pretrain.parallel import Launch, Mesh
+from pretrain.parallel.launch import Launch
+from pretrain.parallel.mesh import Mesh
 from pretrain.run_errors import OutOfMemoryError, machine_limits_explained
 
 ALONE = Launch(rank=0, world_size=1, local_rank=0, local_world_size=1)

@@ -7,19 +7,21 @@ from pathlib import Path
 import torch
 from parity import STEPS, Figures, build, evaluate
 
-from pretrain import parallel
 from pretrain.checkpoint.state_files import StateReader
 from pretrain.config.sections import RunConfig
 from pretrain.engine.plain import PlainEngine
 from pretrain.optim import learning_rate
+from pretrain.parallel import collectives
+from pretrain.parallel.launch import read_launch, start_process_group
+from pretrain.parallel.mesh import start_mesh
 
 
 def engine_rank(config: RunConfig, folder: Path) -> tuple[Figures, dict[str, torch.Tensor]]:
     """One rank of the real engine; the final weights are read back from what it saves."""
-    launch = parallel.read_launch()
-    parallel.start_process_group(launch, torch.device("cpu"))
+    launch = read_launch()
+    start_process_group(launch, torch.device("cpu"))
     model, source = build(config)
-    engine = PlainEngine(config, model, torch.device("cpu"), parallel.start_mesh(config.parallel, torch.device("cpu")))
+    engine = PlainEngine(config, model, torch.device("cpu"), start_mesh(config.parallel, torch.device("cpu")))
     per_step = config.train.global_batch_size // config.train.micro_batch_size
     figures: Figures = []
     for step in range(STEPS):
@@ -31,7 +33,7 @@ def engine_rank(config: RunConfig, folder: Path) -> tuple[Figures, dict[str, tor
         figures.append((result.loss, result.mlm_loss, result.contrastive_loss, result.grad_norm))
     figures.append(evaluate(engine, source))
     engine.save_state(folder)
-    parallel.gather_objects(None)
+    collectives.gather_objects(None)
     weights = read_all(folder) if launch.rank == 0 else {}
     return figures, weights
 

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from parity import STEPS, Figures, build
 
-from pretrain import parallel
 from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, StateReader
 from pretrain.config.sections import RunConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.pipelined import PipelinedEngine
 from pretrain.engine.plain import PlainEngine
 from pretrain.optim import learning_rate
+from pretrain.parallel.launch import read_launch, start_process_group
+from pretrain.parallel.mesh import start_mesh
 
 SAVED_AT = 3
 
@@ -44,8 +45,8 @@ LAYOUTS = {
 
 def start_engine(config: RunConfig) -> tuple[Engine, Any]:
     device = torch.device("cpu")
-    parallel.start_process_group(parallel.read_launch(), device)
-    mesh = parallel.start_mesh(config.parallel, device)
+    start_process_group(read_launch(), device)
+    mesh = start_mesh(config.parallel, device)
     model, source = build(config, mesh)
     return (PlainEngine if mesh.pp_size == 1 else PipelinedEngine)(config, model, device, mesh), source
 

@@ -20,7 +20,6 @@ from forked import run_ranks
 from layouts import SETTING, SETTINGS, Case, Grid
 from small_runs import write_small_run
 
-from pretrain import parallel
 from pretrain.config.deepspeed import zero_stage
 from pretrain.config.load import load_config
 from pretrain.config.sections import RunConfig
@@ -32,6 +31,9 @@ from pretrain.model import layers as model_layers
 from pretrain.model import pretraining
 from pretrain.model.build import build_model
 from pretrain.optim import Lamb, learning_rate, parameter_groups
+from pretrain.parallel import collectives
+from pretrain.parallel.launch import choose_device, make_deterministic, read_launch, start_process_group
+from pretrain.parallel.mesh import Mesh, start_mesh
 
 STEPS = 5
 EVALUATED = 1000
@@ -106,7 +108,7 @@ def load(folder: Path, *overrides: str) -> RunConfig:
     return load_config(write_small_run(folder), ("optim.eps=1e-4", *overrides))
 
 
-def build(config: RunConfig, mesh: parallel.Mesh | None = None) -> tuple[Any, BatchSource]:
+def build(config: RunConfig, mesh: Mesh | None = None) -> tuple[Any, BatchSource]:
     rows = RowSource(config.data.train, config.data.row_mode, config.data.seq_length)
     source = BatchSource(
         rows,
@@ -118,7 +120,7 @@ def build(config: RunConfig, mesh: parallel.Mesh | None = None) -> tuple[Any, Ba
         exclude_special=config.objective.exclude_special,
         shuffle=True,
     )
-    return build_model(config, rows.tokenizer.vocab_size, mesh or parallel.Mesh(0, 1)), source
+    return build_model(config, rows.tokenizer.vocab_size, mesh or Mesh(0, 1)), source
 
 
 # -- the plain process -------------------------------------------------------------------------------------------------
@@ -193,31 +195,31 @@ def layout_outcomes(folder: Path, cases: Sequence[Case], overrides: Sequence[str
 
 def train_all(configs: Sequence[RunConfig]) -> list[Outcome]:
     """One rank, training by each configuration from the start."""
-    mesh = start_mesh(configs[0])
+    mesh = join_mesh(configs[0])
     return [_observe(lambda config=config: train_on(mesh, config)) for config in configs]  # type: ignore[misc]
 
 
 def train(config: RunConfig) -> tuple[Figures, Weights]:
     """One rank of one run: its figures, and the whole final weights of all stages."""
-    figures, weights = train_on(start_mesh(config), config)
-    return figures, {name: weight for stage in parallel.gather_objects(weights) for name, weight in stage.items()}
+    figures, weights = train_on(join_mesh(config), config)
+    return figures, {name: weight for stage in collectives.gather_objects(weights) for name, weight in stage.items()}
 
 
-def start_mesh(config: RunConfig) -> parallel.Mesh:
+def join_mesh(config: RunConfig) -> Mesh:
     """Meet the other ranks."""
     device = device_of(config)
     if config.train.deterministic:
-        parallel.make_deterministic()
-    parallel.start_process_group(parallel.read_launch(), device)
-    return parallel.start_mesh(config.parallel, device)
+        make_deterministic()
+    start_process_group(read_launch(), device)
+    return start_mesh(config.parallel, device)
 
 
 def device_of(config: RunConfig) -> torch.device:
     """Where this rank trains: the CPU, unless the case is moved to a GPU."""
-    return parallel.choose_device(config.run.device, parallel.read_launch())
+    return choose_device(config.run.device, read_launch())
 
 
-def train_on(mesh: parallel.Mesh, config: RunConfig) -> tuple[Figures, Weights]:
+def train_on(mesh: Mesh, config: RunConfig) -> tuple[Figures, Weights]:
     """One rank of the real engine: figures of the steps and of an evaluation, and whole final weights of its stage."""
     model, source = build(config, mesh)
     engine = (PlainEngine if mesh.pp_size == 1 else PipelinedEngine)(config, model, device_of(config), mesh)
@@ -240,7 +242,7 @@ def evaluate(engine: Engine, source: BatchSource) -> tuple[float, float, float, 
     return found.accuracy, found.mlm_loss, found.contrastive_loss, 1.0
 
 
-def whole_weights(engine: Engine, mesh: parallel.Mesh) -> Weights:
+def whole_weights(engine: Engine, mesh: Mesh) -> Weights:
     """fp32 weights of this rank's stage, put together over the tensor-parallel ranks."""
     from deepspeed.utils import safe_get_full_fp32_param
 

@@ -11,19 +11,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from pretrain.errors import ConfigError
+from pretrain.parallel.collectives import COLLECTIVE_TIMEOUT
 
 if TYPE_CHECKING:
     import torch
-    import torch.distributed as distributed
-
-    from pretrain.config.sections import ParallelSection
-
-T = TypeVar("T")
-
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -189,145 +183,4 @@ def is_lost_contact(error: RuntimeError) -> bool:
 # -- the grid ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Mesh:
-    """This rank's place in the grid of pipeline x data x tensor, and the groups that it talks in.
-
-    Ranks count tensor fastest, then data, then pipeline, as megatron-core and DeepSpeed's topology both do: the ranks
-    that talk most are neighbours. A group is None where it would have one member; `data_group` None means all ranks.
-    """
-
-    dp_rank: int
-    dp_size: int
-    tp_rank: int = 0
-    tp_size: int = 1
-    pp_rank: int = 0
-    pp_size: int = 1
-    tensor_group: distributed.ProcessGroup | None = None
-    data_group: distributed.ProcessGroup | None = None
-
-    @property
-    def mpu(self) -> Any:
-        """What DeepSpeed asks about the grid when there is no pipeline; None where every rank holds the whole model."""
-        return _ModelParallelUnit() if self.tp_size > 1 and self.pp_size == 1 else None
-
-
-class _ModelParallelUnit:
-    """megatron-core's `parallel_state` with the three names that DeepSpeed wants beside it.
-
-    `initialize_sequence_parallel` must not be among them: DeepSpeed takes it for its own sequence parallelism.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        from megatron.core import parallel_state
-
-        if name == "initialize_sequence_parallel":
-            raise AttributeError(name)
-        return getattr(parallel_state, name)
-
-    def get_model_parallel_rank(self) -> int:
-        """This rank's number among those that hold one model together."""
-        from megatron.core import parallel_state
-
-        return parallel_state.get_tensor_model_parallel_rank()
-
-    def get_model_parallel_world_size(self) -> int:
-        """How many ranks hold one model together."""
-        from megatron.core import parallel_state
-
-        return parallel_state.get_tensor_model_parallel_world_size()
-
-    def get_data_parallel_group_ranks(self) -> list[int]:
-        """Global ranks of those that hold the same part of the model."""
-        import torch.distributed as distributed
-        from megatron.core import parallel_state
-
-        return distributed.get_process_group_ranks(parallel_state.get_data_parallel_group())
-
-
-def start_mesh(section: ParallelSection, device: torch.device) -> Mesh:
-    """Cut the processes into the grid that `section` asks for; collective, after `start_process_group`.
-
-    `check_world_size` has made sure that the sizes divide the number of processes.
-    """
-    if section.tensor * section.pipeline == 1:
-        return Mesh(dp_rank=rank(), dp_size=world_size())
-    import warnings
-
-    import torch
-
-    # Its optimizers and attention kernels, which we do not use, complain that optional packages are missing.
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
-    from megatron.core import parallel_state
-
-    if device.type == "cpu":
-        # megatron-core asks CUDA where its buffers belong; without a GPU in use they belong to the CPU.
-        torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
-    parallel_state.initialize_model_parallel(section.tensor, section.pipeline)
-    return Mesh(
-        dp_rank=parallel_state.get_data_parallel_rank(),
-        dp_size=parallel_state.get_data_parallel_world_size(),
-        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
-        tp_size=section.tensor,
-        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
-        pp_size=section.pipeline,
-        tensor_group=parallel_state.get_tensor_model_parallel_group() if section.tensor > 1 else None,
-        data_group=parallel_state.get_data_parallel_group(),
-    )
-
-
 # -- small collectives -------------------------------------------------------------------------------------------------
-
-
-def rank() -> int:
-    """This process's number over all nodes; 0 without a process group."""
-    import torch.distributed as distributed
-
-    return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def world_size() -> int:
-    """Number of processes; 1 without a process group."""
-    import torch.distributed as distributed
-
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
-def start_side_group() -> distributed.ProcessGroup | None:
-    """A second group of all ranks, on the CPU, for a thread beside training; None where there is one rank. Collective.
-
-    Collectives of a group must come in the same order on all ranks, and two threads in one group would mix theirs.
-    """
-    import torch.distributed as distributed
-
-    return distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if world_size() > 1 else None
-
-
-def gather_objects(value: T, group: distributed.ProcessGroup | None = None) -> list[T]:
-    """Every rank's `value`, in rank order, on every rank (plain types only: they travel as bytes).
-
-    Args:
-        group: one of all ranks, from `start_side_group`; None: the one that training uses.
-    """
-    import torch.distributed as distributed
-
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    distributed.all_gather_object(values, value, group=group)
-    return values
-
-
-def first_failure(problem: str | None, group: distributed.ProcessGroup | None = None) -> str | None:
-    """The vote that ends every risky step: the first problem of any rank, the same answer on every rank."""
-    problems = gather_objects(problem, group)
-    return next((f"rank {i}: {text}" for i, text in enumerate(problems) if text is not None), None)
-
-
-def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The element-wise sum over all ranks, in place."""
-    import torch.distributed as distributed
-
-    if world_size() > 1:
-        distributed.all_reduce(tensor)
-    return tensor

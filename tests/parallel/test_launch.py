@@ -8,18 +8,18 @@ import sys
 import pytest
 import torch
 
-from pretrain import parallel
 from pretrain.errors import ConfigError
-from pretrain.parallel import Launch
+from pretrain.parallel import collectives
+from pretrain.parallel.launch import Launch, choose_device, read_launch
 
 
 def test_alone_without_a_launcher() -> None:
-    assert parallel.read_launch({}) == Launch(0, 1, 0, 1)
+    assert read_launch({}) == Launch(0, 1, 0, 1)
 
 
 def test_torchrun_variables() -> None:
     variables = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert parallel.read_launch(variables) == Launch(5, 8, 1, 4)
+    assert read_launch(variables) == Launch(5, 8, 1, 4)
 
 
 @pytest.mark.parametrize(
@@ -31,34 +31,34 @@ def test_torchrun_variables() -> None:
 )
 def test_half_an_environment_is_refused(variables: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        parallel.read_launch(variables)
+        read_launch(variables)
 
 
 def test_a_gpu_asked_for_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="set run.device=cpu"):
-        parallel.choose_device("cuda", Launch(0, 1, 0, 1))
-    assert parallel.choose_device("auto", Launch(0, 1, 0, 1)).type == "cpu"
+        choose_device("cuda", Launch(0, 1, 0, 1))
+    assert choose_device("auto", Launch(0, 1, 0, 1)).type == "cpu"
 
 
 def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="start at most 1 ranks per node"):
-        parallel.choose_device("auto", Launch(1, 2, 1, 2))
+        choose_device("auto", Launch(1, 2, 1, 2))
 
 
 def test_collectives_without_a_process_group() -> None:
-    assert parallel.gather_objects("x") == ["x"]
-    assert parallel.first_failure(None) is None
-    assert parallel.first_failure("disk full") == "rank 0: disk full"
+    assert collectives.gather_objects("x") == ["x"]
+    assert collectives.first_failure(None) is None
+    assert collectives.first_failure("disk full") == "rank 0: disk full"
 
 
 @pytest.mark.slow
 def test_deepspeeds_muon_is_loaded_without_torch_inductor() -> None:
     """By the module that DeepSpeed asks for at every start with ZeRO; what compiles afterwards compiles."""
     program = (
-        "import sys; from pretrain import parallel; parallel._load_muon(); from deepspeed.runtime import compiler; "
+        "import sys; from pretrain.parallel import launch; launch._load_muon(); from deepspeed.runtime import compiler; "
         "from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam; "
         "print([name for name in sys.modules if name == 'torch._inductor.compile_fx'], compiler.compile.__module__)"
     )

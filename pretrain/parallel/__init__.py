@@ -1,0 +1,1 @@
+"""Who this process is among the others: launch, process grid, small collectives."""

@@ -1,0 +1,69 @@
+"""Small collectives over plain values, and who this process is among the others; alone they cost nothing."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as distributed
+
+
+T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def rank() -> int:
+    """This process's number over all nodes; 0 without a process group."""
+    import torch.distributed as distributed
+
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a process group."""
+    import torch.distributed as distributed
+
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def start_side_group() -> distributed.ProcessGroup | None:
+    """A second group of all ranks, on the CPU, for a thread beside training; None where there is one rank. Collective.
+
+    Collectives of a group must come in the same order on all ranks, and two threads in one group would mix theirs.
+    """
+    import torch.distributed as distributed
+
+    return distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if world_size() > 1 else None
+
+
+def gather_objects(value: T, group: distributed.ProcessGroup | None = None) -> list[T]:
+    """Every rank's `value`, in rank order, on every rank (plain types only: they travel as bytes).
+
+    Args:
+        group: one of all ranks, from `start_side_group`; None: the one that training uses.
+    """
+    import torch.distributed as distributed
+
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value, group=group)
+    return values
+
+
+def first_failure(problem: str | None, group: distributed.ProcessGroup | None = None) -> str | None:
+    """The vote that ends every risky step: the first problem of any rank, the same answer on every rank."""
+    problems = gather_objects(problem, group)
+    return next((f"rank {i}: {text}" for i, text in enumerate(problems) if text is not None), None)
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The element-wise sum over all ranks, in place."""
+    import torch.distributed as distributed
+
+    if world_size() > 1:
+        distributed.all_reduce(tensor)
+    return tensor
