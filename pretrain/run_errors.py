@@ -56,7 +56,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _explain_memory(config: RunConfig, launch: Launch, error: BaseException) -> str:
-    from pretrain.memory_estimate import estimate_memory
+    from pretrain.planner.memory import estimate_memory
 
     needed = estimate_memory(config, _vocab_size(config), launch.world_size)
     said = " ".join(str(error).split())[:200] or type(error).__name__

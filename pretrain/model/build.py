@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pretrain.config.sections import RunConfig
-from pretrain.model.balance import plan_stages
 from pretrain.model.layer_spec import LayerSpec, plain_layers
 from pretrain.model.pretraining import BertForPretraining
 from pretrain.parallel.mesh import Mesh
+from pretrain.planner.stages import plan_stages
 from pretrain.runlog import get_logger
 
 if TYPE_CHECKING:

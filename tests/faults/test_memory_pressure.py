@@ -14,10 +14,10 @@ from small_runs import VOCAB_SIZE, write_small_run
 from pretrain.config.load import load_config
 from pretrain.config.sections import RunConfig
 from pretrain.errors import TacoError
-from pretrain.memory_estimate import count_parameters, estimate_memory
 from pretrain.model.build import build_model
 from pretrain.parallel.launch import Launch
 from pretrain.parallel.mesh import Mesh
+from pretrain.planner.memory import count_parameters, estimate_memory
 from pretrain.run_errors import OutOfMemoryError, machine_limits_explained
 
 ALONE = Launch(rank=0, world_size=1, local_rank=0, local_world_size=1)

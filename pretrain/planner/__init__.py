@@ -1,0 +1,1 @@
+"""What a run would need: memory per rank, and the stages of a pipeline."""
