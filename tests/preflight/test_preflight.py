@@ -16,9 +16,11 @@ import pytest
 from project import ROOT
 from small_runs import write_small_run
 
-from pretrain import node_checks, preflight, train
+from pretrain import train
 from pretrain.config.load import load_config
-from pretrain.node_checks import NodeReport, find_failing
+from pretrain.preflight import __main__ as preflight
+from pretrain.preflight import node_checks
+from pretrain.preflight.node_checks import NodeReport, find_failing
 from pretrain.run_folder import RunFolder, describe_environment
 
 GOOD_GPU = "NVIDIA A100-SXM4-80GB, 550.54, 3, 0, No, No, No"

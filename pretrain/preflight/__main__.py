@@ -20,7 +20,7 @@ from pretrain.cli import new_program, run_program
 
 if TYPE_CHECKING:
     from pretrain.config.sections import RunConfig
-    from pretrain.node_checks import NodeReport
+    from pretrain.preflight.node_checks import NodeReport
 
 app = new_program()
 
@@ -93,7 +93,7 @@ def compare(nodes: NodesOption) -> None:
 
     Exit code 1: those machines fail. Exit code 2: all of them, so leaving some out would not help.
     """
-    from pretrain.node_checks import NodeReport, find_failing
+    from pretrain.preflight.node_checks import NodeReport, find_failing
 
     reports = NodeReport.from_lines(sys.stdin)
     names = nodes.split()
@@ -120,9 +120,9 @@ def all_reduce(
     timeout: Annotated[float, typer.Option(help="seconds until missing ranks are named")] = 120.0,
 ) -> None:
     """Sum over all ranks; rank 0 prints the machines whose ranks are missing, separated by commas."""
-    from pretrain.all_reduce_check import MissingRanksError, check_all_reduce
     from pretrain.config.load import load_config
     from pretrain.parallel.launch import choose_device, read_launch
+    from pretrain.preflight.all_reduce_check import MissingRanksError, check_all_reduce
 
     launch = read_launch()
     device = choose_device(load_config(config, overrides or ()).run.device, launch)
@@ -137,7 +137,7 @@ def all_reduce(
 
 def _inspect(config: RunConfig, gpus: int | None) -> NodeReport:
     """This machine's report; GPUs are asked for by the configuration, or by the job where that leaves it open."""
-    from pretrain.node_checks import inspect_machine
+    from pretrain.preflight.node_checks import inspect_machine
 
     device = config.run.device
     granted = any(os.environ.get(name) for name in ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"))
