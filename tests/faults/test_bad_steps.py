@@ -15,7 +15,7 @@ from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
 from pretrain.checkpoint.weights import read_weights
 from pretrain.metrics import read_metrics
 from pretrain.model.pretraining import LossHead, PretrainingLosses
-from pretrain.report import report
+from pretrain.report.__main__ import report
 from pretrain.resilience import BadSteps, NonFiniteLossError
 from pretrain.train import train
 

@@ -9,7 +9,8 @@ import pytest
 
 from pretrain.errors import DataError
 from pretrain.metrics import read_metrics
-from pretrain.report import report, series
+from pretrain.report.__main__ import report
+from pretrain.report.curves import series
 
 
 def write_run(folder: Path) -> Path:

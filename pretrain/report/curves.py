@@ -1,0 +1,71 @@
+"""The curves of a run as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Record = dict[str, Any]
+
+
+def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric; where a step was trained twice the last record counts."""
+    by_step = {record["step"]: record[name] for record in records if record.get(name) is not None}
+    steps = sorted(by_step)
+    return steps, [by_step[step] for step in steps]
+
+
+def draw(records: Sequence[Record], path: Path) -> Path:
+    """Write the curves of a run as a PNG with four panels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(12, 7.5), constrained_layout=True)
+    panels = (
+        ("masked language modelling loss", {"train": "mlm_loss", "validation": "validation_mlm_loss"}),
+        ("contrastive loss (TACO)", {"train": "contrastive_loss", "validation": "validation_contrastive_loss"}),
+        (
+            "masked-token accuracy (validation)",
+            {"model": "validation_accuracy", "always the most frequent token": "validation_baseline_accuracy"},
+        ),
+        ("gradient norm", {"train": "grad_norm"}),
+    )
+    for axis, (title, lines) in zip(axes.flat, panels, strict=True):
+        _draw_panel(axis, title, records, lines)
+    _show_small_values(axes.flat[1], records)
+    _draw_learning_rate(axes.flat[3], records)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _draw_panel(axis: Axes, title: str, records: Sequence[Record], lines: dict[str, str]) -> None:
+    for label, name in lines.items():
+        steps, values = series(records, name)
+        if steps:
+            marker = "o" if name.startswith("validation") else None
+            axis.plot(steps, values, label=label, marker=marker, markersize=3, linewidth=1.3)
+    axis.set_title(title)
+    axis.set_xlabel("optimizer step")
+    axis.grid(alpha=0.3)
+    if axis.lines:
+        axis.legend()
+
+
+def _show_small_values(axis: Axes, records: Sequence[Record]) -> None:
+    """A logarithmic axis for the contrastive loss, which falls by orders of magnitude within the warm-up."""
+    if any(value > 0 for value in series(records, "contrastive_loss")[1]):
+        axis.set_yscale("log")
+
+
+def _draw_learning_rate(axis: Axes, records: Sequence[Record]) -> None:
+    steps, values = series(records, "lr")
+    other = axis.twinx()
+    other.plot(steps, values, color="tab:gray", linestyle="--", linewidth=1)
+    other.set_ylabel("learning rate (dashed)")

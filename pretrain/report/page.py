@@ -1,0 +1,48 @@
+"""The page of a run: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretrain.report.curves import Record
+
+if TYPE_CHECKING:
+    pass
+
+PAGE_FILE = "report.html"
+
+
+def write_page(run: Path, records: Sequence[Record], picture: Path) -> Path:
+    """One HTML file that needs nothing beside it: the picture, the last figures and the configuration."""
+    from pretrain import durable
+
+    image = base64.b64encode(picture.read_bytes()).decode("ascii")
+    last: Record = {}
+    for record in records:
+        last |= record
+    rows = "".join(
+        f"<tr><td>{html.escape(k)}</td><td>{html.escape(_show(v))}</td></tr>" for k, v in sorted(last.items())
+    )
+    sections = "".join(
+        f"<h2>{name}</h2><pre>{html.escape((run / name).read_text(encoding='utf-8'))}</pre>"
+        for name in ("config.yaml", "env.json")
+        if (run / name).is_file()
+    )
+    page = (
+        f"<!doctype html><meta charset='utf-8'><title>{html.escape(run.name)}</title>"
+        "<style>body{font-family:sans-serif;max-width:75em;margin:2em auto;padding:0 1em}"
+        "td{padding:.15em 1em .15em 0}pre{background:#f4f4f4;padding:1em;overflow:auto}img{max-width:100%}</style>"
+        f"<h1>{html.escape(run.name)}</h1><img alt='curves of the run' src='data:image/png;base64,{image}'>"
+        f"<h2>Last values</h2><table>{rows}</table>{sections}"
+    )
+    durable.write_text(run / PAGE_FILE, page)
+    return run / PAGE_FILE
+
+
+def _show(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
