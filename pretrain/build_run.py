@@ -24,17 +24,17 @@ from pretrain.data.pinned import memory_for
 from pretrain.engine.engine import Engine
 from pretrain.engine.plain import PlainEngine
 from pretrain.errors import TacoError
-from pretrain.heartbeat import Heartbeat
 from pretrain.metrics import MetricsLog
 from pretrain.model.build import build_model
 from pretrain.model.parameter_shape import parameter_shape
 from pretrain.model.pretraining import BertForPretraining
 from pretrain.parallel import collectives
 from pretrain.parallel.mesh import Mesh
-from pretrain.resilience import StopRequest
+from pretrain.resilience.heartbeat import Heartbeat
+from pretrain.resilience.stop_request import StopRequest
+from pretrain.resilience.stragglers import Stragglers
 from pretrain.run_folder import RunFolder, describe_environment
 from pretrain.runlog import get_logger
-from pretrain.stragglers import Stragglers
 from pretrain.trainer import Trainer
 
 if TYPE_CHECKING:

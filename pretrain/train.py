@@ -49,7 +49,7 @@ def train(
     """
     from pretrain.config.load import load_config
     from pretrain.parallel.launch import read_launch
-    from pretrain.run_errors import machine_limits_explained
+    from pretrain.resilience.machine_limits import machine_limits_explained
 
     launch = read_launch()
     if dry_run:
@@ -87,7 +87,6 @@ def _print_plan(config: RunConfig, launch: Launch) -> None:
 def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch: bool) -> None:
     from datetime import timedelta
 
-    from pretrain.heartbeat import Heartbeat
     from pretrain.parallel.launch import (
         choose_device,
         is_lost_contact,
@@ -96,10 +95,11 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
         stop_process_group,
     )
     from pretrain.parallel.mesh import start_mesh
-    from pretrain.resilience import StopRequest
+    from pretrain.resilience.heartbeat import Heartbeat
+    from pretrain.resilience.stop_request import StopRequest
+    from pretrain.resilience.watchdog import lost_contact, start_watchdog
     from pretrain.run_folder import RunFolder
     from pretrain.runlog import start_logging
-    from pretrain.watchdog import lost_contact, start_watchdog
 
     stop = StopRequest(launch.rank)
     stop.install()
@@ -141,7 +141,7 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
 def _train(trainer: Trainer, steps: int, folder: RunFolder, *, from_scratch: bool) -> None:
     """Continue where the run stands, to its end or to the signal that stops it."""
     from pretrain.parallel import collectives
-    from pretrain.resilience import PreemptedError
+    from pretrain.resilience.stop_request import PreemptedError
 
     trainer.store.prepare()
     trainer.resume(from_scratch=from_scratch)

@@ -24,12 +24,13 @@ from pretrain.metrics import MetricsLog
 from pretrain.optim import learning_rate
 from pretrain.parallel import collectives
 from pretrain.progress import Progress
-from pretrain.replicas import ReplicaDriftError, describe_drift
-from pretrain.resilience import BadSteps, PreemptedError, StopRequest
+from pretrain.resilience.bad_steps import BadSteps
+from pretrain.resilience.replicas import ReplicaDriftError, describe_drift
+from pretrain.resilience.spikes import Spikes
+from pretrain.resilience.stop_request import PreemptedError, StopRequest
+from pretrain.resilience.stragglers import Stragglers
 from pretrain.runlog import get_logger, progress_bar
 from pretrain.saving import Saver, best_save_interval
-from pretrain.spikes import Spikes
-from pretrain.stragglers import Stragglers
 
 log = get_logger(__name__)
 

@@ -26,12 +26,12 @@ from pretrain.durable import FileRecord
 from pretrain.engine.device_clock import DeviceClock
 from pretrain.engine.zero_state import describe_parameters, read_loss_scale, set_loss_scale, zero_state
 from pretrain.errors import CheckpointError, TacoError
-from pretrain.heartbeat import Heartbeat
 from pretrain.model.pretraining import PretrainingLosses
 from pretrain.optim import build_optimizer, parameter_groups
 from pretrain.parallel import collectives
 from pretrain.parallel.mesh import Mesh
-from pretrain.replicas import Drift, ReplicaCheck
+from pretrain.resilience.heartbeat import Heartbeat
+from pretrain.resilience.replicas import Drift, ReplicaCheck
 
 # Given the losses that this rank knows, whether the weights must stay as they are.
 Veto = Callable[[Sequence[PretrainingLosses]], bool]

@@ -18,10 +18,10 @@ import torch
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.engine.engine import Engine, StepOutcome, Veto
-from pretrain.heartbeat import Heartbeat
 from pretrain.model.pipeline import BertPipeline
 from pretrain.model.pretraining import PretrainingLosses
 from pretrain.parallel.mesh import Mesh
+from pretrain.resilience.heartbeat import Heartbeat
 
 # Instructions in which a stage waits for no other one.
 _WORK = frozenset({"data", "load micro batch", "forward pass", "backward pass"})

@@ -20,12 +20,13 @@ from forked import RankFailedError, run_ranks
 from live_ranks import run_training
 from small_runs import write_small_run
 
-from pretrain import durable, resilience
+from pretrain import durable
 from pretrain.checkpoint import captured_state
 from pretrain.checkpoint.manifest import CheckpointManifest, find_problems, list_checkpoints, step_folder
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.engine.engine import Engine
 from pretrain.metrics import read_metrics
+from pretrain.resilience import stop_request
 
 pytestmark = pytest.mark.slow
 
@@ -277,7 +278,7 @@ def test_a_signal_during_a_save_ends_it_first_and_then_saves_once_more(tmp_path:
 
 def insist_in_last_save(step: int) -> None:
     """One signal before the save of `step`, and another while it is written, which would take for ever."""
-    resilience.ECHO_SECONDS = 0.0
+    stop_request.ECHO_SECONDS = 0.0
     capture_state, captured = Engine.capture_state, iter(range(step, 100, step))
 
     def capture(self: Engine, **kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ from pretrain.checkpoint.weights import read_weights
 from pretrain.metrics import read_metrics
 from pretrain.model.pretraining import LossHead, PretrainingLosses
 from pretrain.report.__main__ import report
-from pretrain.resilience import BadSteps, NonFiniteLossError
+from pretrain.resilience.bad_steps import BadSteps, NonFiniteLossError
 from pretrain.train import train
 
 PER_STEP = 4  # micro-batches of a step of the small run

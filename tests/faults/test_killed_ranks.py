@@ -14,10 +14,10 @@ from fault_records import FaultRecorder
 from live_ranks import LiveRanks, last_step, live_ranks, state_of
 from small_runs import write_small_run
 
-from pretrain import resilience
 from pretrain.checkpoint.manifest import CheckpointManifest, list_checkpoints
 from pretrain.metrics import read_metrics
-from pretrain.resilience import EXIT_PREEMPTED
+from pretrain.resilience import stop_request
+from pretrain.resilience.stop_request import EXIT_PREEMPTED
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +98,7 @@ HELD, GO = "held", "go"
 
 def hold_saves(folder: Path, echo_seconds: float) -> None:
     """In a rank: an fsync of a state file waits for the file `go`; a second signal counts as one after some time."""
-    resilience.ECHO_SECONDS = echo_seconds
+    stop_request.ECHO_SECONDS = echo_seconds
     fsync = os.fsync
 
     def hold(descriptor: int) -> None:

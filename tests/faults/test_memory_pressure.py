@@ -18,7 +18,7 @@ from pretrain.model.build import build_model
 from pretrain.parallel.launch import Launch
 from pretrain.parallel.mesh import Mesh
 from pretrain.planner.memory import count_parameters, estimate_memory
-from pretrain.run_errors import OutOfMemoryError, machine_limits_explained
+from pretrain.resilience.machine_limits import OutOfMemoryError, machine_limits_explained
 
 ALONE = Launch(rank=0, world_size=1, local_rank=0, local_world_size=1)
 LARGE = ("model.hidden_size=4096", "model.ffn_hidden_size=16384", "model.num_layers=4", "model.num_attention_heads=32")

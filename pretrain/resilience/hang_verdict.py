@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from pretrain.heartbeat import Sign
+from pretrain.resilience.heartbeat import Sign
 
 _SHOWN = 4
 

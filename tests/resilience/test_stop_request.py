@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from child_process import fork
 
-from pretrain import resilience
-from pretrain.resilience import StopRequest
+from pretrain.resilience import stop_request
+from pretrain.resilience.stop_request import StopRequest
 from pretrain.runlog import get_logger, start_logging
 from pretrain.saving import best_save_interval
 
@@ -46,14 +46,14 @@ def test_a_file_is_a_request_while_it_is_there(tmp_path: Path, monkeypatch: pyte
 
 def test_the_file_is_not_looked_for_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(resilience.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stop_request.time, "monotonic", lambda: now[0])
     stop = StopRequest()
     stop.watch(tmp_path / "stop")
     assert not stop.is_set
     (tmp_path / "stop").touch()
-    now[0] += 0.9 * resilience.LOOK_SECONDS
+    now[0] += 0.9 * stop_request.LOOK_SECONDS
     assert not stop.is_set
-    now[0] += 0.2 * resilience.LOOK_SECONDS
+    now[0] += 0.2 * stop_request.LOOK_SECONDS
     assert stop.is_set
 
 

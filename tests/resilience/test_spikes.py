@@ -12,7 +12,7 @@ import pytest
 
 from pretrain.config.checks import check_config
 from pretrain.config.sections import RunConfig, SpikeSection
-from pretrain.spikes import Spikes, TooManySpikesError
+from pretrain.resilience.spikes import Spikes, TooManySpikesError
 
 WINDOW = 8
 LOSSES = [4.0, 4.2, 3.9, 4.1, 4.05, 3.95, 4.1, 4.0]

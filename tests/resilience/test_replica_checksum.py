@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from pretrain.replicas import Drift, checksum
+from pretrain.resilience.replicas import Drift, checksum
 
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
@@ -53,7 +53,7 @@ def test_large_tensors_count_to_their_ends() -> None:
 
 def test_it_is_the_sum_that_it_says() -> None:
     """Against Python's whole numbers, on a length that crosses no chunk and one that crosses two."""
-    from pretrain import replicas
+    from pretrain.resilience import replicas
 
     factors = replicas._place_factors(torch.device("cpu")).tolist()
     generator = torch.Generator().manual_seed(1)

@@ -7,13 +7,9 @@ saved.
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -22,7 +18,6 @@ from pretrain.runlog import get_logger
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 EXIT_PREEMPTED = 75
-BAD_STEPS_FILE = "bad_steps.jsonl"
 
 log = get_logger(__name__)
 
@@ -31,68 +26,6 @@ class PreemptedError(TacoError):
     """The run was asked to stop, has saved, and continues when the same command is given again."""
 
     exit_code = EXIT_PREEMPTED
-
-
-class NonFiniteLossError(TacoError):
-    """Losses or gradients are NaN or infinite, again and again; what is on the disk is still good."""
-
-
-@dataclass
-class BadSteps:
-    """Counts steps whose loss or gradient is not finite, and writes down what was in them.
-
-    Such a step changes no weight and the run goes on with the next rows; `limit` of them in a row end it. A finite loss
-    with an infinite gradient is everyday business of fp16's loss scaling, which looks for its scale: it is no bad step.
-
-    Args:
-        folder: the run's, where `bad_steps.jsonl` is.
-        limit: bad steps in a row that are too many.
-        is_scaled: whether losses are scaled (fp16).
-    """
-
-    folder: Path
-    limit: int
-    is_scaled: bool
-    num_in_a_row: int = 0
-
-    def note(self, step: int, loss: float, grad_norm: float, *, is_skipped: bool) -> bool:
-        """Whether optimizer step `step` was bad.
-
-        Raises:
-            NonFiniteLossError: it was one too many, or the weights have taken it in.
-        """
-        if math.isfinite(loss + grad_norm) or (self.is_scaled and is_skipped and math.isfinite(loss)):
-            self.num_in_a_row = 0
-            return False
-        self.num_in_a_row += 1
-        what = f"step {step}: loss {loss}, gradient norm {grad_norm}"
-        if not is_skipped:
-            raise NonFiniteLossError(f"{what}; nothing of it is saved; lower optim.lr or look at the data")
-        log.warning("%s: skipped, %d in a row (the run ends at %d)", what, self.num_in_a_row, self.limit)
-        return True
-
-    def check_limit(self, step: int, last_saved: int) -> None:
-        """End the run where too many steps in a row were bad.
-
-        Raises:
-            NonFiniteLossError: with the last good checkpoint and what to do.
-        """
-        if self.num_in_a_row >= self.limit:
-            raise NonFiniteLossError(
-                f"step {step}: loss or gradient not finite for {self.num_in_a_row} steps in a row "
-                f"(train.max_bad_steps); nothing of them is saved, the last checkpoint is of step {last_saved}. Their "
-                f"rows are in {self.folder / BAD_STEPS_FILE}; lower optim.lr, look at the data, or continue with "
-                "another run.seed and --allow-change run.seed"
-            )
-
-    def write_down(self, step: int, loss: float, grad_norm: float, rows: Sequence[tuple[int, int]]) -> None:
-        """Append which rows of the training stream (first, one past the last) a bad step had; rank 0 calls it."""
-        record = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "rows": [list(pair) for pair in rows]}
-        try:
-            with (self.folder / BAD_STEPS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            log.warning("the rows of a bad step are not written down: %s", error)
 
 
 # A terminal and a scheduler signal every process of a job, and a launcher forwards what it got: one wish, heard twice.

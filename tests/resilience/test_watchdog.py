@@ -13,11 +13,11 @@ import pytest
 
 from pretrain.config.checks import check_config
 from pretrain.config.sections import RunConfig, WatchdogSection
-from pretrain.hang_verdict import describe_hang
-from pretrain.heartbeat import Heartbeat, Sign, SignFolder
 from pretrain.metrics import MetricsLog, read_metrics
-from pretrain.stragglers import Stragglers
-from pretrain.watchdog import silence_limit
+from pretrain.resilience.hang_verdict import describe_hang
+from pretrain.resilience.heartbeat import Heartbeat, Sign, SignFolder
+from pretrain.resilience.stragglers import Stragglers
+from pretrain.resilience.watchdog import silence_limit
 
 
 def sign(rank: int, count: int = 2, **changes: Any) -> Sign:

@@ -25,13 +25,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from pretrain import watchdog_guard
 from pretrain.checkpoint.manifest import list_checkpoints
 from pretrain.config.sections import WatchdogSection
 from pretrain.errors import TacoError
-from pretrain.hang_verdict import describe_hang
-from pretrain.heartbeat import Heartbeat, Kind, Sign, SignFolder
 from pretrain.parallel.launch import Launch
+from pretrain.resilience import watchdog_guard
+from pretrain.resilience.hang_verdict import describe_hang
+from pretrain.resilience.heartbeat import Heartbeat, Kind, Sign, SignFolder
 from pretrain.run_folder import RunFolder
 from pretrain.runlog import get_logger
 

@@ -1,0 +1,79 @@
+"""Steps whose loss or gradient is non-finite: counted, written down, and the end of a run when too many follow each other."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.errors import TacoError
+from pretrain.runlog import get_logger
+
+log = get_logger(__name__)
+
+
+BAD_STEPS_FILE = "bad_steps.jsonl"
+
+
+class NonFiniteLossError(TacoError):
+    """Losses or gradients are NaN or infinite, again and again; what is on the disk is still good."""
+
+
+@dataclass
+class BadSteps:
+    """Counts steps whose loss or gradient is not finite, and writes down what was in them.
+
+    Such a step changes no weight and the run goes on with the next rows; `limit` of them in a row end it. A finite loss
+    with an infinite gradient is everyday business of fp16's loss scaling, which looks for its scale: it is no bad step.
+
+    Args:
+        folder: the run's, where `bad_steps.jsonl` is.
+        limit: bad steps in a row that are too many.
+        is_scaled: whether losses are scaled (fp16).
+    """
+
+    folder: Path
+    limit: int
+    is_scaled: bool
+    num_in_a_row: int = 0
+
+    def note(self, step: int, loss: float, grad_norm: float, *, is_skipped: bool) -> bool:
+        """Whether optimizer step `step` was bad.
+
+        Raises:
+            NonFiniteLossError: it was one too many, or the weights have taken it in.
+        """
+        if math.isfinite(loss + grad_norm) or (self.is_scaled and is_skipped and math.isfinite(loss)):
+            self.num_in_a_row = 0
+            return False
+        self.num_in_a_row += 1
+        what = f"step {step}: loss {loss}, gradient norm {grad_norm}"
+        if not is_skipped:
+            raise NonFiniteLossError(f"{what}; nothing of it is saved; lower optim.lr or look at the data")
+        log.warning("%s: skipped, %d in a row (the run ends at %d)", what, self.num_in_a_row, self.limit)
+        return True
+
+    def check_limit(self, step: int, last_saved: int) -> None:
+        """End the run where too many steps in a row were bad.
+
+        Raises:
+            NonFiniteLossError: with the last good checkpoint and what to do.
+        """
+        if self.num_in_a_row >= self.limit:
+            raise NonFiniteLossError(
+                f"step {step}: loss or gradient not finite for {self.num_in_a_row} steps in a row "
+                f"(train.max_bad_steps); nothing of them is saved, the last checkpoint is of step {last_saved}. Their "
+                f"rows are in {self.folder / BAD_STEPS_FILE}; lower optim.lr, look at the data, or continue with "
+                "another run.seed and --allow-change run.seed"
+            )
+
+    def write_down(self, step: int, loss: float, grad_norm: float, rows: Sequence[tuple[int, int]]) -> None:
+        """Append which rows of the training stream (first, one past the last) a bad step had; rank 0 calls it."""
+        record = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "rows": [list(pair) for pair in rows]}
+        try:
+            with (self.folder / BAD_STEPS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            log.warning("the rows of a bad step are not written down: %s", error)
