@@ -1,6 +1,6 @@
 """BERT pretraining with the TACO objective under DeepSpeed.
 
-Where to start reading: `trainer.py` (the loop), `engine.py` (the one door to DeepSpeed),
+Where to start reading: `trainer.py` (the loop), `engine/` (the one door to DeepSpeed),
 `objectives/taco.py` (the loss), `data/batches.py` (where a micro-batch comes from).
 """
 

@@ -40,13 +40,13 @@ VERBS = {
     "data verify": Verb("data_tools.verify", "hold datasets against their hashes, name what is damaged"),
     "train": Verb("pretrain.train", "pretrain BERT with the TACO objective (one rank; start with torchrun or alone)"),
     "preflight": Verb(
-        "pretrain.preflight", "what must hold on machines before a run: GPUs, names, disks, data, network"
+        "pretrain.preflight.__main__", "what must hold on machines before a run: GPUs, names, disks, data, network"
     ),
     "checkpoint": Verb("pretrain.checkpoint.__main__", "list and verify the checkpoints of a run"),
     "export": Verb("pretrain.export", "checkpoint to a Hugging Face folder"),
     "import-hf": Verb("pretrain.import_hf", "Hugging Face BERT folder to a checkpoint to start from"),
     "fill-mask": Verb("pretrain.evaluate.fill_mask", "what an exported model puts in place of [MASK]"),
-    "report": Verb("pretrain.report", "loss curves of a run as a picture and a page"),
+    "report": Verb("pretrain.report.__main__", "loss curves of a run as a picture and a page"),
     "bench data": Verb("pretrain.bench.data", "text per CPU second of preprocessing against three peers"),
     "bench index": Verb("pretrain.bench.index", "CPU time and memory of the sample index against megatron-core"),
     "bench loader": Verb("pretrain.bench.loader", "CPU time of a masked row against megatron-core and Hugging Face"),

@@ -1,8 +1,8 @@
 """Saving while training goes on: a state captured between two steps, and a thread that makes a checkpoint of it.
 
-What a save is does not depend on the thread: the same files, the same commit (`checkpoint.py`). The thread's votes go
-through a group of their own, in the order of the saves, and there is one save at a time; so no collective of training
-waits for one of saving, or the other way round.
+What a save is does not depend on the thread: the same files, the same commit (`checkpoint/store.py`). The thread's
+votes go through a group of their own, in the order of the saves, and there is one save at a time; so no collective of
+training waits for one of saving, or the other way round.
 """
 
 from __future__ import annotations

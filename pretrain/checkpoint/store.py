@@ -1,4 +1,4 @@
-"""Checkpoints that prove themselves: commit protocol, verification, fall back, prune.
+"""The commit protocol of checkpoints: save, verify, fall back, prune.
 
     checkpoints/
       latest                 name of the newest checkpoint, replaced last (a hint for people; loading looks for itself)

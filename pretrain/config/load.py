@@ -1,6 +1,6 @@
 """What a run is, read from one YAML file with `section.key=value` overrides; every mistake is told at once.
 
-Torch-free, as the tree itself (`config_sections.py`).
+Torch-free, as the tree itself (`sections.py`).
 """
 
 from __future__ import annotations

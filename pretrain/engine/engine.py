@@ -1,4 +1,4 @@
-"""The one door to DeepSpeed: configuration in, four verbs out.
+"""What the trainer knows of DeepSpeed: configuration in, four verbs out.
 
 The trainer sees `train_step`, `evaluate`, `capture_state` and `load_state`; whether ZeRO splits optimizer state,
 gradients or parameters is decided here and nowhere else.

@@ -1,7 +1,6 @@
-"""Who this process is among the others: launch environment, process grid, small collectives.
+"""The start of a process among others: the launcher's environment, the device, the process group, and their end.
 
-The one place that reads the launcher's environment variables and makes process groups. It and `engine.py` import
-DeepSpeed, it and `model/tensor_parallel.py` megatron-core; torch and both are imported inside the functions: a
+The one place that reads the launcher's environment variables. torch and DeepSpeed are imported inside the functions: a
 configuration error must not wait for them.
 """
 

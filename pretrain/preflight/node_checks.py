@@ -247,7 +247,7 @@ def describe_versions() -> dict[str, str]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "missing"
-    code, root = xxhash.xxh3_128(), Path(__file__).parent
+    code, root = xxhash.xxh3_128(), Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         code.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return versions | {"taco-pretrain": f"xxh3 {code.hexdigest()[:16]}"}

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is non-finite: counted, written down, and the end of a run when too many follow each other."""
+"""Steps whose loss or gradient is non-finite: they are counted and written down, and too many in a row end the run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What can go wrong while a run goes on: signals, and steps that are not finite.
+"""Requests to stop a run, by a signal or a file.
 
-A request to stop, by a signal or a file, becomes a flag, and the run ends at the next step boundary with everything
+A request becomes a flag, and the run ends at the next step boundary with everything
 saved.
 """
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from forked import run_ranks
 from layouts import DP2, DP4, NO_DROPOUT, PP2, PP2_DP2, PP2_TP2_SP, TP2, TP2_DP2, TP2_SP, Grid
-from parity import build, load, start_mesh
+from parity import build, join_mesh, load
 
 from pretrain.config.sections import RunConfig
 from pretrain.engine import engine as engine_module
@@ -74,7 +74,7 @@ def _import_megatron_once() -> None:
 
 
 def start_engine(config: RunConfig) -> tuple[Engine, Any]:
-    mesh = start_mesh(config)
+    mesh = join_mesh(config)
     model, source = build(config, mesh)
     return (PlainEngine if mesh.pp_size == 1 else PipelinedEngine)(config, model, torch.device("cpu"), mesh), source
 

@@ -58,7 +58,8 @@ def test_collectives_without_a_process_group() -> None:
 def test_deepspeeds_muon_is_loaded_without_torch_inductor() -> None:
     """By the module that DeepSpeed asks for at every start with ZeRO; what compiles afterwards compiles."""
     program = (
-        "import sys; from pretrain.parallel import launch; launch._load_muon(); from deepspeed.runtime import compiler; "
+        "import sys; from pretrain.parallel import launch; launch._load_muon(); "
+        "from deepspeed.runtime import compiler; "
         "from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam; "
         "print([name for name in sys.modules if name == 'torch._inductor.compile_fx'], compiler.compile.__module__)"
     )

@@ -33,7 +33,7 @@ def test_a_job_that_fails_all_the_time_still_works_half_of_it() -> None:
 
 
 def test_a_file_is_a_request_while_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resilience, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(stop_request, "LOOK_SECONDS", 0.0)
     stop = StopRequest()
     assert not stop.is_set
     stop.watch(tmp_path / "stop")
