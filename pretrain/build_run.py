@@ -30,11 +30,15 @@ from pretrain.model.parameter_shape import parameter_shape
 from pretrain.model.pretraining import BertForPretraining
 from pretrain.parallel import collectives
 from pretrain.parallel.mesh import Mesh
+from pretrain.progress import Progress
+from pretrain.resilience.bad_steps import BadSteps, BadStepWatcher
 from pretrain.resilience.heartbeat import Heartbeat
+from pretrain.resilience.spikes import Spikes
 from pretrain.resilience.stop_request import StopRequest
 from pretrain.resilience.stragglers import Stragglers
 from pretrain.run_folder import RunFolder, describe_environment
 from pretrain.runlog import get_logger
+from pretrain.saving import Saver
 from pretrain.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -75,6 +79,11 @@ def build_trainer(
     engine = _build_engine(config, model, device, mesh, heartbeat)
     _describe_run(config, folder, engine.ds_config, device)
     metrics = MetricsLog(folder.path, is_active=collectives.rank() == 0, use_tensorboard=config.run.tensorboard)
+    store = _build_store(config, folder)
+    extras = tuple(path for path in (folder.path / "config.yaml", folder.tokenizer) if path.exists())
+    saver = Saver(engine, store, extras, metrics, config.checkpoint)
+    spikes = Spikes(config.spike, folder.path)
+    progress = Progress(config, metrics, lambda: saver.unsaved_seconds)
     return Trainer(
         config=config,
         engine=engine,
@@ -82,13 +91,30 @@ def build_trainer(
         validation_source=(
             _batches(config, validation_rows, VALIDATION_SEED, device.type) if validation_rows else None
         ),
-        store=_build_store(config, folder),
+        store=store,
         description=_describe_checkpoint(config, train_rows),
-        checkpoint_extras=tuple(p for p in (folder.path / "config.yaml", folder.tokenizer) if p.exists()),
-        metrics=metrics,
-        stop=stop,
-        stragglers=_watch_stragglers(config, mesh, metrics),
+        saver=saver,
+        spikes=spikes,
+        progress=progress,
+        # In this order: a step that is rolled back is neither reported nor saved.
+        watchers=(
+            _watch_bad_steps(config, folder, saver),
+            *_watch_stragglers(config, mesh, metrics, heartbeat),
+            spikes,
+            progress,
+            saver,
+            stop,
+        ),
     )
+
+
+def _watch_bad_steps(config: RunConfig, folder: RunFolder, saver: Saver) -> BadStepWatcher:
+    def settle_saves() -> int:
+        saver.wait()
+        return saver.committed_step
+
+    counter = BadSteps(folder.path, config.train.max_bad_steps, config.precision == "fp16")
+    return BadStepWatcher(counter, config.train.micro_batch_size, settle_saves)
 
 
 def _build_store(config: RunConfig, folder: RunFolder) -> CheckpointStore:
@@ -98,12 +124,15 @@ def _build_store(config: RunConfig, folder: RunFolder) -> CheckpointStore:
     return CheckpointStore(folder.checkpoints, keep=section.keep, keep_every=section.keep_every, group=group)
 
 
-def _watch_stragglers(config: RunConfig, mesh: Mesh, metrics: MetricsLog) -> Stragglers | None:
+def _watch_stragglers(
+    config: RunConfig, mesh: Mesh, metrics: MetricsLog, heartbeat: Heartbeat
+) -> tuple[Stragglers, ...]:
     """Who names slow ranks, where there are several and somebody wants to know; collective."""
     share = config.watchdog.slow_share
     if share is None or not config.watchdog.enabled or collectives.world_size() == 1:
-        return None
-    return Stragglers(share, collectives.gather_objects(socket.gethostname()), mesh.pp_size, metrics)
+        return ()
+    hosts = collectives.gather_objects(socket.gethostname())
+    return (Stragglers(share, hosts, mesh.pp_size, metrics, heartbeat, config.train.log_every),)
 
 
 def _describe_rows(rows: RowSource) -> str:

@@ -6,7 +6,8 @@ The learning rate is computed from (step, configuration) at every step, so a res
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, overload
 
 import torch
@@ -46,7 +47,7 @@ def is_tensor_parallel(parameter: torch.Tensor) -> bool:
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float, *, one_each: bool) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay; with `one_each`, a group per parameter (see `Lamb`)."""
+    """Parameters with and without weight decay; with `one_each`, a group per parameter (see `_LambUpdate`)."""
     decayed: list[torch.nn.Parameter] = []
     plain: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -68,7 +69,7 @@ def build_optimizer(
     *,
     shard_group: distributed.ProcessGroup | None,
     tensor_group: distributed.ProcessGroup | None = None,
-) -> torch.optim.Optimizer:
+) -> AdamW | Lamb:
     """AdamW or LAMB over the model's parameters, on whichever device ZeRO keeps the state.
 
     `shard_group` is the group over which ZeRO will split each parameter group, `tensor_group` the one whose ranks hold
@@ -80,10 +81,37 @@ def build_optimizer(
             groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, shard_group=shard_group, tensor_group=tensor_group
         )
     # One fused kernel per step instead of several passes over all state; torch has it for CPU and CUDA.
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
-class Lamb(torch.optim.Optimizer):
+class Holdable:
+    """Comes before an optimizer class, and lets its step be held.
+
+    DeepSpeed does more in a step than to update: it unscales, clips, counts, clears gradients. With the optimizer held,
+    all of that happens and no weight or moment changes.
+    """
+
+    _is_held = False
+
+    @contextmanager
+    def held(self, is_held: bool) -> Iterator[None]:
+        """While this context lasts, `step` changes nothing if `is_held`."""
+        self._is_held = is_held
+        try:
+            yield
+        finally:
+            self._is_held = False
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """One update, unless the optimizer is held."""
+        return None if self._is_held else super().step(*args, **kwargs)  # type: ignore[misc]
+
+
+class AdamW(Holdable, torch.optim.AdamW):  # type: ignore[misc]  # torch types `step` by two overloads
+    """torch's AdamW, whose step can be held."""
+
+
+class _LambUpdate(torch.optim.Optimizer):
     """LAMB (You et al. 2020, algorithm 2) that stays exact when ZeRO splits the parameters.
 
     ZeRO hands an optimizer flat slices, over which a trust ratio per layer would silently become a ratio per slice.
@@ -165,6 +193,10 @@ class Lamb(torch.optim.Optimizer):
             distributed.all_reduce(total, group=self.tensor_group)
             squares = torch.where(is_split_N1, total, squares)
         return squares.sqrt()
+
+
+class Lamb(Holdable, _LambUpdate):  # type: ignore[misc]
+    """LAMB, whose step can be held."""
 
 
 def initial_state(optimizer: torch.optim.Optimizer, tensor: torch.Tensor, num_steps: int) -> dict[str, Any]:

@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from pretrain.config.sections import RunConfig
-from pretrain.engine.engine import EvalResult, StepResult
+from pretrain.engine.engine import EvalResult
 from pretrain.metrics import MetricsLog, Throughput
 from pretrain.optim import learning_rate
-from pretrain.runlog import Eta, format_count, format_seconds, get_logger
+from pretrain.parallel import collectives
+from pretrain.runlog import Eta, ProgressLine, format_count, format_seconds, get_logger, progress_bar
+from pretrain.step import Action, DoneStep, Watcher
 
 log = get_logger(__name__)
 
 
-class Progress:
-    """Counts steps and tells of them; every rank has one, and rank 0's is heard."""
+class Progress(Watcher):
+    """Counts steps and reports them; every rank has one, and rank 0's is heard.
 
-    def __init__(self, config: RunConfig, metrics: MetricsLog) -> None:
+    Args:
+        unsaved_seconds: work that a crash would lose now.
+    """
+
+    def __init__(self, config: RunConfig, metrics: MetricsLog, unsaved_seconds: Callable[[], float]) -> None:
         self._config = config
         self._metrics = metrics
+        self._unsaved_seconds = unsaved_seconds
         self._throughput = Throughput()
         self._num_skipped = 0
-        self.start_from(0)
+        self._bar = ProgressLine(None, None)
+        self._start_from(0)
 
-    def start_from(self, step: int) -> None:
-        """Training begins there, now."""
+    @contextmanager
+    def shown_from(self, step: int) -> Iterator[None]:
+        """Training begins at `step`, now; while this context lasts a terminal shows a progress bar."""
+        self._start_from(step)
+        with progress_bar("training", step, self._config.train.steps, is_shown=collectives.rank() == 0) as self._bar:
+            yield
+
+    def _start_from(self, step: int) -> None:
         self._eta = Eta(step, self._config.train.steps)
         self._throughput.restart()
 
-    def count(self, result: StepResult) -> None:
-        """Take notice of a step that is done."""
-        self._num_skipped += result.is_skipped
+    def after_step(self, step: DoneStep) -> Action:
+        """Count the step, and report it if it is one of every `train.log_every` or the last."""
+        self._num_skipped += step.result.is_skipped
         self._throughput.add(self._config.train.global_batch_size * self._config.data.seq_length)
+        self._bar.update(step.number)
+        if step.number % self._config.train.log_every == 0 or step.number == self._config.train.steps:
+            self._report_step(step)
+        return Action.CONTINUE
+
+    def close(self) -> None:
+        """Write out what the metrics still hold back."""
+        self._metrics.close()
 
     def restart_clock(self) -> None:
         """Leave the time since the last logged step out of the throughput: it was not spent on steps."""
         self._throughput.restart()
 
-    def report_step(self, step: int, result: StepResult, *, consumed_samples: int, unsaved_seconds: float) -> None:
-        """Tell of `step`, if it is one of every `train.log_every` or the last."""
-        total = self._config.train.steps
-        if step % self._config.train.log_every and step != total:
-            return
+    def _report_step(self, done: DoneStep) -> None:
+        step, result, total = done.number, done.result, self._config.train.steps
         rate = self._throughput.restart()
         lr = learning_rate(step - 1, self._config.optim, total)
         self._metrics.write(
@@ -51,7 +73,7 @@ class Progress:
                 "lr": lr,
                 "grad_norm": result.grad_norm,
                 "tokens_per_second": rate,
-                "consumed_samples": consumed_samples,
+                "consumed_samples": done.end_row,
                 "skipped_steps": self._num_skipped,
             }
         )
@@ -64,13 +86,13 @@ class Progress:
             f"grad norm {result.grad_norm:.3f}",
             f"{format_count(rate)} tokens/s",
             f"skipped {self._num_skipped}",
-            f"unsaved {format_seconds(unsaved_seconds)}",
+            f"unsaved {format_seconds(self._unsaved_seconds())}",
             f"eta {format_seconds(self._eta.remaining(step))}",
         )
         log.info("%s", " | ".join(fields))
 
     def report_validation(self, step: int, result: EvalResult) -> None:
-        """Tell what a validation after `step` has found."""
+        """Report a validation that was made after `step`."""
         self._metrics.write(
             {
                 "step": step,

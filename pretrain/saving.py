@@ -16,11 +16,13 @@ from pathlib import Path
 
 from pretrain.checkpoint.manifest import CheckpointManifest, step_folder
 from pretrain.checkpoint.store import CheckpointStore
+from pretrain.config.sections import CheckpointSection
 from pretrain.engine.engine import Engine
 from pretrain.errors import CheckpointError
 from pretrain.metrics import MetricsLog
 from pretrain.parallel import collectives
 from pretrain.runlog import get_logger
+from pretrain.step import Action, DoneStep, StepPlan, Watcher
 
 log = get_logger(__name__)
 
@@ -31,7 +33,7 @@ class NonFiniteStateError(CheckpointError):
     """Weights or moments are NaN or infinite; nothing of them is saved."""
 
 
-class Saver:
+class Saver(Watcher):
     """The saves of one run; every rank makes one, and calls `save` and `wait` at the same steps.
 
     Attributes:
@@ -46,16 +48,15 @@ class Saver:
         store: CheckpointStore,
         extras: tuple[Path, ...],
         metrics: MetricsLog,
-        *,
-        is_asynchronous: bool,
+        section: CheckpointSection,
     ) -> None:
         self._engine = engine
         self._store = store
         self._extras = extras
         self._metrics = metrics
-        self._is_asynchronous = is_asynchronous
+        self._section = section
         self._write: _Write | None = None
-        if is_asynchronous:
+        if section.asynchronous:
             engine.reserve_copies()
         self.stall_seconds = _GUESSED_STALL_SECONDS
         self.start_from(0)
@@ -85,6 +86,32 @@ class Saver:
         """Work that would be lost by a crash now: a save counts from its commit on."""
         return time.monotonic() - self._unsaved_since
 
+    def before_step(self, plan: StepPlan) -> None:
+        """Let all ranks hear that a save is due by time, or that one has failed on this rank."""
+        plan.requests["save"] = self._is_due_by_time()
+        plan.requests["failed save"] = self.has_failed
+
+    def after_step(self, step: DoneStep) -> Action:
+        """Take notice of a save that has ended, and say whether the next one is due.
+
+        Raises:
+            CheckpointError: a save failed on any rank.
+        """
+        if "failed save" in step.result.requests:
+            self.wait()  # raises on every rank
+        self.poll()
+        every = self._section.every_steps
+        is_due = "save" in step.result.requests or (every is not None and step.number % every == 0)
+        return Action.SAVE if is_due else Action.CONTINUE
+
+    def _is_due_by_time(self) -> bool:
+        section = self._section
+        limits = [] if section.every_minutes is None else [60 * section.every_minutes]
+        if section.hours_between_failures is not None:
+            limits.append(best_save_interval(self.stall_seconds, section.hours_between_failures))
+        # Never before the last one is written: a save that begins then would only stop training.
+        return not self.is_writing and any(self.seconds_since_capture >= limit for limit in limits)
+
     def save(self, manifest: CheckpointManifest) -> None:
         """Capture the state of `manifest.step` and have it written; an earlier save ends first.
 
@@ -92,17 +119,18 @@ class Saver:
             NonFiniteStateError: it holds values that are no numbers, on any rank.
             CheckpointError: this save, or the one before that was still on its way, failed on any rank.
         """
-        self.wait()
-        start = time.monotonic()
-        captured = self._engine.capture_state(copies=self._is_asynchronous)
-        self._refuse_non_finite(manifest.step, captured.problem)
-        self.captured_step = manifest.step
-        work = partial(self._store.save, manifest, captured.write, self._extras)
-        self._write = _Write(manifest.step, work, has_thread=self._is_asynchronous)
-        self._went_on_at = time.monotonic()
-        self.stall_seconds = self._went_on_at - start
-        if not self._is_asynchronous:
-            self.wait()
+        with self._engine.heartbeat.during("checkpoint"):
+            self._join()
+            start = time.monotonic()
+            captured = self._engine.capture_state(copies=self._section.asynchronous)
+            self._refuse_non_finite(manifest.step, captured.problem)
+            self.captured_step = manifest.step
+            work = partial(self._store.save, manifest, captured.write, self._extras)
+            self._write = _Write(manifest.step, work, has_thread=self._section.asynchronous)
+            self._went_on_at = time.monotonic()
+            self.stall_seconds = self._went_on_at - start
+            if not self._section.asynchronous:
+                self._join()
 
     def poll(self) -> None:
         """Take notice of a save that has ended well; never waits."""
@@ -115,6 +143,10 @@ class Saver:
         Raises:
             CheckpointError: it failed on any rank.
         """
+        with self._engine.heartbeat.during("checkpoint"):
+            self._join()
+
+    def _join(self) -> None:
         if self._write is None:
             return
         start = time.monotonic()

@@ -157,7 +157,7 @@ def _train(trainer: Trainer, steps: int, folder: RunFolder, *, from_scratch: boo
     except PreemptedError as request:
         stopped = request
     finally:
-        trainer.metrics.close()
+        trainer.progress.close()
     if stopped is not None:
         log.info("%s", stopped)
         # Launchers end all ranks as soon as one has ended with such a code, and rank 0 has the most to write.

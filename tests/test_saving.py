@@ -14,11 +14,12 @@ from checkpoint_builders import manifest
 from pretrain.checkpoint.captured_state import CapturedState
 from pretrain.checkpoint.manifest import find_problems, list_checkpoints
 from pretrain.checkpoint.store import CheckpointStore
+from pretrain.config.sections import CheckpointSection
 from pretrain.durable import FileRecord, hashing_writer
 from pretrain.errors import CheckpointError
 from pretrain.metrics import MetricsLog, read_metrics
+from pretrain.resilience.heartbeat import Heartbeat
 from pretrain.saving import NonFiniteStateError, Saver, best_save_interval
-from pretrain.trainer import Trainer
 
 WAIT = 20.0
 
@@ -51,6 +52,7 @@ class FakeEngine:
         self.problem: str | None = None
         self.num_begun = 0
         self.copied: list[bool] = []
+        self.heartbeat = Heartbeat()
 
     def reserve_copies(self) -> None: ...
 
@@ -68,9 +70,8 @@ def saver_of(engine: FakeEngine, folder: Path, *, is_asynchronous: bool = True) 
     store = CheckpointStore(folder / "checkpoints", keep=9)
     store.prepare()
     fake: Any = engine
-    return Saver(
-        fake, store, (), MetricsLog(folder, is_active=True, use_tensorboard=False), is_asynchronous=is_asynchronous
-    )
+    metrics = MetricsLog(folder, is_active=True, use_tensorboard=False)
+    return Saver(fake, store, (), metrics, CheckpointSection(asynchronous=is_asynchronous))
 
 
 def wait_until(condition: Any) -> None:
@@ -182,10 +183,9 @@ def test_what_was_loaded_is_saved(engine: FakeEngine, tmp_path: Path) -> None:
 def is_due(*, stall: float, since: float, is_writing: bool = False, **section: float) -> bool:
     limits = {"every_minutes": None, "hours_between_failures": None, **section}
     fake: Any = SimpleNamespace(
-        config=SimpleNamespace(checkpoint=SimpleNamespace(**limits)),
-        saver=SimpleNamespace(is_writing=is_writing, stall_seconds=stall, seconds_since_capture=since),
+        _section=SimpleNamespace(**limits), is_writing=is_writing, stall_seconds=stall, seconds_since_capture=since
     )
-    return Trainer._is_save_due_by_time(fake)
+    return Saver._is_due_by_time(fake)
 
 
 def test_how_often_to_save_follows_from_how_long_training_stood_still_and_saves_never_overtake_each_other() -> None:

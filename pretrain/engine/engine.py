@@ -6,10 +6,9 @@ gradients or parameters is decided here and nowhere else.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,36 +26,14 @@ from pretrain.engine.device_clock import DeviceClock
 from pretrain.engine.zero_state import describe_parameters, read_loss_scale, set_loss_scale, zero_state
 from pretrain.errors import CheckpointError, TacoError
 from pretrain.model.pretraining import PretrainingLosses
-from pretrain.optim import build_optimizer, parameter_groups
+from pretrain.optim import Holdable, build_optimizer, parameter_groups
 from pretrain.parallel import collectives
 from pretrain.parallel.mesh import Mesh
 from pretrain.resilience.heartbeat import Heartbeat
 from pretrain.resilience.replicas import Drift, ReplicaCheck
+from pretrain.step import StepResult
 
-# Given the losses that this rank knows, whether the weights must stay as they are.
-Veto = Callable[[Sequence[PretrainingLosses]], bool]
-# The losses that this rank knows, and the gradient norm where DeepSpeed keeps none.
-StepOutcome = tuple[list[PretrainingLosses], float | None]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """One optimizer step, the same on every rank: losses are means over all micro-batches of all ranks.
-
-    `is_skipped`: no weight has changed, because a gradient was not finite or the loss not wanted. `bad_micro_batches`:
-    global numbers of this rank's own micro-batches whose loss was not finite; the one field that differs between ranks.
-    `requests[i]` is True where any rank's i-th request was: what one rank wants, all hear of at the same step.
-    `work_seconds` is what each rank gave for itself, in rank order.
-    """
-
-    loss: float
-    mlm_loss: float
-    contrastive_loss: float
-    grad_norm: float
-    is_skipped: bool
-    requests: tuple[bool, ...]
-    bad_micro_batches: tuple[int, ...] = ()
-    work_seconds: tuple[float, ...] = ()
+_NO_REQUESTS: Mapping[str, bool] = {}
 
 
 @dataclass(frozen=True)
@@ -85,6 +62,7 @@ class Engine(ABC):
         heartbeat: Heartbeat | None = None,
     ) -> None:
         import deepspeed
+        from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
         self.config = config
         self.heartbeat = heartbeat or Heartbeat()
@@ -93,12 +71,19 @@ class Engine(ABC):
         shapes = describe_parameters(model)
         is_sharded = zero_stage(config) > 0 and mesh.dp_size > 1
         shard_group = (mesh.data_group or distributed.group.WORLD) if is_sharded else None
+        self.optimizer: Holdable
         if config.optim.implementation == "deepspeed":
-            optimizer = _deepspeed_adamw(model, config)
+            self.optimizer = _deepspeed_adamw(model, config)
         else:
-            optimizer = build_optimizer(model, config.optim, shard_group=shard_group, tensor_group=mesh.tensor_group)
+            self.optimizer = build_optimizer(
+                model, config.optim, shard_group=shard_group, tensor_group=mesh.tensor_group
+            )
+        # DeepSpeed warns of classes that it does not know; tests hold ours under ZeRO against one plain process.
+        ZERO_SUPPORTED_OPTIMIZERS.append(type(self.optimizer))
         self.ds_config = build_ds_config(config, mesh.dp_size)
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.ds_config, mpu=mesh.mpu)
+        self.engine, *_ = deepspeed.initialize(
+            model=model, optimizer=self.optimizer, config=self.ds_config, mpu=mesh.mpu
+        )
         self.clock = DeviceClock(device)
         if self.clock.is_used:  # the host only queues what a GPU does
             self.heartbeat.work_stages = frozenset({"data"})
@@ -107,88 +92,86 @@ class Engine(ABC):
         self._host_memory = HostMemory(is_page_locked=device.type == "cuda")
 
     @abstractmethod
-    def _run_step(self, micro_batches: Sequence[Batch], is_vetoed: Veto) -> StepOutcome:
-        """Forward, backward and the optimizer's step; the losses that this rank knows, and the gradient norm.
+    def _forward_backward(self, micro_batches: Sequence[Batch]) -> list[PretrainingLosses]:
+        """Gradients of all micro-batches, averaged over data-parallel ranks; the losses that this rank computed."""
 
-        `is_vetoed` is asked once, by all ranks, when all losses are there and no weight has changed; it may be a
-        collective. After a yes, weights and moments stay as they are.
+    @abstractmethod
+    def _update(self, *, keep_weights: bool) -> float | None:
+        """The optimizer's step; with `keep_weights` everything but the change of weights and moments.
+
+        Returns:
+            The gradient norm where DeepSpeed keeps none.
         """
 
     @abstractmethod
     def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
-        """Forward without dropout; the losses that this rank knows, each with its micro-batch."""
+        """Forward without dropout; the losses that this rank computed, each with its micro-batch."""
 
     def train_step(
         self,
         micro_batches: Sequence[Batch],
         *,
         learning_rate: float,
-        requests: Sequence[bool] = (),
+        requests: Mapping[str, bool] = _NO_REQUESTS,
         work_seconds: float | None = None,
         may_not_update: Callable[[float], bool] | None = None,
     ) -> StepResult:
         """Forward and backward over this rank's micro-batches, then one optimizer step at `learning_rate`.
 
-        All ranks give `work_seconds`, which every one of them then learns from all, or none does. `may_not_update`
-        looks at the loss of the step, the same on all ranks, and says whether to leave all weights as they are.
+        `step.StepPlan` says what the other arguments mean; all ranks give the same names of `requests`.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        told = [float(wanted) for wanted in requests] + _own_place(work_seconds)
-        sums: list[float] = []
-        vetoed = False
-
-        def is_vetoed(known: Sequence[PretrainingLosses]) -> bool:
-            nonlocal sums, vetoed
-            if may_not_update is not None:
-                sums = self._sum_over_ranks(known, len(micro_batches), told)
-                vetoed = may_not_update(sums[0])
-            return vetoed
-
-        known, grad_norm = self._run_step(micro_batches, is_vetoed)
-        loss, mlm_loss, contrastive_loss, *rest = sums or self._sum_over_ranks(known, len(micro_batches), told)
+        own_losses = self._forward_backward(micro_batches)
+        report, keep_weights = None, False
+        if may_not_update is not None:  # all ranks decide by the same loss, before any weight has changed
+            report = self._report(own_losses, len(micro_batches), requests, work_seconds)
+            keep_weights = may_not_update(report.loss)
+        grad_norm = self._update(keep_weights=keep_weights)
+        if report is None:
+            report = self._report(own_losses, len(micro_batches), requests, work_seconds)
         self.heartbeat.add_work(self.clock.take())
-        counts, work = rest[: len(requests)], rest[len(requests) :]
         if grad_norm is None:
-            found = self.engine.get_global_grad_norm()
-            # A first step that overflows in fp16 is skipped before DeepSpeed has any norm.
-            grad_norm = math.nan if found is None else float(found)
-        # Without ZeRO DeepSpeed looks at no gradient; `_run_step` did.
-        is_skipped = (
-            vetoed
-            or not self.engine.was_step_applied()
-            or (zero_stage(self.config) == 0 and not math.isfinite(grad_norm))
+            grad_norm = self._deepspeed_grad_norm()
+        return StepResult(
+            loss=report.loss,
+            mlm_loss=report.mlm_loss,
+            contrastive_loss=report.contrastive_loss,
+            grad_norm=grad_norm,
+            is_skipped=keep_weights or not self._is_applied(grad_norm),
+            requests=report.requests,
+            bad_micro_batches=() if math.isfinite(report.loss) else _non_finite(own_losses, micro_batches),
+            work_seconds=report.work_seconds,
         )
-        wanted = tuple(count > 0 for count in counts)
-        bad = () if math.isfinite(loss) else _not_finite(known, micro_batches)
-        return StepResult(loss, mlm_loss, contrastive_loss, grad_norm, is_skipped, wanted, bad, tuple(work))
 
-    def _sum_over_ranks(
-        self, known: Sequence[PretrainingLosses], num_micro_batches: int, told: Sequence[float]
-    ) -> list[float]:
-        """The mean losses of a step, then the sums of what each rank tells: one small collective per step."""
+    def _report(
+        self,
+        own_losses: Sequence[PretrainingLosses],
+        num_micro_batches: int,
+        requests: Mapping[str, bool],
+        work_seconds: float | None,
+    ) -> _Report:
+        """The mean losses of a step, and what every rank says with them: one small collective per step."""
         self.heartbeat.enter("losses")
         losses = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for step in known:
-            losses += torch.stack([step.total, step.mlm, step.contrastive])
-        # All tensor ranks of the last stage know the same losses.
+        for micro_batch in own_losses:
+            losses += torch.stack([micro_batch.total, micro_batch.mlm, micro_batch.contrastive])
+        # All tensor ranks of the last stage compute the same losses.
         losses /= num_micro_batches * self.mesh.dp_size * self.mesh.tp_size
-        sums: list[float] = collectives.sum_over_ranks(torch.cat([losses, losses.new_tensor(told)])).tolist()
-        return sums
+        messages = losses.new_tensor([*map(float, requests.values()), *_own_place(work_seconds)])
+        sums: list[float] = collectives.sum_over_ranks(torch.cat([losses, messages])).tolist()
+        votes, work = sums[3 : 3 + len(requests)], sums[3 + len(requests) :]
+        granted = frozenset(name for name, count in zip(requests, votes, strict=True) if count > 0)
+        return _Report(sums[0], sums[1], sums[2], granted, tuple(work))
 
-    @contextlib.contextmanager
-    def _no_update(self, *, unless: bool) -> Iterator[None]:
-        """Keep weights and moments as they are through an optimizer step; DeepSpeed does the rest of its work."""
-        if unless:
-            yield
-            return
-        optimizer = self.engine.basic_optimizer  # the one inside whatever ZeRO wraps around it
-        update = optimizer.step
-        optimizer.step = lambda *_, **__: None
-        try:
-            yield
-        finally:
-            optimizer.step = update
+    def _deepspeed_grad_norm(self) -> float:
+        norm = self.engine.get_global_grad_norm()
+        # A first step that overflows in fp16 is skipped before DeepSpeed has any norm.
+        return math.nan if norm is None else float(norm)
+
+    def _is_applied(self, grad_norm: float) -> bool:
+        """Whether the optimizer's step was taken. Without ZeRO DeepSpeed looks at no gradient; `_update` did."""
+        return self.engine.was_step_applied() and (zero_stage(self.config) > 0 or math.isfinite(grad_norm))
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> EvalResult:
@@ -302,8 +285,19 @@ class Engine(ABC):
         }
 
 
+@dataclass(frozen=True)
+class _Report:
+    """What the ranks say to each other with the losses of a step; the same on all of them."""
+
+    loss: float
+    mlm_loss: float
+    contrastive_loss: float
+    requests: frozenset[str]
+    work_seconds: tuple[float, ...]
+
+
 def _own_place(value: float | None) -> list[float]:
-    """One number per rank, of which this one knows its own: the sum over ranks is what each of them said."""
+    """One number per rank, zero but for this rank's own: the sum over ranks holds the number of each."""
     if value is None:
         return []
     own = [0.0] * collectives.world_size()
@@ -311,21 +305,22 @@ def _own_place(value: float | None) -> list[float]:
     return own
 
 
-def _not_finite(known: Sequence[PretrainingLosses], micro_batches: Sequence[Batch]) -> tuple[int, ...]:
-    """Global numbers of the micro-batches whose loss this rank knows, and which is NaN or infinite."""
-    pairs = zip(known, micro_batches, strict=False)  # only the last stage of a pipeline knows losses
+def _non_finite(own_losses: Sequence[PretrainingLosses], micro_batches: Sequence[Batch]) -> tuple[int, ...]:
+    """Global numbers of the micro-batches whose loss this rank computed, and which is NaN or infinite."""
+    pairs = zip(own_losses, micro_batches, strict=False)  # only the last stage of a pipeline computes losses
     return tuple(batch.micro_batch_index for losses, batch in pairs if not math.isfinite(float(losses.total)))
 
 
-def _deepspeed_adamw(model: torch.nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+def _deepspeed_adamw(model: torch.nn.Module, config: RunConfig) -> Holdable:
     """AdamW by DeepSpeed's kernels, which it compiles at the first use on a machine (minutes, once)."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
     kind = FusedAdam if config.zero.offload_optimizer.device == "none" else DeepSpeedCPUAdam
+    holdable = type(kind.__name__, (Holdable, kind), {})
     optim = config.optim
     groups = parameter_groups(model, optim.weight_decay, one_each=False)
     try:
-        optimizer: torch.optim.Optimizer = kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+        optimizer: Holdable = holdable(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
     except (ImportError, OSError, RuntimeError, ValueError) as error:  # whatever its builder meets
         raise TacoError(
             f"optim.implementation=deepspeed: DeepSpeed cannot build {kind.__name__} here: {error}; it needs ninja, a "

@@ -10,14 +10,13 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch
-from pretrain.engine.engine import Engine, StepOutcome, Veto
+from pretrain.engine.engine import Engine
 from pretrain.model.pipeline import BertPipeline
 from pretrain.model.pretraining import PretrainingLosses
 from pretrain.parallel.mesh import Mesh
@@ -25,6 +24,7 @@ from pretrain.resilience.heartbeat import Heartbeat
 
 # Instructions in which a stage waits for no other one.
 _WORK = frozenset({"data", "load micro batch", "forward pass", "backward pass"})
+_OPTIMIZER_STEP = "optimizer step"
 
 
 class PipelinedEngine(Engine):
@@ -43,38 +43,52 @@ class PipelinedEngine(Engine):
             "ignore", category=UserWarning, message="c10d::.* an autograd kernel was not registered"
         )
         super().__init__(config, model, device, mesh, heartbeat)
-        self._is_vetoed: Veto = lambda _: False
-        self._tell_instructions()
+        self._optimizer_step = self._watch_instructions()
         if hasattr(self.engine.optimizer, "scaled_global_norm"):
             self.engine.optimizer.scaled_global_norm = lambda norm_type=2: _global_norm(self.engine.optimizer)
 
-    def _tell_instructions(self) -> None:
-        """Let the heartbeat know which instruction of DeepSpeed's schedule runs; each stage has its own sequence."""
+    def _watch_instructions(self) -> Callable[[Any], None]:
+        """Let the heartbeat see each instruction of DeepSpeed's schedule, and leave out the optimizer's step.
+
+        The step is the last instruction of every stage; `_update` gives it, once the losses have been looked at.
+
+        Returns:
+            The instruction that was left out; it takes DeepSpeed's engine.
+        """
         if not self.clock.is_used:
             self.heartbeat.work_stages = _WORK
+        instructions = {_in_words(kind): (kind, run) for kind, run in self.engine._INSTRUCTION_MAP.items()}
+        optimizer_step, run_optimizer_step = instructions.pop(_OPTIMIZER_STEP)
+        watched = {kind: self._watched(name, run) for name, (kind, run) in instructions.items()}
+        self.engine._INSTRUCTION_MAP = {**watched, optimizer_step: lambda engine: None}
+        return self._watched(_OPTIMIZER_STEP, run_optimizer_step)
 
-        def told(name: str, instruction: Callable[..., None]) -> Callable[..., None]:
-            def call(engine: Any, **arguments: Any) -> None:
-                self.heartbeat.enter(name, in_lockstep=False)
-                with self._around(name):
-                    instruction(engine, **arguments)
+    def _watched(self, name: str, run: Callable[..., None]) -> Callable[..., None]:
+        """The instruction, seen by the heartbeat (each stage has its own sequence) and timed if it is work."""
 
-            return call
+        def run_watched(engine: Any, **arguments: Any) -> None:
+            self.heartbeat.enter(name, in_lockstep=False)
+            with self.clock.running() if name in _WORK else contextlib.nullcontext():
+                run(engine, **arguments)
 
-        instructions = self.engine._INSTRUCTION_MAP.items()
-        self.engine._INSTRUCTION_MAP = {kind: told(_in_words(kind), function) for kind, function in instructions}
+        return run_watched
 
-    def _around(self, name: str) -> AbstractContextManager[None]:
-        """What an instruction needs about it: a clock, or a look at the losses before the optimizer's step."""
-        if name == "optimizer step":
-            return self._no_update(unless=not self._is_vetoed(self.engine.module.losses))
-        return self.clock.running() if name in _WORK else contextlib.nullcontext()
+    def _forward_backward(self, micro_batches: Sequence[Batch]) -> list[PretrainingLosses]:
+        engine = self.engine
+        engine.module.expect(batch.micro_batch_index for batch in micro_batches)
+        engine.module.train()
+        engine.set_dataiterator(map(_inputs_and_labels, micro_batches))
+        engine.total_loss = engine.total_additional_losses = None
+        engine._compute_loss = True
+        # Not `train_batch`: it would end with two collectives for a loss that nobody reads.
+        engine._exec_schedule(engine._train_schedule())
+        losses: list[PretrainingLosses] = engine.module.losses
+        return losses
 
-    def _run_step(self, micro_batches: Sequence[Batch], is_vetoed: Veto) -> StepOutcome:
-        self._is_vetoed = is_vetoed
-        self.engine.module.expect(batch.micro_batch_index for batch in micro_batches)
-        self.engine.train_batch(data_iter=map(_inputs_and_labels, micro_batches))
-        return self.engine.module.losses, None
+    def _update(self, *, keep_weights: bool) -> float | None:
+        with self.optimizer.held(keep_weights):
+            self._optimizer_step(self.engine)
+        return None
 
     def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
         batches = list(micro_batches)  # DeepSpeed's schedule must know how many there are

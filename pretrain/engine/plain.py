@@ -10,7 +10,7 @@ import torch.distributed as distributed
 
 from pretrain.config.deepspeed import zero_stage
 from pretrain.data.batches import Batch
-from pretrain.engine.engine import Engine, StepOutcome, Veto
+from pretrain.engine.engine import Engine
 from pretrain.model.pretraining import PretrainingLosses
 from pretrain.optim import is_tensor_parallel
 
@@ -18,25 +18,26 @@ from pretrain.optim import is_tensor_parallel
 class PlainEngine(Engine):
     """DeepSpeedEngine: tensor and data parallelism with ZeRO 0-3, the whole depth of the model on every rank."""
 
-    def _run_step(self, micro_batches: Sequence[Batch], is_vetoed: Veto) -> StepOutcome:
+    def _forward_backward(self, micro_batches: Sequence[Batch]) -> list[PretrainingLosses]:
         self.engine.train()
-        known: list[PretrainingLosses] = []
-        grad_norm: float | None = None
-        may_update = True
-        for batch in micro_batches:
+        own_losses = []
+        for number, batch in enumerate(micro_batches, start=1):
             self.heartbeat.enter("forward")
             with self.clock.running():
-                step = self._forward(batch)
+                losses = self._forward(batch)
             self.heartbeat.enter("backward")
-            self.engine.backward(step.total)
-            known.append(PretrainingLosses(*(value.detach() for value in step)))
-            if self.engine.is_gradient_accumulation_boundary():
-                self.heartbeat.enter("optimizer")
-                grad_norm = self._plain_grad_norm()
-                may_update = not is_vetoed(known) and (grad_norm is None or math.isfinite(grad_norm))
-            with self._no_update(unless=may_update):
-                self.engine.step()
-        return known, grad_norm
+            self.engine.backward(losses.total)
+            own_losses.append(PretrainingLosses(*(value.detach() for value in losses)))
+            if number < len(micro_batches):
+                self.engine.step()  # counts the micro-batch; the optimizer's step is that of the last one
+        return own_losses
+
+    def _update(self, *, keep_weights: bool) -> float | None:
+        self.heartbeat.enter("optimizer")
+        grad_norm = self._plain_grad_norm()
+        with self.optimizer.held(keep_weights or not (grad_norm is None or math.isfinite(grad_norm))):
+            self.engine.step()
+        return grad_norm
 
     def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
         self.engine.eval()

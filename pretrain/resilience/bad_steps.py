@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.errors import TacoError
+from pretrain.parallel import collectives
 from pretrain.runlog import get_logger
-
-log = get_logger(__name__)
-
+from pretrain.step import Action, DoneStep, Watcher
 
 BAD_STEPS_FILE = "bad_steps.jsonl"
+
+log = get_logger(__name__)
 
 
 class NonFiniteLossError(TacoError):
@@ -77,3 +78,38 @@ class BadSteps:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             log.warning("the rows of a bad step are not written down: %s", error)
+
+
+class BadStepWatcher(Watcher):
+    """Ends a run of too many bad steps; every rank names the rows that it knows to be bad.
+
+    Args:
+        settle_saves: waits for the save on its way; returns the step of the newest checkpoint, the same on all ranks.
+    """
+
+    def __init__(self, counter: BadSteps, micro_batch_size: int, settle_saves: Callable[[], int]) -> None:
+        self._counter = counter
+        self._micro_batch_size = micro_batch_size
+        self._settle_saves = settle_saves
+
+    def after_step(self, step: DoneStep) -> Action:
+        """Count the step; a bad one is written down with its rows.
+
+        Raises:
+            NonFiniteLossError: it was one too many, or the weights have taken it in.
+        """
+        result = step.result
+        if self._counter.note(step.number, result.loss, result.grad_norm, is_skipped=result.is_skipped):
+            last_saved = self._settle_saves()
+            rows = self._find_rows(step)
+            if collectives.rank() == 0:
+                self._counter.write_down(step.number, result.loss, result.grad_norm, rows)
+            self._counter.check_limit(step.number, last_saved)
+        return Action.CONTINUE
+
+    def _find_rows(self, step: DoneStep) -> list[tuple[int, int]]:
+        """First and last + 1 of the rows whose loss was non-finite, or of all rows of the step where none was."""
+        shares = collectives.gather_objects(step.result.bad_micro_batches)
+        size = self._micro_batch_size
+        bad = sorted({number for share in shares for number in share})
+        return [(number * size, (number + 1) * size) for number in bad] or [(step.first_row, step.end_row)]

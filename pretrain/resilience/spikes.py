@@ -18,7 +18,9 @@ from typing import Any
 
 from pretrain.config.sections import SpikeSection
 from pretrain.errors import TacoError
+from pretrain.parallel import collectives
 from pretrain.runlog import get_logger
+from pretrain.step import Action, DoneStep, StepPlan, Watcher
 
 SPIKES_FILE = "spikes.jsonl"
 # In a very smooth run a change that nobody would call a spike has many standard deviations.
@@ -45,13 +47,55 @@ class SpikeHistory:
     skipped_rows: list[list[int]] = field(default_factory=list)
 
 
-class Spikes:
-    """Compares every loss with those before it."""
+class Spikes(Watcher):
+    """Compares every loss with those before it, and acts as `spike.policy` says.
+
+    Attributes:
+        newest: the record of the newest spike.
+    """
 
     def __init__(self, section: SpikeSection, folder: Path) -> None:
         self.section = section
         self.history = SpikeHistory()
+        self.newest: dict[str, Any] = {}
         self._file = folder / SPIKES_FILE
+
+    def before_step(self, plan: StepPlan) -> None:
+        """Under the policy "skip", let no spike change a weight."""
+        if self.section.policy == "skip":
+            plan.may_not_update = self.is_spike
+
+    def after_step(self, step: DoneStep) -> Action:
+        """Take in the loss of a step; a spike is reported, or rolled back under that policy.
+
+        Raises:
+            TooManySpikesError: the run was rolled back as often as it may be.
+        """
+        loss, bound = step.result.loss, self.bound
+        is_spike = self.is_spike(loss)
+        self.add(loss)
+        if not is_spike:
+            return Action.CONTINUE
+        rows = [step.first_row, step.end_row]
+        self.newest = {"step": step.number, "loss": loss, "bound": bound, "rows": rows, "action": self.section.policy}
+        if self.section.policy == "rollback":
+            self.check_limit(step.number, loss)
+            return Action.ROLL_BACK
+        self.report()
+        return Action.CONTINUE
+
+    def report(self, **changes: Any) -> None:
+        """Say what became of the newest spike, on the console and, by rank 0, in spikes.jsonl."""
+        record = self.newest | changes
+        log.warning(
+            "step %d: loss %.4f is a spike (bound %.4f): %s",
+            record["step"],
+            record["loss"],
+            record["bound"],
+            _describe_action(record),
+        )
+        if collectives.rank() == 0:
+            self.write_down(record)
 
     @property
     def bound(self) -> float:
@@ -108,3 +152,12 @@ class Spikes:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             log.warning("a loss spike is not written down: %s", error)
+
+
+def _describe_action(record: Mapping[str, Any]) -> str:
+    if "continued_from" in record:
+        first, stop = record["skipped_rows"]
+        return f"back to the checkpoint of step {record['continued_from']}, leaving out rows {first} to {stop - 1}"
+    if record["action"] == "skip":
+        return "no weight has changed"
+    return str(record.get("reason", "the run goes on with it (spike.policy)"))

@@ -15,6 +15,7 @@ from types import FrameType
 
 from pretrain.errors import TacoError
 from pretrain.runlog import get_logger
+from pretrain.step import Action, DoneStep, StepPlan, Watcher
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 EXIT_PREEMPTED = 75
@@ -34,7 +35,7 @@ ECHO_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 
 
-class StopRequest:
+class StopRequest(Watcher):
     """Turns the first signal into `is_set`; another one, later than an echo of it, ends the process at once."""
 
     def __init__(self, rank: int = 0) -> None:
@@ -44,6 +45,14 @@ class StopRequest:
         self._since = 0.0
         self._file: Path | None = None
         self._looked = -LOOK_SECONDS
+
+    def before_step(self, plan: StepPlan) -> None:
+        """Let all ranks hear of a request that this one got."""
+        plan.requests["stop"] = self.is_set
+
+    def after_step(self, step: DoneStep) -> Action:
+        """Stop where any rank was asked to."""
+        return Action.STOP if "stop" in step.result.requests else Action.CONTINUE
 
     @property
     def is_set(self) -> bool:

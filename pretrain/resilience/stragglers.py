@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from statistics import median
 
 from pretrain.metrics import MetricsLog
+from pretrain.parallel import collectives
+from pretrain.resilience.heartbeat import Heartbeat
 from pretrain.runlog import get_logger
+from pretrain.step import Action, DoneStep, StepPlan, Watcher
 
 # A difference that is less of a step delays nobody noticeably, whatever its share of the work.
 _SHARE_OF_STEP = 0.05
@@ -22,21 +25,45 @@ _INTERVALS = 3
 log = get_logger(__name__)
 
 
-class Stragglers:
+class Stragglers(Watcher):
     """What rank 0 says of slow ranks: a warning when one stays slow, a record as long as it is.
 
     Args:
         slow_share: of the median work by which a slow rank exceeds it.
         hosts: of all ranks.
         num_stages: of the pipeline; ranks of a stage follow each other.
+        heartbeat: measures this rank's own work.
+        every: how many steps apart the ranks compare their work.
     """
 
-    def __init__(self, slow_share: float, hosts: Sequence[str], num_stages: int, metrics: MetricsLog) -> None:
+    def __init__(
+        self,
+        slow_share: float,
+        hosts: Sequence[str],
+        num_stages: int,
+        metrics: MetricsLog,
+        heartbeat: Heartbeat,
+        every: int,
+    ) -> None:
         self.slow_share = slow_share
         self.hosts = hosts
         self._per_stage = len(hosts) // num_stages
         self._metrics = metrics
+        self._heartbeat = heartbeat
+        self._every = every
+        self._step_seconds = 0.0
         self._in_a_row: Counter[int] = Counter()
+
+    def before_step(self, plan: StepPlan) -> None:
+        """On every `every`-th step, share what this rank has worked since the last of them."""
+        if plan.number % self._every == 0:
+            plan.work_seconds, self._step_seconds = self._heartbeat.take_work()
+
+    def after_step(self, step: DoneStep) -> Action:
+        """Compare the work of all ranks where they have shared it."""
+        if step.result.work_seconds and collectives.rank() == 0:
+            self.note(step.number, step.result.work_seconds, self._step_seconds)
+        return Action.CONTINUE
 
     def note(self, step: int, work_seconds: Sequence[float], step_seconds: float) -> None:
         """Take the work of every rank per step, and the duration of a step, on average since the last call."""

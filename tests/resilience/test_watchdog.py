@@ -123,7 +123,9 @@ def test_only_work_that_nobody_else_delays_counts(monkeypatch: pytest.MonkeyPatc
 
 def test_a_rank_is_slow_after_three_intervals_and_compared_with_its_pipeline_stage(tmp_path: Path) -> None:
     metrics = MetricsLog(tmp_path, is_active=True, use_tensorboard=False)
-    stragglers = Stragglers(0.3, ["a", "a", "b", "b", "c", "c"], num_stages=2, metrics=metrics)
+    stragglers = Stragglers(
+        0.3, ["a", "a", "b", "b", "c", "c"], num_stages=2, metrics=metrics, heartbeat=Heartbeat(), every=1
+    )
     for step, slow in enumerate([2.0, 1.0, 2.0, 2.0, 2.0, 2.0]):
         stragglers.note(step, [1.0, 1.0, slow, 5.0, 5.0, 5.0], step_seconds=10.0)
     assert read_metrics(tmp_path) == [

@@ -1,0 +1,87 @@
+"""One optimizer step as those around it see it: what is asked of it, what comes of it, and who watches.
+
+A watcher hangs on the training loop. Every rank has the same watchers in the same order, so what they do together may
+be a collective. A new one (a probe, a meter of an objective) goes into the list in `build_run.py`; the loop stays as it
+is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+@dataclass
+class StepPlan:
+    """What watchers ask of the next step; they fill it in `before_step`.
+
+    Attributes:
+        number: of the optimizer step, counted from 1.
+        requests: by name, whether this rank makes the request; it counts for all ranks if one of them makes it.
+        work_seconds: this rank's own work per step, shared with all ranks; given by all of them or by none.
+        may_not_update: looks at the loss of the step, the same on all ranks, and says whether to keep all weights.
+    """
+
+    number: int
+    requests: dict[str, bool] = field(default_factory=dict)
+    work_seconds: float | None = None
+    may_not_update: Callable[[float], bool] | None = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, the same on every rank: losses are means over all micro-batches of all ranks.
+
+    Attributes:
+        is_skipped: no weight has changed, because a gradient was non-finite or `may_not_update` said so.
+        requests: the names of those requests that any rank made.
+        bad_micro_batches: global numbers of this rank's own micro-batches whose loss was non-finite; the one field that
+            differs between ranks.
+        work_seconds: what each rank gave for itself, in rank order.
+    """
+
+    loss: float
+    mlm_loss: float
+    contrastive_loss: float
+    grad_norm: float
+    is_skipped: bool
+    requests: frozenset[str] = frozenset()
+    bad_micro_batches: tuple[int, ...] = ()
+    work_seconds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class DoneStep:
+    """A step that is done: its number, counted from 1, its rows of the training stream, and what came of it."""
+
+    number: int
+    first_row: int
+    end_row: int
+    result: StepResult
+
+
+class Action(IntEnum):
+    """What a watcher wants of the trainer after a step; of several wishes the largest counts."""
+
+    CONTINUE = 0
+    SAVE = 1
+    STOP = 2
+    """Save, and end the run; the same command continues it."""
+    ROLL_BACK = 3
+    """Return to a checkpoint at once: later watchers do not see this step."""
+
+
+class Watcher:
+    """Sees every step before and after; a subclass overrides what it needs."""
+
+    def before_step(self, plan: StepPlan) -> None:
+        """Ask something of the step that is about to begin."""
+
+    def after_step(self, step: DoneStep) -> Action:
+        """Take notice of a step that is done, and say what the trainer must do.
+
+        Raises:
+            TacoError: the run cannot go on.
+        """
+        return Action.CONTINUE
