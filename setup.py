@@ -24,7 +24,7 @@ extra_flags = os.environ.get("TACO_CXXFLAGS", "").split()
 native = Pybind11Extension(
     "pretrain.data._native",
     sorted(path for path in glob("csrc/**/*.cpp", recursive=True) if not path.startswith("csrc/tests/")),
-    include_dirs=["csrc/include"],
+    include_dirs=["csrc/include", "csrc"],
     depends=sorted(glob("csrc/**/*.hpp", recursive=True)),
     define_macros=[("TACO_SOURCES", f'"{sources_digest(ROOT / "csrc")}"')],
     cxx_std=17,

@@ -4,6 +4,7 @@
 #include "taco/rows.hpp"
 #include "taco/sample_index.hpp"
 #include "taco/sentence_index.hpp"
+#include "taco/token_map.hpp"
 
 namespace taco::python {
 namespace {

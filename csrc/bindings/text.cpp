@@ -1,5 +1,6 @@
 // Text to token ids.
 #include "arrays.hpp"
+#include "taco/token_buffer.hpp"
 #include "taco/wordpiece.hpp"
 
 #include <pybind11/stl.h>

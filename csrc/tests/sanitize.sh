@@ -21,11 +21,11 @@ ADDRESS="-fsanitize=address,undefined -fno-sanitize-recover=all"
 
 # Every file of csrc/tests is a program of its own.
 library() {
-    local folder=$BUILD/$1 flags="-std=c++17 -O1 -g -fno-omit-frame-pointer -Wall -Wextra -Icsrc/include $2"
+    local folder=$BUILD/$1 flags="-std=c++17 -O1 -g -fno-omit-frame-pointer -Wall -Wextra -Icsrc/include -Icsrc $2"
     mkdir -p "$folder"
     rm -f "$folder"/*.o
-    find csrc -maxdepth 1 -name '*.cpp' -print0 |
-        xargs -0 -P "${JOBS:-2}" -I{} bash -c "$CXX $flags -c {} -o $folder/\$(basename {} .cpp).o"
+    find csrc -name '*.cpp' -not -path 'csrc/bindings/*' -not -path 'csrc/tests/*' -print0 |
+        xargs -0 -P "${JOBS:-2}" -I{} bash -c "$CXX $flags -c {} -o $folder/\$(tr / - <<<{}).o"
     for source in csrc/tests/*.cpp; do
         local program=$folder/${source##*/}
         # shellcheck disable=SC2086

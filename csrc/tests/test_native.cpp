@@ -1,4 +1,4 @@
-// Tests of the library without Python: g++ -std=c++17 -Icsrc/include csrc/*.cpp csrc/tests/test_native.cpp, then run.
+// Tests of the library without Python: built with every .cpp of the library (csrc/tests/sanitize.sh), then run.
 // Prints what failed and exits 1. Comparisons with plain NumPy versions on random input live in tests/data.
 #include <algorithm>
 #include <numeric>
@@ -16,6 +16,7 @@
 #include "taco/rows.hpp"
 #include "taco/sample_index.hpp"
 #include "taco/sentence_index.hpp"
+#include "taco/token_map.hpp"
 
 namespace {
 

@@ -16,6 +16,7 @@
 #include "taco/permutation.hpp"
 #include "taco/rows.hpp"
 #include "taco/sample_index.hpp"
+#include "taco/token_map.hpp"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // Tests of WordPiece without Python, for sanitizers above all; ids are compared with the reference in tests/data.
-// Build with every .cpp of csrc and run: prints what failed and exits 1.
+// Built with the library and run: prints what failed and exits 1.
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "taco/token_buffer.hpp"
 #include "taco/wordpiece.hpp"
 
 namespace {

@@ -6,7 +6,7 @@
 //   * after . ! ? and their kin in other scripts, with the quotes and brackets that close behind them, before
 //     whitespace, unless the next word begins in lower case or with a comma and the like;
 //   * after the full stops that are written without a blank behind them (CJK 。！？, danda and others), at once;
-//   * but not after an abbreviation, an initial or the number of a list's item; see sentence_words.hpp.
+//   * but not after an abbreviation, an initial or the number of a list's item; see sentences/sentence_words.hpp.
 //
 // Only whitespace (Unicode's White_Space) between sentences is left out, so the words and the punctuation of the
 // sentences are those of the text. Time is linear in the text whatever it holds: every look back or ahead is bounded.

@@ -1,6 +1,6 @@
 // BERT's WordPiece: text to token ids, the same ids as Hugging Face's BertTokenizerFast gives without [CLS] and [SEP].
 //
-// A special token that the text spells is that token. Everything else is normalised and split into words (unicode.hpp);
+// A special token that the text spells is that token. Everything else is normalised and split into words (text/unicode.hpp);
 // a word becomes the longest pieces that it begins with, from left to right, pieces inside a word being written with ##
 // in front. A word that has no such pieces, or more than max_word_characters characters, is one unknown token.
 //
@@ -16,9 +16,9 @@
 #include <string_view>
 #include <vector>
 
-#include "taco/piece_trie.hpp"
 #include "taco/token_buffer.hpp"
-#include "taco/unicode.hpp"
+#include "text/piece_trie.hpp"
+#include "text/unicode.hpp"
 
 namespace taco {
 

@@ -147,7 +147,7 @@ def test_every_code_point_in_a_word(cased: bool):
 @pytest.mark.slow
 def test_tables_are_those_of_the_installed_library():
     """All 1,112,064 code points; fails where another version of `tokenizers` follows another Unicode."""
-    command = [sys.executable, str(ROOT / "csrc" / "generate_unicode_tables.py"), "--check"]
+    command = [sys.executable, str(ROOT / "csrc" / "text" / "generate_unicode_tables.py"), "--check"]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
@@ -370,10 +370,10 @@ def test_the_library_passes_its_own_tests(tmp_path: Path, flags: list[str]):
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ here")
-    names = ["wordpiece.cpp", "unicode.cpp", "piece_trie.cpp", "tests/test_wordpiece.cpp"]
+    names = ["text/wordpiece.cpp", "text/unicode.cpp", "text/piece_trie.cpp", "tests/test_wordpiece.cpp"]
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    command = [compiler, "-std=c++17", "-O1", *warnings, *flags, f"-I{ROOT / 'csrc/include'}", "-pthread"]
+    command = [compiler, "-std=c++17", "-O1", *warnings, *flags, f"-I{ROOT / 'csrc/include'}", f"-I{ROOT / 'csrc'}"]
     program = tmp_path / "test_wordpiece"
-    subprocess.run([*command, *(ROOT / "csrc" / name for name in names), "-o", program], check=True)
+    subprocess.run([*command, *(ROOT / "csrc" / name for name in names), "-pthread", "-o", program], check=True)
     result = subprocess.run([program], check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout

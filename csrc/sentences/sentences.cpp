@@ -4,8 +4,8 @@
 #include <array>
 #include <utility>
 
-#include "taco/sentence_abbreviations.hpp"
-#include "taco/sentence_characters.hpp"
+#include "sentences/sentence_abbreviations.hpp"
+#include "sentences/sentence_characters.hpp"
 
 namespace taco {
 namespace {

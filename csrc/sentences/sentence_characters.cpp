@@ -1,4 +1,4 @@
-#include "taco/sentence_characters.hpp"
+#include "sentences/sentence_characters.hpp"
 
 #include <array>
 #include <vector>

@@ -5,7 +5,7 @@
 // neighbouring marks by their combining class. Most marks are accents and go; the few that stay have a class here, and
 // the reader of a text sorts them.
 //
-// The tables behind it were asked of the library by csrc/generate_unicode_tables.py.
+// The tables behind it were asked of the library by csrc/text/generate_unicode_tables.py.
 #pragma once
 
 #include <array>

@@ -1,9 +1,9 @@
-"""Writes csrc/unicode_tables.hpp: what the installed `tokenizers` library makes of each code point.
+"""Writes csrc/text/unicode_tables.hpp, beside this file: what the installed `tokenizers` makes of each code point.
 
 The library is asked, not a Unicode database: its normalizer and pre-tokenizer follow several versions of Unicode at
 once, and ids are right only where we follow them. Run it from the root after a change of that library's version:
 
-    python csrc/generate_unicode_tables.py [--check]
+    python csrc/text/generate_unicode_tables.py [--check]
 
 `--check` writes nothing and exits 1 where the file differs from what the installed library says.
 """
@@ -21,8 +21,8 @@ TARGET = Path(__file__).with_name("unicode_tables.hpp")
 HIGHEST = "\u0345"  # the mark of the highest combining class: every other mark moves before it
 HANGUL = range(0xAC00, 0xAC00 + 11172)
 HEADER = """\
-// Written by csrc/generate_unicode_tables.py from the `tokenizers` library; run that again instead of editing this.
-// The meaning of each table stands in csrc/include/taco/unicode.hpp.
+// Written by csrc/text/generate_unicode_tables.py from the `tokenizers` library; run it again instead of editing this.
+// The meaning of each table stands in csrc/text/unicode.hpp.
 #pragma once
 
 #include <cstdint>

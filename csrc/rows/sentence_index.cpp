@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-#include "row_cutter.hpp"
+#include "rows/row_cutter.hpp"
 #include "taco/threads.hpp"
 
 namespace taco {

@@ -1,4 +1,4 @@
-#include "taco/sentence_words.hpp"
+#include "sentences/sentence_words.hpp"
 
 #include <initializer_list>
 #include <string>

@@ -1,7 +1,7 @@
-#include "taco/sentence_abbreviations.hpp"
+#include "sentences/sentence_abbreviations.hpp"
 
-#include "taco/sentence_characters.hpp"
-#include "taco/sentence_words.hpp"
+#include "sentences/sentence_characters.hpp"
+#include "sentences/sentence_words.hpp"
 
 namespace taco {
 namespace {

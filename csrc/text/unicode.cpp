@@ -1,9 +1,9 @@
-#include "taco/unicode.hpp"
+#include "text/unicode.hpp"
 
 #include <algorithm>
 #include <stdexcept>
 
-#include "unicode_tables.hpp"
+#include "text/unicode_tables.hpp"
 
 namespace taco {
 namespace {

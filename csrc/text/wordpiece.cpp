@@ -6,8 +6,8 @@
 #include <stdexcept>
 #include <utility>
 
-#include "ascii_word.hpp"
-#include "word_scanner.hpp"
+#include "text/ascii_word.hpp"
+#include "text/word_scanner.hpp"
 
 namespace taco {
 namespace {

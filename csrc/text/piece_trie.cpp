@@ -1,4 +1,4 @@
-#include "taco/piece_trie.hpp"
+#include "text/piece_trie.hpp"
 
 #include <limits>
 #include <stdexcept>

@@ -1,5 +1,5 @@
-// Written by csrc/generate_unicode_tables.py from the `tokenizers` library; run that again instead of editing this.
-// The meaning of each table stands in csrc/include/taco/unicode.hpp.
+// Written by csrc/text/generate_unicode_tables.py from the `tokenizers` library; run it again instead of editing this.
+// The meaning of each table stands in csrc/text/unicode.hpp.
 #pragma once
 
 #include <cstdint>

@@ -8,9 +8,9 @@
 #include <string_view>
 #include <vector>
 
-#include "ascii_word.hpp"
-#include "taco/word_cache.hpp"
 #include "taco/wordpiece.hpp"
+#include "text/ascii_word.hpp"
+#include "text/word_cache.hpp"
 
 namespace taco {
 
