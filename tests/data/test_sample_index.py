@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 from itertools import accumulate
 from pathlib import Path
@@ -200,16 +198,3 @@ def test_an_extension_of_other_sources_is_named_and_not_called(tmp_path: Path, m
     finally:
         module.native.cache_clear()
     assert f"was built from other sources ({built.sources}) than those in {tmp_path / 'csrc'}" in str(error.value)
-
-
-@pytest.mark.slow
-def test_the_library_passes_its_own_tests(tmp_path: Path) -> None:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ here")
-    sources = [path for path in (ROOT / "csrc").rglob("*.cpp") if path.parent.name not in ("bindings", "tests")]
-    program = tmp_path / "test_native"
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc/include'}", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([compiler, *flags, *sources, ROOT / "csrc/tests/test_native.cpp", "-o", program], check=True)
-    result = subprocess.run([program], check=False, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import shutil
 import subprocess
 import sys
 import unicodedata
@@ -362,18 +361,3 @@ def test_memory_of_a_huge_text_is_bounded(tmp_path: Path, text: str):
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     assert 10**8 // 2 < int(result.stdout) < 6 * 10**8
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["-DTACO_PORTABLE"]])
-def test_the_library_passes_its_own_tests(tmp_path: Path, flags: list[str]):
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ here")
-    names = ["text/wordpiece.cpp", "text/unicode.cpp", "text/piece_trie.cpp", "tests/test_wordpiece.cpp"]
-    warnings = ["-Wall", "-Wextra", "-Werror"]
-    command = [compiler, "-std=c++17", "-O1", *warnings, *flags, f"-I{ROOT / 'csrc/include'}", f"-I{ROOT / 'csrc'}"]
-    program = tmp_path / "test_wordpiece"
-    subprocess.run([*command, *(ROOT / "csrc" / name for name in names), "-pthread", "-o", program], check=True)
-    result = subprocess.run([program], check=False, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
