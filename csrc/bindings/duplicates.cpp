@@ -53,8 +53,8 @@ void bind_duplicates(py::module_& module) {
       "data"_a);
   module.def("hash_documents", &hash_documents, "file"_a.noconvert(), "offsets"_a.noconvert(), "num_threads"_a,
              "out_hashes"_a.noconvert());
-  module.def("mark_duplicates", &mark_duplicates, "file"_a.noconvert(), "offsets"_a.noconvert(),
-             "hashes"_a.noconvert(), "part"_a, "num_parts"_a, "num_threads"_a, "out_is_duplicate"_a.noconvert());
+  module.def("mark_duplicates", &mark_duplicates, "file"_a.noconvert(), "offsets"_a.noconvert(), "hashes"_a.noconvert(),
+             "part"_a, "num_parts"_a, "num_threads"_a, "out_is_duplicate"_a.noconvert());
 }
 
 }  // namespace taco::python

@@ -16,10 +16,9 @@ taco::MaskKind mask_kind(const std::string& name) {
 taco::Masker make_masker(uint64_t seed, double rate, const std::string& kind, double mean_span_length, int64_t mask_id,
                          const Array<bool>& is_special, const Array<bool>& continues_word,
                          const Array<int64_t>& ordinary_ids) {
-  return taco::Masker({seed, rate, mask_kind(kind), mean_span_length, mask_id,
-                       to_vector<bool, uint8_t>(is_special, "is_special"),
-                       to_vector<bool, uint8_t>(continues_word, "continues_word"),
-                       to_vector<int64_t>(ordinary_ids, "ordinary_ids")});
+  return taco::Masker(
+      {seed, rate, mask_kind(kind), mean_span_length, mask_id, to_vector<bool, uint8_t>(is_special, "is_special"),
+       to_vector<bool, uint8_t>(continues_word, "continues_word"), to_vector<int64_t>(ordinary_ids, "ordinary_ids")});
 }
 
 py::tuple mask_rows(const taco::Masker& masker, Array<int64_t>& ids, const Array<int64_t>& samples,

@@ -54,8 +54,8 @@ void bind_order(py::module_& module) {
       "shares"_a.noconvert());
   py::class_<taco::Blend>(module, "Blend")
       .def(py::init([](uint64_t seed, const Array<int64_t>& weights, const Array<int64_t>& num_rows, bool shuffle) {
-             return taco::Blend(seed, to_vector<int64_t>(weights, "weights"),
-                                to_vector<int64_t>(num_rows, "num_rows"), shuffle);
+             return taco::Blend(seed, to_vector<int64_t>(weights, "weights"), to_vector<int64_t>(num_rows, "num_rows"),
+                                shuffle);
            }),
            "seed"_a, "weights"_a.noconvert(), "num_rows"_a.noconvert(), "shuffle"_a)
       .def("look_up", &look_up, "positions"_a.noconvert());

@@ -108,7 +108,7 @@ py::class_<Holder>& bind_index(py::class_<Holder>& bound) {
   return bound;
 }
 
-// -- tables ------------------------------------------------------------------------------------------------------------
+// -- tables -----------------------------------------------------------------------------------------------------------
 
 void add_documents(taco::SentenceTableBuilder& builder, const Array<int32_t>& lengths, const Array<int64_t>& firsts,
                    const Array<bool>& is_kept, int num_threads) {

@@ -40,8 +40,15 @@ void permute_runs(uint64_t seed, int64_t num_rows, const int64_t* epochs, const 
 // What a block needs besides its results.
 struct Blend::Scratch {
   Scratch(size_t size, size_t num_datasets)
-      : periods(size), places_in_period(size), shares(size), sorted_epochs(size), sorted_rows(size),
-        permuted_rows(size), sorted(size), firsts(num_datasets + 1), next(num_datasets + 1) {}
+      : periods(size),
+        places_in_period(size),
+        shares(size),
+        sorted_epochs(size),
+        sorted_rows(size),
+        permuted_rows(size),
+        sorted(size),
+        firsts(num_datasets + 1),
+        next(num_datasets + 1) {}
 
   std::vector<int64_t> periods, places_in_period, shares, sorted_epochs, sorted_rows, permuted_rows;
   std::vector<size_t> sorted, firsts, next;
@@ -49,8 +56,8 @@ struct Blend::Scratch {
 
 Blend::Blend(uint64_t seed, std::vector<int64_t> weights, std::vector<int64_t> num_rows, bool shuffle)
     : seed_(seed), shuffle_(shuffle) {
-  require(weights.size() == num_rows.size(), std::to_string(weights.size()) + " weights for " +
-                                                 std::to_string(num_rows.size()) + " datasets");
+  require(weights.size() == num_rows.size(),
+          std::to_string(weights.size()) + " weights for " + std::to_string(num_rows.size()) + " datasets");
   int64_t end = 0;
   for (size_t d = 0; d < weights.size(); ++d) {
     require(weights[d] >= 1 && weights[d] <= kPeriod, "weight " + std::to_string(weights[d]) + " is not in 1 .. 2^20");
@@ -94,7 +101,9 @@ void Blend::look_up_block(const int64_t* positions, size_t size, int64_t* datase
     int64_t row = drawn - epoch * member.num_rows;
     while (row < 0) row += member.num_rows, --epoch;
     while (row >= member.num_rows) row -= member.num_rows, ++epoch;
-    if (epoch > int64_t{UINT32_MAX}) throw std::out_of_range("blend: epoch " + std::to_string(epoch) + " is 2^32 or more");
+    if (epoch > int64_t{UINT32_MAX}) {
+      throw std::out_of_range("blend: epoch " + std::to_string(epoch) + " is 2^32 or more");
+    }
     datasets[i] = static_cast<int64_t>(d), epochs[i] = epoch, rows[i] = row;
   }
   if (shuffle_) permute_rows(datasets, epochs, rows, size, scratch);

@@ -57,7 +57,8 @@ inline int64_t count_fitting(const uint32_t* sums, int32_t limit) {
     return _mm_cmpgt_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sums + 4 * i)), limits);
   };
   const auto is_over16 = [&](int64_t i) {
-    const __m128i low = _mm_packs_epi32(is_over(i), is_over(i + 1)), high = _mm_packs_epi32(is_over(i + 2), is_over(i + 3));
+    const __m128i low = _mm_packs_epi32(is_over(i), is_over(i + 1)),
+                  high = _mm_packs_epi32(is_over(i + 2), is_over(i + 3));
     return static_cast<uint64_t>(_mm_movemask_epi8(_mm_packs_epi16(low, high)));
   };
   return __builtin_ctzll(is_over16(0) | is_over16(4) << 16 | uint64_t{1} << kWindow);
@@ -69,8 +70,8 @@ inline int64_t count_fitting(const uint32_t* sums, int32_t limit) {
 }
 
 // Whole documents of up to kBlock sentences, cut into rows without a branch that depends on lengths: a row's end cannot
-// be predicted, and each row begins where the one before has ended. So several lanes advance together, and the processor
-// works on one while it waits for another.
+// be predicted, and each row begins where the one before has ended. So several lanes advance together, and the
+// processor works on one while it waits for another.
 struct Lane {
   int64_t document = 0, num_taken = 0;
   bool is_plain = true;  // no sentence is longer than a row, none has a negative length
@@ -196,8 +197,8 @@ class RowCutter {
 
   void cut_block(int64_t first, int64_t count, int64_t end) {
     sums_[0] = static_cast<uint32_t>(open_);
-    const bool is_plain = capacity_ <= kMaxFastCapacity && add_up(lengths_ + 4 * first, count,
-                                                                  static_cast<int32_t>(capacity_), sums_[0], sums_ + 1);
+    const bool is_plain = capacity_ <= kMaxFastCapacity &&
+                          add_up(lengths_ + 4 * first, count, static_cast<int32_t>(capacity_), sums_[0], sums_ + 1);
     if (is_plain) {
       cut_plain(first, count, end);
     } else {

@@ -61,7 +61,9 @@ void RowIndex::set_fences() {
   fences_.reserve(static_cast<size_t>(end >> fence_shift_) + 2);
   size_t document = 0;
   for (uint64_t k = 0; k <= (end >> fence_shift_) + 1; ++k) {
-    while (document + 1 < starts_.size() && static_cast<uint64_t>(starts_[document + 1]) <= k << fence_shift_) ++document;
+    while (document + 1 < starts_.size() && static_cast<uint64_t>(starts_[document + 1]) <= k << fence_shift_) {
+      ++document;
+    }
     fences_.push_back(static_cast<int64_t>(document));
   }
 }

@@ -107,8 +107,8 @@ class Surroundings {
 
   // Digits or a Roman number at byte `at`, and not the pronoun: no. I am ...
   bool is_number(size_t at) const {
-    const bool is_pronoun = character_at(text_, at).code == U'I' && kind_at(at + 1) == Kind::space &&
-                            kind_at(at + 2) == Kind::lower;
+    const bool is_pronoun =
+        character_at(text_, at).code == U'I' && kind_at(at + 1) == Kind::space && kind_at(at + 2) == Kind::lower;
     return kind_at(at) == Kind::digit || (is_roman(word_at(at)) && !is_pronoun);
   }
 

@@ -12,6 +12,8 @@ struct Run {
   char32_t step;
 };
 
+// clang-format off: it would set the tables in columns
+
 // Cased letters outside ASCII (general categories Ll; Lu and Lt) of Unicode 15, without Georgian and Cherokee, whose
 // sentences need not begin with a capital, and without mathematical letters; then decimal digits (Nd).
 constexpr Run kLower[] = {
@@ -102,6 +104,8 @@ constexpr char32_t kMarks[] = {U'!',    U'?',    0x37E,  0x589,  0x61E,  0x61F, 
 constexpr char32_t kStops[] = {0x6D4,  0x964,  0x965,  0x104A, 0x104B, 0x1362, 0x1368, 0x166E, 0x1735,
                                0x1736, 0x17D4, 0x17D5, 0xA8CE, 0xA8CF, 0xFE52, 0xFF0E};
 constexpr char32_t kWide[] = {U'。', U'！', U'？', U'｡', 0xFE12, 0xFE15, 0xFE16, 0xFE56, 0xFE57};
+
+// clang-format on
 
 constexpr char32_t kNumKinds = 0x20000;  // every code of the tables lies below
 

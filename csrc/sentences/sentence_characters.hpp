@@ -8,21 +8,21 @@
 namespace taco {
 
 enum class CharacterKind : uint8_t {
-  other,        // letters of scripts without case, symbols
-  lower,        // letters of scripts in which sentences begin with a capital
+  other,  // letters of scripts without case, symbols
+  lower,  // letters of scripts in which sentences begin with a capital
   upper,
   digit,
-  space,        // White_Space
-  paragraph,    // U+2029
-  opener,       // opening brackets, and quotes that only open
-  closer,       // closing brackets, and quotes that only close
-  quote,        // quotes that open in one language and close in another, and marks of emphasis
-  dash,         // also bullets
-  comma,        // , ; : and their kin: no sentence begins with one
-  dot,          // the full stop that also abbreviates
-  mark,         // ends a sentence before whitespace
-  stop,         // ends a sentence also without whitespace behind it, but not before a digit
-  wide,         // the CJK ones: also before a digit
+  space,      // White_Space
+  paragraph,  // U+2029
+  opener,     // opening brackets, and quotes that only open
+  closer,     // closing brackets, and quotes that only close
+  quote,      // quotes that open in one language and close in another, and marks of emphasis
+  dash,       // also bullets
+  comma,      // , ; : and their kin: no sentence begins with one
+  dot,        // the full stop that also abbreviates
+  mark,       // ends a sentence before whitespace
+  stop,       // ends a sentence also without whitespace behind it, but not before a digit
+  wide,       // the CJK ones: also before a digit
 };
 
 // A character and the number of its bytes; at the end of the text both are 0, for a malformed byte U+FFFD and 1.

@@ -12,7 +12,7 @@ namespace {
 
 using Kind = CharacterKind;
 
-constexpr int kMaxOpeners = 8;          // looked at between a terminator and the next word
+constexpr int kMaxOpeners = 8;  // looked at between a terminator and the next word
 constexpr size_t kMaxFootnoteDigits = 4;
 constexpr size_t kMaxBracketBytes = 128;  // looked at before ?) for the opening bracket
 
@@ -25,8 +25,8 @@ struct Gap {
 // Terminators with what closes behind them.
 struct Stop {
   size_t end;
-  Kind kind;               // the strongest of the terminators
-  bool is_single_dot;      // which may belong to an abbreviation
+  Kind kind;           // the strongest of the terminators
+  bool is_single_dot;  // which may belong to an abbreviation
   bool has_closer;
 };
 
@@ -119,9 +119,9 @@ class Splitter {
   size_t pass_stop(size_t at) {
     const Stop stop = stop_at(at);
     const Gap gap = gap_at(stop.end);
-    const bool is_cut = gap.is_paragraph || (gap.end < text_.size() && !is_bracketed(at) &&
-                                             (gap.end == stop.end ? ends_without_space(at, stop)
-                                                                  : ends_before_space(at, stop, gap.end)));
+    const bool is_cut = gap.is_paragraph ||
+                        (gap.end < text_.size() && !is_bracketed(at) &&
+                         (gap.end == stop.end ? ends_without_space(at, stop) : ends_before_space(at, stop, gap.end)));
     if (is_cut) cut(stop.end, gap.end);
     return gap.end;
   }

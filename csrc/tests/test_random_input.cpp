@@ -51,8 +51,9 @@ bool chance(Random& random, int one_in) { return between(random, 1, one_in) == 1
 
 // A number that programs get wrong.
 int64_t hostile(Random& random) {
-  static const std::vector<int64_t> edges{0,         1,         2,         3,          INT32_MAX, int64_t{1} << 31,
-                                          UINT32_MAX, int64_t{1} << 32, int64_t{1} << 61, int64_t{1} << 62, INT64_MAX};
+  static const std::vector<int64_t> edges{
+      0,        1, 2, 3, INT32_MAX, int64_t{1} << 31, UINT32_MAX, int64_t{1} << 32, int64_t{1} << 61, int64_t{1} << 62,
+      INT64_MAX};
   const int64_t edge = edges[static_cast<size_t>(between(random, 0, static_cast<int64_t>(edges.size()) - 1))];
   const int64_t moved = edge == INT64_MAX ? edge : edge + between(random, -1, 1);
   return chance(random, 3) ? -moved : moved;
@@ -101,7 +102,8 @@ void check_rows(Random& random) {
   for (size_t place = 0; place < tokens.size(); ++place) tokens[place] = static_cast<uint16_t>(5 + place % 90);
   for (int64_t row = 0; row < index.num_rows(); ++row) {
     std::vector<int64_t> ids(static_cast<size_t>(seq_length), -1), segment(ids), wanted{2};
-    taco::fill_rows(index, taco::TokenMap(), tokens.data(), offsets.back(), &row, 1, {100, 2, 3, 0}, ids.data(), segment.data());
+    taco::fill_rows(index, taco::TokenMap(), tokens.data(), offsets.back(), &row, 1, {100, 2, 3, 0}, ids.data(),
+                    segment.data());
     const auto& body = expected[static_cast<size_t>(row)];
     wanted.insert(wanted.end(), body.begin(), body.end());
     wanted.push_back(3);
@@ -132,10 +134,12 @@ void attack_rows(Random& random) {
     // An array that is shorter than the index needs must be refused before a token is read.
     if (index.tokens_end() > 0 && seq_length < 100) {
       std::vector<int64_t> out(static_cast<size_t>(seq_length));
-      require(!succeeds([&] {
-        taco::fill_rows(index, taco::TokenMap(), static_cast<const int32_t*>(nullptr), index.tokens_end() - 1, &row, 1, {100, 2, 3, 0},
-                        out.data(), out.data());
-      }), "short token array");
+      const int32_t* const none = nullptr;
+      const auto fill = [&] {
+        taco::fill_rows(index, taco::TokenMap(), none, index.tokens_end() - 1, &row, 1, {100, 2, 3, 0}, out.data(),
+                        out.data());
+      };
+      require(!succeeds(fill), "short token array");
     }
   });
 }
@@ -165,9 +169,11 @@ taco::MaskPolicy random_policy(Random& random) {
   const auto kind = static_cast<taco::MaskKind>(between(random, 0, 2));
   const auto size = static_cast<size_t>(between(random, 1, 60));
   const double rates[] = {0.15, 0.5, 1.0, 1e-300, 0.0, -1.0, 1.5, std::nan("")};
-  taco::MaskPolicy policy{random(), chance(random, 4) ? rates[between(random, 3, 7)] : rates[between(random, 0, 2)],
-                          kind,     chance(random, 9) ? 0.5 : 1.0 + static_cast<double>(between(random, 0, 900)) / 100,
-                          chance(random, 9) ? hostile(random) : 0, {}, {}, {}};
+  const uint64_t seed = random();
+  const double rate = chance(random, 4) ? rates[between(random, 3, 7)] : rates[between(random, 0, 2)];
+  const double span = chance(random, 9) ? 0.5 : 1.0 + static_cast<double>(between(random, 0, 900)) / 100;
+  const int64_t mask_id = chance(random, 9) ? hostile(random) : 0;
+  taco::MaskPolicy policy{seed, rate, kind, span, mask_id, {}, {}, {}};
   for (size_t id = 0; id < size; ++id) {
     policy.is_special.push_back(id < 5);
     if (id >= 5) policy.ordinary_ids.push_back(static_cast<int64_t>(id));
@@ -219,7 +225,8 @@ void share_between_threads() {
         const int64_t epoch = 0;
         order.look_up(&position, 1, &row);
         std::vector<int64_t> ids(32), segment(32), places(10), labels(10);
-        taco::fill_rows(index, taco::TokenMap(), tokens.data(), 7000, &row, 1, {10, 2, 3, 0}, ids.data(), segment.data());
+        taco::fill_rows(index, taco::TokenMap(), tokens.data(), 7000, &row, 1, {10, 2, 3, 0}, ids.data(),
+                        segment.data());
         masker.mask_rows(1, 32, 10, &row, &epoch, ids.data(), places.data(), labels.data());
         result.insert(result.end(), ids.begin(), ids.end());
       }

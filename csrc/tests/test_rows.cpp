@@ -18,7 +18,8 @@ std::vector<int64_t> row_of(taco::RowMode mode, const std::vector<int64_t>& offs
   for (int64_t i = 0; i < offsets.back(); ++i) tokens.push_back(static_cast<uint16_t>(10 + i));
   const taco::RowIndex index(mode, offsets.data(), static_cast<int64_t>(offsets.size()) - 1, seq_length);
   std::vector<int64_t> ids(static_cast<size_t>(seq_length)), segment(ids);
-  taco::fill_rows(index, taco::TokenMap(), tokens.data(), offsets.back(), &row, 1, {100, 2, 3, 0}, ids.data(), segment.data());
+  taco::fill_rows(index, taco::TokenMap(), tokens.data(), offsets.back(), &row, 1, {100, 2, 3, 0}, ids.data(),
+                  segment.data());
   return ids;
 }
 
@@ -44,7 +45,8 @@ void test_row_errors() {
   const std::vector<int32_t> tokens{5, 6, -7, 8};
   std::vector<int64_t> ids(4), segment(4);
   const auto fill = [&](int64_t row, int64_t num_tokens) {
-    taco::fill_rows(index, taco::TokenMap(), tokens.data(), num_tokens, &row, 1, {10, 2, 3, 0}, ids.data(), segment.data());
+    taco::fill_rows(index, taco::TokenMap(), tokens.data(), num_tokens, &row, 1, {10, 2, 3, 0}, ids.data(),
+                    segment.data());
   };
   CHECK(index.num_rows() == 2 && index.num_left_out() == 1);
   fill(0, 4);

@@ -16,7 +16,7 @@ namespace taco {
 constexpr int kAsciiBlock = 16;
 
 struct AsciiWord {
-  int length;                     // 0 .. 16 letters and digits from the beginning on
+  int length;                   // 0 .. 16 letters and digits from the beginning on
   std::array<uint64_t, 2> key;  // these, filled up with zeros
 };
 
@@ -24,8 +24,8 @@ struct AsciiWord {
 
 // `fold` is added to the bits of each byte: 0x20 makes letters small and leaves digits, 0 leaves all.
 inline AsciiWord read_ascii_word(const char* text, char fold) {
-  alignas(32) static constexpr uint8_t kOnes[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255,
-                                                    255, 255, 255, 255, 255};
+  alignas(32) static constexpr uint8_t kOnes[32] = {255, 255, 255, 255, 255, 255, 255, 255,
+                                                    255, 255, 255, 255, 255, 255, 255, 255};
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(text));
   const __m128i folded = _mm_or_si128(bytes, _mm_set1_epi8(0x20));
   // Signed comparison after a shift of the range to the lowest values.

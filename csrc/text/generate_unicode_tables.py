@@ -23,6 +23,7 @@ HANGUL = range(0xAC00, 0xAC00 + 11172)
 HEADER = """\
 // Written by csrc/text/generate_unicode_tables.py from the `tokenizers` library; run it again instead of editing this.
 // The meaning of each table stands in csrc/text/unicode.hpp.
+// clang-format off
 #pragma once
 
 #include <cstdint>

@@ -14,7 +14,7 @@ class PieceTrie {
   static constexpr int32_t kNone = -1;
 
   struct Match {
-    int32_t id;      // kNone: no piece begins the text
+    int32_t id;     // kNone: no piece begins the text
     size_t length;  // bytes
   };
 
@@ -44,7 +44,7 @@ class PieceTrie {
   uint32_t add_child(uint32_t node, uint8_t byte);
   void grow();
 
-  std::vector<Edge> edges_;    // open addressing, a power of two, at most half full
+  std::vector<Edge> edges_;   // open addressing, a power of two, at most half full
   std::vector<int32_t> ids_;  // by node
 };
 

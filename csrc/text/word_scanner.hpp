@@ -108,19 +108,13 @@ class WordScanner {
         append(bytes, size);
         first_mark_ = num_bytes_;
         break;
-      case kSpace:
-        end_word();
-        break;
+      case kSpace: end_word(); break;
       case kIsolated:
         end_word();
         add_isolated(c, bytes, size);
         break;
-      case kMark:
-        insert_mark(characters_.combining_class(c), bytes, size);
-        break;
-      case kBarrier:
-        first_mark_ = num_bytes_;
-        break;
+      case kMark: insert_mark(characters_.combining_class(c), bytes, size); break;
+      case kBarrier: first_mark_ = num_bytes_; break;
       default:  // removed
         break;
     }
@@ -219,7 +213,7 @@ class WordScanner {
   const CharTable& characters_;
   const char fold_;
   TokenBuffer<Id>* ids_ = nullptr;
-  std::vector<char> word_;     // the word so far: num_bytes_ of it
+  std::vector<char> word_;  // the word so far: num_bytes_ of it
   size_t num_bytes_ = 0;
   size_t first_mark_ = 0;      // where the marks at its end begin
   size_t num_characters_ = 0;  // counted on beyond the longest word

@@ -28,9 +28,9 @@ template <typename Id>
 std::vector<SpecialToken> check_special(std::vector<SpecialToken> special) {
   for (const SpecialToken& token : special) {
     to_id<Id>(token.id);
-    require(token.text.size() >= 2 && token.text.front() == '[' && token.text.back() == ']' &&
-                token.text.rfind('[') == 0,
-            "special token " + token.text + " is not written as [NAME]");
+    require(
+        token.text.size() >= 2 && token.text.front() == '[' && token.text.back() == ']' && token.text.rfind('[') == 0,
+        "special token " + token.text + " is not written as [NAME]");
   }
   const auto is_longer = [](const SpecialToken& a, const SpecialToken& b) { return a.text.size() > b.text.size(); };
   std::stable_sort(special.begin(), special.end(), is_longer);

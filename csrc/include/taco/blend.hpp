@@ -1,9 +1,10 @@
 // Several datasets in fixed proportions: the sample at any position of an endless stream, computed, nothing stored.
 //
-// Weights W_d are whole numbers that add up to a period of 2^20 positions. In a period, position p -> q = permute(period,
-// p) -> the dataset d whose share holds q; it is number k = period * W_d + (q - W_0 - .. - W_(d-1)) of the samples drawn
-// from d, so row permute_d(epoch, k % rows_d) of epoch k / rows_d. Hence every period holds exactly W_d samples of d, in
-// random places; every epoch of d holds each of its rows once, and a small dataset is repeated, never overrun.
+// Weights W_d are whole numbers that add up to a period of 2^20 positions. In a period, position p -> q =
+// permute(period, p) -> the dataset d whose share holds q; it is number k = period * W_d + (q - W_0 - .. - W_(d-1)) of
+// the samples drawn from d, so row permute_d(epoch, k % rows_d) of epoch k / rows_d. Hence every period holds exactly
+// W_d samples of d, in random places; every epoch of d holds each of its rows once, and a small dataset is repeated,
+// never overrun.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +29,7 @@ class Blend {
  private:
   // Positions that are looked up together: what is kept of them stays in the processor's cache.
   static constexpr int64_t kBlock = 2048;
-  // Shares of a period are looked up by their upper bits, since a search among random shares is a coin toss at each step.
+  // Shares of a period are looked up by their upper bits: a search among random shares is a coin toss at each step.
   static constexpr int kOwnerShift = 8;
 
   // A dataset: where its share of a period begins and ends, its rows, and 1 / num_rows.

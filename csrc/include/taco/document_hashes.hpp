@@ -53,14 +53,16 @@ void hash_documents(const Token* tokens, int64_t num_tokens, const int64_t* offs
   }
   for (int64_t i = 0; i < num_documents; ++i) {
     if (offsets[i + 1] < offsets[i]) {
-      throw std::invalid_argument("document hashes: offset " + std::to_string(i + 1) + " is smaller than the one before");
+      throw std::invalid_argument("document hashes: offset " + std::to_string(i + 1) +
+                                  " is smaller than the one before");
     }
   }
   // Tasks of whole documents; the borders need not be exact, only the same for two neighbours.
   const int64_t first = offsets[0], num_tasks = (offsets[num_documents] - first) / kTokensPerTask + 1;
   const auto border = [&](int64_t task) {
-    return task == num_tasks ? num_documents
-                             : std::lower_bound(offsets, offsets + num_documents, first + task * kTokensPerTask) - offsets;
+    return task == num_tasks
+               ? num_documents
+               : std::lower_bound(offsets, offsets + num_documents, first + task * kTokensPerTask) - offsets;
   };
   for_each_task(num_tasks, num_threads, [&](int64_t task) {
     std::vector<int32_t> ids;

@@ -58,8 +58,8 @@ class Masker {
   void mask_rows(int64_t num_rows, int64_t seq_length, int64_t num_predictions, const int64_t* samples,
                  const int64_t* epochs, int64_t* ids, int64_t* index, int64_t* labels) const;
 
-  // Which of `count` tokens, not masked yet, may take part in the contrastive loss: those with a positive segment, special
-  // tokens left out if exclude_special. Throws std::out_of_range then for an id outside the vocabulary.
+  // Which of `count` tokens, not masked yet, may take part in the contrastive loss: those with a positive segment,
+  // special tokens left out if exclude_special. Throws std::out_of_range then for an id outside the vocabulary.
   void mark_valid(int64_t count, const int64_t* ids, const int64_t* segment, bool exclude_special, bool* valid) const;
 
  private:

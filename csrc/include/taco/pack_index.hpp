@@ -1,15 +1,15 @@
 // Rows of several whole documents: best-fit packing, so that short documents do not pay for padding.
 //
-// A document is cut into pieces of capacity = seq_length - 2 tokens, its last piece holds the rest; empty documents yield
-// nothing. In a row a piece stands as [CLS] tokens [SEP] and takes its tokens + 2 places; all pieces of a row are of
-// different documents. Every token stands in exactly one row.
+// A document is cut into pieces of capacity = seq_length - 2 tokens, its last piece holds the rest; empty documents
+// yield nothing. In a row a piece stands as [CLS] tokens [SEP] and takes its tokens + 2 places; all pieces of a row are
+// of different documents. Every token stands in exactly one row.
 //
-// Pieces are packed inside fixed windows of kPiecesPerWindow pieces (the last one shorter), in the order of documents, so
-// that memory is bounded, threads take a window each, and the result does not depend on them. Within a window: pieces by
-// falling length, equal ones in order; each goes into the row that has the least room that is enough, of several such
-// rows into the one that came to this room last, and if there is none, opens a new row (best-fit decreasing; Johnson et
-// al. 1974, "Worst-Case Performance Bounds for Simple One-Dimensional Packing Algorithms"). Rows are numbered in the
-// order in which they were opened, and hold their pieces in the order of documents.
+// Pieces are packed inside fixed windows of kPiecesPerWindow pieces (the last one shorter), in the order of documents,
+// so that memory is bounded, threads take a window each, and the result does not depend on them. Within a window:
+// pieces by falling length, equal ones in order; each goes into the row that has the least room that is enough, of
+// several such rows into the one that came to this room last, and if there is none, opens a new row (best-fit
+// decreasing; Johnson et al. 1974, "Worst-Case Performance Bounds for Simple One-Dimensional Packing Algorithms"). Rows
+// are numbered in the order in which they were opened, and hold their pieces in the order of documents.
 //
 // The table takes 6 bytes per piece, 4 per row and 24 per window.
 #pragma once

@@ -36,7 +36,8 @@ int64_t* copy_tokens(const Token* tokens, int64_t first, int64_t count, int64_t 
 
 inline void check_tokens(int64_t end, int64_t num_tokens) {
   if (num_tokens >= end) return;
-  throw std::invalid_argument("the index needs " + std::to_string(end) + " tokens, found " + std::to_string(num_tokens));
+  throw std::invalid_argument("the index needs " + std::to_string(end) + " tokens, found " +
+                              std::to_string(num_tokens));
 }
 
 // Writes up to `capacity` tokens of row `row` and returns where it stopped; only a document's last row stops early.
@@ -69,8 +70,8 @@ int64_t* fill_tokens(const RowIndex& index, const TokenMap& map, const Token* to
 // Throws std::invalid_argument if the token array is shorter than the index needs, std::out_of_range for a row outside
 // the index or a token id outside the vocabulary. What has been written by then is unspecified.
 template <typename Token>
-void fill_rows(const RowIndex& index, const TokenMap& map, const Token* tokens, int64_t num_tokens,
-               const int64_t* rows, int64_t num_rows, const RowIds& ids, int64_t* out_ids, int64_t* out_segment) {
+void fill_rows(const RowIndex& index, const TokenMap& map, const Token* tokens, int64_t num_tokens, const int64_t* rows,
+               int64_t num_rows, const RowIds& ids, int64_t* out_ids, int64_t* out_segment) {
   detail::check_tokens(index.tokens_end(), num_tokens);
   const int64_t seq_length = index.seq_length();
   for (int64_t i = 0; i < num_rows; ++i) {
@@ -85,8 +86,8 @@ void fill_rows(const RowIndex& index, const TokenMap& map, const Token* tokens, 
   }
 }
 
-// As above, for an index of pieces (SentenceIndex, PackIndex): each piece is [CLS] tokens [SEP], and `out_segment` numbers
-// the pieces of a row 1, 2, 3, ... Throws also std::out_of_range for a damaged table.
+// As above, for an index of pieces (SentenceIndex, PackIndex): each piece is [CLS] tokens [SEP], and `out_segment`
+// numbers the pieces of a row 1, 2, 3, ... Throws also std::out_of_range for a damaged table.
 template <typename Index, typename Token>
 void fill_rows(const Index& index, const TokenMap& map, const Token* tokens, int64_t num_tokens, const int64_t* rows,
                int64_t num_rows, const RowIds& ids, int64_t* out_ids, int64_t* out_segment) {

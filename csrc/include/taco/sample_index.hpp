@@ -23,8 +23,8 @@ struct RowStart {
 
 // The sample index of one dataset: a prefix sum over its documents, rows found by binary search among the few documents
 // between two fences, about kDocumentsPerFence of them: among all of them every step would wait for memory.
-// Memory: 8 bytes per document in stream mode, 16 in document mode, and half a byte for the fences. Immutable once made,
-// so threads may share it.
+// Memory: 8 bytes per document in stream mode, 16 in document mode, and half a byte for the fences. Immutable once
+// made, so threads may share it.
 class RowIndex {
  public:
   // `offsets` holds num_documents + 1 entries, the first token of each document and the end; it is not kept.

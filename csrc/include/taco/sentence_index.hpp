@@ -1,9 +1,9 @@
 // Rows of whole sentences: consecutive sentences (sequences of the .idx) of one document, as many as fit into a row.
 //
 // A row takes sentences while their tokens fit into capacity = seq_length - 2. A sentence longer than that is cut into
-// pieces of `capacity`, each a row of its own, its rest too; the sentence after it begins a new row. A document begins a
-// new row. Empty sentences and documents yield nothing. So rows follow one another without gap or overlap: row r holds
-// the tokens from its start to the start of row r + 1, and every token stands in exactly one row.
+// pieces of `capacity`, each a row of its own, its rest too; the sentence after it begins a new row. A document begins
+// a new row. Empty sentences and documents yield nothing. So rows follow one another without gap or overlap: row r
+// holds the tokens from its start to the start of row r + 1, and every token stands in exactly one row.
 //
 // The table therefore holds starts only: per row a uint32, relative to an int64 per block of kRowsPerBlock rows; 4.03
 // bytes per row.

@@ -18,8 +18,8 @@ T load_unaligned(const void* base, int64_t index) {
   return value;
 }
 
-// Calls task(i) once for every i in 0 .. num_tasks - 1, on up to num_threads threads, in no order; returns when all have
-// ended. Of the exceptions the one of the lowest task among those that ran is thrown; the others are dropped.
+// Calls task(i) once for every i in 0 .. num_tasks - 1, on up to num_threads threads, in no order; returns when all
+// have ended. Of the exceptions the one of the lowest task among those that ran is thrown; the others are dropped.
 template <typename Task>
 void for_each_task(int64_t num_tasks, int num_threads, Task task) {
   std::atomic<int64_t> next{0};

@@ -1,7 +1,7 @@
-// Where the tokens of some documents of a dataset stand: places in the line of these documents -> places in the dataset.
+// Where the tokens of some documents of a dataset stand: places in the line of these documents -> in the dataset.
 //
-// An index of a split is made over its documents alone, as if they followed one another without gap; the map brings what
-// it says back to the token array. One entry per run of neighbouring documents that belong to the split.
+// An index of a split is made over its documents alone, as if they followed one another without gap; the map brings
+// what it says back to the token array. One entry per run of neighbouring documents that belong to the split.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,8 @@ class TokenMap {
   TokenMap() = default;
 
   // Throws std::invalid_argument unless `places` begins with 0 and rises, and `tokens` rises at least as fast.
-  TokenMap(const int64_t* places, const int64_t* tokens, int64_t count) : places_(places), tokens_(tokens), count_(count) {
+  TokenMap(const int64_t* places, const int64_t* tokens, int64_t count)
+      : places_(places), tokens_(tokens), count_(count) {
     bool is_good = count == 0 || (places[0] == 0 && tokens[0] >= 0);
     for (int64_t i = 1; is_good && i < count; ++i) {
       const int64_t step = places[i] - places[i - 1];

@@ -1,8 +1,9 @@
 // BERT's WordPiece: text to token ids, the same ids as Hugging Face's BertTokenizerFast gives without [CLS] and [SEP].
 //
-// A special token that the text spells is that token. Everything else is normalised and split into words (text/unicode.hpp);
-// a word becomes the longest pieces that it begins with, from left to right, pieces inside a word being written with ##
-// in front. A word that has no such pieces, or more than max_word_characters characters, is one unknown token.
+// A special token that the text spells is that token. Everything else is normalised and split into words
+// (text/unicode.hpp); a word becomes the longest pieces that it begins with, from left to right, pieces inside a word
+// being written with ## in front. A word that has no such pieces, or more than max_word_characters characters, is one
+// unknown token.
 //
 // Speed comes from two things: runs of ASCII letters and digits are found 16 bytes at a time, and the ids of words seen
 // lately are kept. Nothing is kept per text: a text of any length, even one endless word, takes no more memory than
@@ -68,7 +69,7 @@ class WordPiece {
   size_t max_word_characters_;
   std::vector<SpecialToken> special_;  // longest first
   PieceTrie trie_;
-  uint32_t inside_word_;       // node of "##" in the trie
+  uint32_t inside_word_;  // node of "##" in the trie
   const CharTable& characters_;
   std::vector<Id> isolated_ids_;  // by code point of the first plane, for isolated ones
   // Scanners that no thread uses at the moment; there are never more than threads were encoding at once.
