@@ -2,7 +2,7 @@
 // hands plain pointers to the library.
 //
 // Nothing is converted on the way: an array of another dtype or layout is a TypeError. std::invalid_argument becomes
-// ValueError, std::out_of_range IndexError. pretrain/data/sample_index.py is the one module that imports this.
+// ValueError, std::out_of_range IndexError. pretrain/data/native.py is the one module that imports this.
 #include "arrays.hpp"
 
 PYBIND11_MODULE(_native, module) {

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_versions import rows_of
-from project import ROOT
 
 import pretrain.data.native as module
 from pretrain.data.sample_index import RowIds, RowIndex

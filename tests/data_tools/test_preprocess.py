@@ -177,7 +177,7 @@ def test_failed_publication_leaves_the_old_dataset_and_is_continued(tmp_path: Pa
         raise DataError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pretrain.data.dataset.indexed_dataset.IndexedDatasetWriter.finalize", fail)
+        patch.setattr("pretrain.data.dataset.dataset_writer.IndexedDatasetWriter.finalize", fail)
         with pytest.raises(DataError, match="disk full"):
             run(tmp_path, path, cased=True, overwrite=True)
         assert content(tmp_path / "out") == before

@@ -190,7 +190,7 @@ def test_patched_headers_give_an_error_or_an_equal_dataset(prefix: Path, data: s
 @pytest.mark.fault("data-index")
 def test_checks_hold_without_assertions(prefix: Path) -> None:
     patch(prefix, ".idx", 0, b"X")
-    program = f"from pretrain.data.dataset.indexed_dataset import verify; print(verify({str(prefix)!r})[0])"
+    program = f"from pretrain.data.dataset.verification import verify; print(verify({str(prefix)!r})[0])"
     result = subprocess.run([sys.executable, "-O", "-c", program], check=True, capture_output=True, text=True)
     assert "magic: expected" in result.stdout
 
@@ -336,7 +336,7 @@ def test_a_missing_folder_is_explained(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path) -> None:
     program = f"""
 import resource, signal, numpy
-from pretrain.data.dataset.indexed_dataset import IndexedDatasetWriter
+from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 with IndexedDatasetWriter({str(tmp_path / "a")!r}, "uint16") as writer:

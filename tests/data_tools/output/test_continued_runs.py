@@ -28,7 +28,7 @@ from pretrain.errors import DataError
 PROGRAM = """
 import dataclasses, os, sys, time
 import data_tools.readers.options as options
-from data_tools import resumable
+from data_tools.output import resumable
 options.ReadOptions.__init__.__defaults__ = tuple(
     2048 if field.name == "chunk_bytes" else field.default for field in dataclasses.fields(options.ReadOptions)
 )
@@ -264,7 +264,7 @@ def counting(original):
             os._exit(9)
         return original(*arguments, **options)
     return call
-from data_tools import resumable
+from data_tools.output import resumable
 announce = resumable.ResumableRun.announce
 def begin(run, manifest):
     announce(run, manifest)
