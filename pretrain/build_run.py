@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pretrain.checkpoint.manifest import CheckpointManifest, Layout
+from pretrain.checkpoint.manifest import CheckpointManifest, Layout, find_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.weights import load_weights_into
 from pretrain.config.deepspeed import zero_stage
@@ -68,7 +68,7 @@ def build_trainer(
     """
     model = build_model(config, train_rows.tokenizer.vocab_size, mesh)
     if config.run.init_from is not None:
-        load_weights_into(model, config.run.init_from)
+        load_weights_into(model, find_checkpoint(config.run.init_from), mesh, device)
     log.info("model: %s parameters, vocabulary %s", f"{_count(model):,}", f"{train_rows.tokenizer.vocab_size:,}")
     for name, rows in (("train", train_rows), ("validation", validation_rows)):
         if rows is not None:

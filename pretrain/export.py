@@ -103,9 +103,11 @@ def _read_record(out: Path) -> dict[str, Any] | None:
 def _write(source: Path, manifest: CheckpointManifest, out: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Write beside `out`, check, then rename; whatever fails leaves `out` as it was."""
     from pretrain import durable
+    from pretrain.checkpoint.manifest import load_verified
     from pretrain.checkpoint.weights import read_weights
     from pretrain.config.sections import ModelSection
 
+    load_verified(source)
     section = ModelSection.model_validate(manifest.model)
     weights = read_weights(source)
     temporary = out.with_name(f".{out.name}.tmp")

@@ -145,5 +145,17 @@ def find_problems(folder: Path, *, part: int = 0, num_parts: int = 1) -> list[st
     return problems
 
 
+def load_verified(folder: Path) -> CheckpointManifest:
+    """The manifest of a checkpoint folder, all of whose files are what was written.
+
+    Raises:
+        CheckpointError: every file that is not.
+    """
+    problems = find_problems(folder)
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    return CheckpointManifest.load(folder)
+
+
 def _is_inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())

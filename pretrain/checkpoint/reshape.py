@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pretrain.checkpoint.manifest import CheckpointManifest, find_problems
+from pretrain.checkpoint.manifest import load_verified
 from pretrain.checkpoint.state_files import (
     MOMENTS,
     WEIGHT,
@@ -36,10 +36,7 @@ def reshape_checkpoint(source: Path, out: Path, *, num_files: int, weights_only:
     """
     if out.exists():
         raise CheckpointError(f"{out}: exists; choose a new folder")
-    problems = find_problems(source)
-    if problems:
-        raise CheckpointError("\n".join(problems))
-    manifest = CheckpointManifest.load(source)
+    manifest = load_verified(source)
     if manifest.kind == "weights" and not weights_only:
         raise CheckpointError(f"{source}: holds weights only, in one file; there is nothing to reshape")
     extras = [path for path in (source / "config.yaml", source / "tokenizer") if path.exists()]

@@ -126,8 +126,7 @@ class CheckpointStore:
         bad = [f"{folder}: was set aside by an earlier start" for folder in aside]
         for folder in found:
             self._refuse_other_release(folder)
-            problems = find_problems(folder, part=collectives.rank(), num_parts=collectives.world_size())
-            failure = collectives.first_failure(problems[0] if problems else None, self._group)
+            failure = find_damage_together(folder, self._group)
             if failure is None:
                 return folder
             log.warning("checkpoint %s is not used: %s", folder.name, failure)
@@ -206,6 +205,23 @@ class CheckpointStore:
         failure = collectives.first_failure(problem, self._group)
         if failure is not None:
             raise CheckpointError(f"{complaint}: {failure}")
+
+
+def find_damage_together(folder: Path, group: distributed.ProcessGroup | None = None) -> str | None:
+    """What differs from what was written, the same on all ranks: each looks at its share of the files; collective."""
+    problems = find_problems(folder, part=collectives.rank(), num_parts=collectives.world_size())
+    return collectives.first_failure(problems[0] if problems else None, group)
+
+
+def verify_together(folder: Path) -> None:
+    """Refuse a checkpoint folder that is not what was written, on all ranks; collective.
+
+    Raises:
+        CheckpointError: with the first problem of any rank.
+    """
+    damage = find_damage_together(folder)
+    if damage is not None:
+        raise CheckpointError(damage)
 
 
 def superfluous(newest_first: list[Path], keep: int, keep_every: int | None) -> list[Path]:

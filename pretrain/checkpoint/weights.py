@@ -2,48 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch.distributed as distributed
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from pretrain import durable
-from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, find_problems
+from pretrain.checkpoint.manifest import CheckpointManifest
 from pretrain.checkpoint.state_files import StateReader
+from pretrain.checkpoint.store import verify_together
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 from pretrain.model.parameter_shape import parameter_shape
+from pretrain.parallel.collectives import first_failure
 
 if TYPE_CHECKING:
     from pretrain.model.bert import Bert
     from pretrain.model.pipeline import BertPipeline
+    from pretrain.parallel.mesh import Mesh
 
 WEIGHTS_FILE = "weights.safetensors"
 
 
-def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Full fp32 weights of a verified checkpoint folder, parameter name -> tensor on CPU.
+class WeightFiles:
+    """The weights of a checkpoint folder, opened; a tensor is read from the disk when it is asked for.
+
+    Nothing is held against the manifest's hashes here: a caller verifies the checkpoint first, once.
+
+    Attributes:
+        shapes: full shape of every parameter by name.
 
     Raises:
-        CheckpointError: a file is missing or not what was written.
+        CheckpointError: a file cannot be read.
     """
-    problems = find_problems(checkpoint)
-    if problems:
-        raise CheckpointError("\n".join(problems))
-    manifest = CheckpointManifest.load(checkpoint)
-    if manifest.kind == "weights":
-        return _read_file(checkpoint / WEIGHTS_FILE)
-    with StateReader(checkpoint) as reader:
-        return {name: reader.read_full(name) for name in sorted(reader.shapes)}
+
+    def __init__(self, folder: Path) -> None:
+        self._files = ExitStack()
+        self._read: Callable[[str], torch.Tensor]
+        if CheckpointManifest.load(folder).kind == "weights":
+            self._open_file(folder / WEIGHTS_FILE)
+        else:
+            state = self._files.enter_context(StateReader(folder))
+            self.shapes = {name: shape.full for name, shape in state.shapes.items()}
+            self._read = state.read_full
+
+    def __enter__(self) -> WeightFiles:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._files.close()
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole parameter, fp32 on the CPU."""
+        return self._read(name)
+
+    def _open_file(self, path: Path) -> None:
+        try:
+            file = self._files.enter_context(safe_open(path, framework="pt"))
+            names = list(file.keys())
+            self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot be read as weights: {error}") from None
+        self._read = file.get_tensor
 
 
-def _read_file(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read as weights: {error}") from None
+def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Full fp32 weights of a checkpoint folder that was verified, parameter name -> tensor on CPU.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    with WeightFiles(checkpoint) as files:
+        return {name: files.read(name) for name in sorted(files.shapes)}
 
 
 def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> FileRecord:
@@ -61,17 +97,40 @@ def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> FileRecord:
     return durable.record_of(path, folder)
 
 
-def load_weights_into(model: Bert | BertPipeline, path: Path) -> None:
-    """Set every parameter of `model`, or this rank's part of it, from the checkpoint that `path` means.
+def load_weights_into(model: Bert | BertPipeline, checkpoint: Path, mesh: Mesh, device: torch.device) -> None:
+    """Set every parameter of `model`, or this rank's part of it, from a checkpoint folder; collective.
+
+    The folder is verified, each rank hashing its share of the files. One rank of each data-parallel group reads what
+    its model needs, and sends it to the others by `device`.
 
     Raises:
-        CheckpointError: names or shapes differ, each one listed.
+        CheckpointError: the folder is damaged, or names or shapes differ, each one listed.
     """
-    checkpoint = find_checkpoint(path)
-    weights = read_weights(checkpoint)
-    shapes = {name: parameter_shape(parameter, model.layers) for name, parameter in model.named_parameters()}
-    own = {name: shape.full for name, shape in shapes.items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    verify_together(checkpoint)
+    group = mesh.data_group
+    source = 0 if group is None else distributed.get_global_rank(group, 0)
+    with ExitStack() as stack:
+        files, problem = None, None
+        try:
+            files = stack.enter_context(WeightFiles(checkpoint))
+            _check_shapes(model, files.shapes, checkpoint)
+        except CheckpointError as error:
+            problem = str(error)
+        failure = first_failure(problem)
+        if failure is not None or files is None:
+            raise CheckpointError(failure or problem)
+        for name, parameter in model.named_parameters():
+            if mesh.dp_rank == 0:
+                shape = parameter_shape(parameter, model.layers)
+                parameter.data.copy_(shape.part_of(files.read(name), mesh.tp_rank, mesh.tp_size))
+            if mesh.dp_size > 1:
+                sent = parameter.data.to(device)
+                distributed.broadcast(sent, source, group=group)
+                parameter.data.copy_(sent)
+
+
+def _check_shapes(model: Bert | BertPipeline, theirs: Mapping[str, tuple[int, ...]], checkpoint: Path) -> None:
+    own = {name: parameter_shape(parameter, model.layers).full for name, parameter in model.named_parameters()}
     if hasattr(model, "stage_id"):  # a pipeline stage has some of the parameters
         theirs = {name: shape for name, shape in theirs.items() if name in own}
     problems = [
@@ -85,6 +144,3 @@ def load_weights_into(model: Bert | BertPipeline, path: Path) -> None:
             f"{checkpoint}: does not fit the model ({len(problems)} parameters differ); "
             f"compare the model section of its manifest.json with yours\n  {listing}"
         )
-    layers = model.layers
-    parts = {name: shape.part_of(weights[name], layers.tp_rank, layers.tp_size) for name, shape in shapes.items()}
-    model.load_state_dict(parts, strict=False)
