@@ -5,6 +5,7 @@ The learning rate is computed from (step, configuration) at every step, so a res
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -108,7 +109,16 @@ class Holdable:
 
 
 class AdamW(Holdable, torch.optim.AdamW):  # type: ignore[misc]  # torch types `step` by two overloads
-    """torch's AdamW, whose step can be held."""
+    """torch's AdamW, whose step can be held.
+
+    Its step is called without its wrapper, which loads TorchDynamo to end a compiled graph that is not there.
+    """
+
+    _step = staticmethod(torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step)))
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """One update, unless the optimizer is held."""
+        return None if self._is_held else self._step(self, *args, **kwargs)
 
 
 class _LambUpdate(torch.optim.Optimizer):

@@ -256,11 +256,19 @@ def _anchors_to_visit(is_anchor_T: Tensor) -> Tensor:
 
 def _dot_products(vector_AD: Tensor, table_TD: Tensor, row_AC: Tensor) -> Tensor:
     """vector_AD[a] . table_TD[row_AC[a, c]] for all a, c, [A, C]."""
-    with torch.enable_grad():
-        weight_AC = torch.zeros(row_AC.shape, dtype=table_TD.dtype, device=table_TD.device, requires_grad=True)
-        bag_AD = F.embedding_bag(row_AC, table_TD, mode="sum", per_sample_weights=weight_AC)
-    (product_AC,) = torch.autograd.grad(bag_AD, weight_AC, vector_AD)
-    return product_AC
+    num_anchors, num_candidates = row_AC.shape
+    # The gradient of embedding_bag by its weights is this product, row by row and without a gathered tensor. Called by
+    # its name: torch.autograd.grad would load sympy, a second at every start, to compare two shapes.
+    anchor_A = torch.arange(num_anchors, device=row_AC.device)
+    product_N: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(  # noqa: SLF001  # no public name
+        vector_AD,
+        table_TD,
+        row_AC.reshape(-1),
+        anchor_A * num_candidates,
+        anchor_A.repeat_interleave(num_candidates),
+        0,  # mode "sum"
+    )
+    return product_N.view(num_anchors, num_candidates)
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------

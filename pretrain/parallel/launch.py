@@ -130,6 +130,7 @@ def _start_deepspeed(launch: Launch) -> None:
     # every later start waits for ever. gloo does the same job here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _load_muon()
+    _keep_dynamo_out()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
@@ -147,6 +148,20 @@ def _load_muon() -> None:
         import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     finally:
         compiler.compile = compile_functions
+
+
+def _keep_dynamo_out() -> None:
+    """Let torch's optimizers work without loading TorchDynamo.
+
+    Some of their methods are never compiled, and loading the compiler to say so takes as long as loading torch: half of
+    a rank's start. Each keeps, after its first call, what it calls from then on; here that is set before.
+    """
+    from torch.optim import Optimizer
+
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        function = getattr(getattr(Optimizer, name), "__wrapped__", None)
+        if function is not None and not hasattr(function, "__dynamo_disable"):
+            setattr(function, "__dynamo_disable", function)  # noqa: B010  # an attribute of this name would be mangled
 
 
 def stop_process_group() -> None:

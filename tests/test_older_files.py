@@ -1,0 +1,77 @@
+"""Files that older releases wrote are read as they were, and a run that one of them began is continued."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from forked import run_ranks
+from project import ROOT
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from data_tools import build_index
+from pretrain.checkpoint.manifest import CheckpointManifest, find_problems
+from pretrain.checkpoint.weights import read_weights
+from pretrain.cli import run_program
+from pretrain.data.dataset.verification import verify
+from pretrain.metrics import read_metrics
+from pretrain.train import app
+
+RELEASES = sorted((ROOT / "tests" / "fixtures").glob("run-*"))
+TOLERANCE = 1e-5  # the files were written on another processor
+
+
+@pytest.fixture(params=RELEASES, ids=lambda folder: folder.name)
+def old(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the files of a release, and the working directory."""
+    folder = tmp_path / "old"
+    shutil.copytree(request.param, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_there_are_files_of_a_release() -> None:
+    assert [folder.name for folder in RELEASES] == ["run-0.1.0"]
+
+
+def test_datasets_are_sound(old: Path) -> None:
+    assert verify("train") == []
+    assert verify("validation") == []
+
+
+def test_an_index_is_not_built_again(old: Path) -> None:
+    (index,) = Path("train.index").glob("pack-*.index")
+    before = (index.read_bytes(), index.stat().st_mtime_ns)
+    result = CliRunner().invoke(build_index.app, ["train", "--row-mode", "pack", "--seq-length", "24"])
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in Path("train.index").glob("*.index")] == [index.name]
+    assert (index.read_bytes(), index.stat().st_mtime_ns) == before
+
+
+def test_a_checkpoint_is_sound_and_its_weights_are_read(old: Path) -> None:
+    folder = Path("run/checkpoints/step-0000002")
+    assert find_problems(folder) == []
+    assert CheckpointManifest.load(folder).consumed_samples == 32
+    assert sum(tensor.numel() for tensor in read_weights(folder).values()) == 4192
+
+
+def continue_run() -> int | str | None:
+    with pytest.raises(SystemExit) as ended:
+        run_program(app, ["--config", "run.yaml"])
+    return ended.value.code
+
+
+@pytest.mark.slow
+def test_a_run_is_continued_to_the_state_that_its_release_reached(old: Path) -> None:
+    assert run_ranks(1, continue_run) == [0]
+    assert [record["step"] for record in read_metrics(Path("run")) if "loss" in record] == [1, 2, 3, 4]
+    folder = Path("run/checkpoints/step-0000004")
+    states = [load_file(path / "state" / "rank-00000.safetensors") for path in (folder, Path("expected"))]
+    assert states[0].keys() == states[1].keys()
+    for name, values in states[0].items():
+        assert torch.allclose(values, states[1][name], rtol=0, atol=TOLERANCE), name
+    counters = [(path / "state" / "counters.json").read_bytes() for path in (folder, Path("expected"))]
+    assert counters[0] == counters[1]
