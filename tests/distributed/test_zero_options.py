@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch.utils.cpp_extension
-from engine_runs import engine_rank
+from engine_runs import engine_rank, engine_ranks
 from forked import run_ranks
 from layouts import NO_DROPOUT, SETTING
 from parity import TOLERANCE, deviation, load, plain_process, train
@@ -94,10 +94,16 @@ def check(results: list[Any], reference: Any) -> None:
     assert max(float((found[name] - weight).abs().max()) for name, weight in weights.items()) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", EXACT)
-def test_zero_options_change_no_figure(name: str, folder: Path, tmp_path: Path, reference: Any) -> None:
-    world_size, *overrides = EXACT[name]
-    check(run_ranks(world_size, engine_rank, load(folder, *overrides), tmp_path), reference)
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_zero_options_change_no_figure(
+    world_size: int, folder: Path, tmp_path: Path, reference: Any, subtests: pytest.Subtests
+) -> None:
+    """All options that so many ranks can show, one after the other in one process group."""
+    configs = {name: load(folder, *overrides) for name, (size, *overrides) in EXACT.items() if size == world_size}
+    by_rank = run_ranks(world_size, engine_ranks, configs, tmp_path, timeout=280)
+    for name in configs:
+        with subtests.test(name):
+            check([runs[name] for runs in by_rank], reference)
 
 
 def test_lamb_stays_exact_when_its_state_is_offloaded(folder: Path, tmp_path: Path) -> None:
@@ -129,14 +135,15 @@ def test_offload_and_buffers_in_other_layouts(name: str, folder: Path, layout_re
     check(run_ranks(world_size, train, load(folder, *SETTING, *overrides)), layout_reference)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_gradients_are_reduced_in_the_format_asked_for(
-    stage: int, folder: Path, tmp_path: Path, reference: Any
+    folder: Path, tmp_path: Path, reference: Any, subtests: pytest.Subtests
 ) -> None:
-    config = load(folder, f"zero.stage={stage}", "zero.reduce_dtype=bf16")
-    figures, _ = run_ranks(2, engine_rank, config, tmp_path)[0]
-    # bf16 keeps 8 bits: it must show, and it must stay small.
-    assert 1e-5 < deviation(figures, reference[0]) < 3e-3
+    configs = {f"stage {n}": load(folder, f"zero.stage={n}", "zero.reduce_dtype=bf16") for n in range(4)}
+    runs = run_ranks(2, engine_ranks, configs, tmp_path)[0]
+    for stage, (figures, _) in runs.items():
+        with subtests.test(stage):
+            # bf16 keeps 8 bits: it must show, and it must stay small.
+            assert 1e-5 < deviation(figures, reference[0]) < 3e-3
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")

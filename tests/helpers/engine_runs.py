@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,11 +16,22 @@ from pretrain.parallel import collectives
 from pretrain.parallel.launch import read_launch, start_process_group
 from pretrain.parallel.mesh import start_mesh
 
+Run = tuple[Figures, dict[str, torch.Tensor]]
 
-def engine_rank(config: RunConfig, folder: Path) -> tuple[Figures, dict[str, torch.Tensor]]:
+
+def engine_rank(config: RunConfig, folder: Path) -> Run:
     """One rank of the real engine; the final weights are read back from what it saves."""
+    return engine_ranks({"": config}, folder)[""]
+
+
+def engine_ranks(configs: Mapping[str, RunConfig], folder: Path) -> dict[str, Run]:
+    """One rank that trains by each configuration from the start, in one process group."""
+    start_process_group(read_launch(), torch.device("cpu"))
+    return {name: _train(config, folder / f"run{number}") for number, (name, config) in enumerate(configs.items())}
+
+
+def _train(config: RunConfig, folder: Path) -> Run:
     launch = read_launch()
-    start_process_group(launch, torch.device("cpu"))
     model, source = build(config)
     engine = PlainEngine(config, model, torch.device("cpu"), start_mesh(config.parallel, torch.device("cpu")))
     per_step = config.train.global_batch_size // config.train.micro_batch_size
@@ -32,6 +44,7 @@ def engine_rank(config: RunConfig, folder: Path) -> tuple[Figures, dict[str, tor
         )
         figures.append((result.loss, result.mlm_loss, result.contrastive_loss, result.grad_norm))
     figures.append(evaluate(engine, source))
+    folder.mkdir(exist_ok=True)
     engine.save_state(folder)
     collectives.gather_objects(None)
     weights = read_all(folder) if launch.rank == 0 else {}

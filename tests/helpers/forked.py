@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# DeepSpeed and torch import these when an engine is built: 1,500 modules, three seconds in every forked rank otherwise.
+# Ranks import these when an engine is built, and stages of a pipeline in their first backward: once here instead of in
+# every fork.
 import deepspeed.utils.zero_to_fp32  # noqa: F401
-import torch._dynamo
-import torch._inductor.compile_fx  # noqa: F401
+import torch.fx.experimental.symbolic_shapes  # noqa: F401
 from child_process import fork
 
 POLL_SECONDS = 0.002
