@@ -9,20 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from forked import run_ranks
+from forked import Ranks, run_ranks, started_ranks
 from small_runs import small_config, write_small_run
 
 from pretrain import saving
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, list_checkpoints
 from pretrain.checkpoint.reshape import reshape_checkpoint
+from pretrain.cli import run_program
 from pretrain.export import export_checkpoint
 from pretrain.metrics import read_metrics
-from pretrain.train import train
+from pretrain.train import app, train
 
 STEPS = 60
 LONG_RUN: dict[str, Any] = {"train__steps": STEPS, "train__eval_every": 20, "checkpoint": {"every_steps": 7, "keep": 2}}
@@ -95,11 +97,31 @@ def _megatron() -> None:
     import megatron.core.tensor_parallel  # noqa: F401  # before ranks fork
 
 
+def run_program_on(config: Path, *overrides: str) -> None:
+    """One rank of the program `taco train`, in a forked process that need not import everything again."""
+    run_program(app, ["--config", str(config), *overrides])
+
+
+def run_to_its_end(config: Path, *overrides: str) -> str:
+    """What a run of one rank prints, which ends well."""
+    with started_ranks(1, run_program_on, config, *overrides) as ranks:
+        assert ranks.wait(120) == [0], ranks.output()
+        return ranks.output()
+
+
+@contextlib.contextmanager
+def run_at_step(config: Path, step: int) -> Iterator[Ranks]:
+    """A run of one rank that has reached `step`."""
+    run = config.parent / "run"
+    with started_ranks(1, run_program_on, config) as ranks:
+        ranks.wait_until(lambda: any(record["step"] >= step for record in read_metrics(run)), timeout=90)
+        yield ranks
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clean")
-    code, output = finish(start(write_small_run(folder, **LONG_RUN)))
-    assert code == 0, output
+    run_to_its_end(write_small_run(folder, **LONG_RUN))
     return folder / "run"
 
 
@@ -125,13 +147,9 @@ def test_killed_twice_and_resumed_is_bitwise_equal(uninterrupted: Path, tmp_path
     config = write_small_run(tmp_path, **LONG_RUN)
     rng = random.Random(5)
     for kill_at in sorted(rng.sample(range(8, STEPS - 5), 2)):
-        process = start(config)
-        wait_for_step(tmp_path / "run", kill_at, process)
-        os.killpg(process.pid, signal.SIGKILL)
-        finish(process)
-    code, output = finish(start(config))
-    assert code == 0, output
-    assert "continuing from" in output
+        with run_at_step(config, kill_at) as ranks:
+            ranks.kill()
+    assert "continuing from" in run_to_its_end(config)
     assert state_of(tmp_path / "run") == state_of(uninterrupted)
     assert losses_of(tmp_path / "run") == losses_of(uninterrupted)
 
@@ -140,14 +158,11 @@ def test_killed_twice_and_resumed_is_bitwise_equal(uninterrupted: Path, tmp_path
 @pytest.mark.slow
 def test_sigterm_saves_exits_75_and_continues_bitwise(uninterrupted: Path, tmp_path: Path) -> None:
     config = write_small_run(tmp_path, **LONG_RUN)
-    process = start(config)
-    wait_for_step(tmp_path / "run", 10, process)
-    process.send_signal(signal.SIGTERM)
-    code, output = finish(process)
-    assert code == 75, output
-    assert "the same command continues from here" in output
-    code, output = finish(start(config))
-    assert code == 0, output
+    with run_at_step(config, 10) as ranks:
+        ranks.send(signal.SIGTERM)
+        assert ranks.wait(60) == [75], ranks.output()
+        assert "the same command continues from here" in ranks.output()
+    run_to_its_end(config)
     assert state_of(tmp_path / "run") == state_of(uninterrupted)
 
 
@@ -206,6 +221,7 @@ def _processes_of(config: Path) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_complete_run_says_so_and_changes_nothing(uninterrupted: Path) -> None:
+    """Started from a shell, as people do: the one cold start among these tests."""
     before = state_of(uninterrupted)
     code, output = finish(start(uninterrupted.parent / "run.yaml"))
     assert code == 0, output
@@ -218,15 +234,13 @@ def test_complete_run_says_so_and_changes_nothing(uninterrupted: Path) -> None:
 @pytest.mark.slow
 def test_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_used(tmp_path: Path, uninterrupted: Path) -> None:
     config = write_small_run(tmp_path, **{**LONG_RUN, "checkpoint": {"every_steps": 20, "keep": 3}})
-    code, output = finish(start(config))
-    assert code == 0, output
+    run_to_its_end(config)
     newest = find_checkpoint(tmp_path / "run")
     victim = next((newest / "state").glob("rank-*.safetensors"))
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    code, output = finish(start(config))
-    assert code == 0, output
+    output = run_to_its_end(config)
     assert "content differs from what was written" in output
     assert "step-0000040" in output
     assert (newest.parent / (newest.name + ".bad")).is_dir()
@@ -256,7 +270,6 @@ def test_a_run_continues_in_other_layouts_and_exports_the_same_model_from_each(t
     for steps, (world_size, layout) in zip((2, 4, 6, 8), layouts, strict=True):
         run_ranks(world_size, train_on, config, *layout, f"train.steps={steps}")
         newest = find_checkpoint(moved / "run")
-        exported = set()
         again = reshape_checkpoint(newest, moved / f"reshaped-{steps}", num_files=3, weights_only=False)
         exported = set()
         for source, target in ((newest, moved / f"export-{steps}"), (again, moved / f"again-{steps}")):
