@@ -35,37 +35,37 @@ class Fault(NamedTuple):
 CATALOGUE = {
     "kill": Fault(
         "a rank is killed (SIGKILL) at a random step",
-        "the other ranks end by themselves with one line; the same command goes on from the last checkpoint",
+        "the other ranks end with one line each; the same command continues from the last checkpoint",
     ),
-    "kill-in-save": Fault("a rank is killed at any moment of a save", "the checkpoint before is whole and is used"),
+    "kill-in-save": Fault("a rank is killed at any moment of a save", "the previous checkpoint is intact and is used"),
     "power-loss": Fault(
-        "the power fails at any moment of a save: what was not fsynced is lost, cut or reordered",
-        "every save that had returned is whole",
+        "the power fails at any moment of a save: what was not fsynced is lost, truncated or reordered",
+        "every save that had returned is intact",
     ),
     "stop-signal": Fault(
         "SIGTERM, SIGINT, SIGUSR1 or SIGUSR2 to one rank, to all, or to the job",
-        "all ranks save the same step once, and end with code 75; the same command goes on",
+        "all ranks save the same step once and end with exit code 75; the same command continues",
     ),
     "second-signal": Fault(
-        "another signal while saving", "an echo is ignored; a later one ends at once; nothing breaks"
+        "another signal during the save", "an echo is ignored; a later one ends at once; nothing breaks"
     ),
     "hang": Fault("a rank is stopped, slow, or hangs", "it is named, or the run ends with every rank's stack"),
-    "node": Fault("a node loses power, or does not see the data", "the job goes on without it"),
+    "node": Fault("a node loses power, or does not see the data", "the job continues without it"),
     "full-disk": Fault(
         "the disk is full, or read-only, while a checkpoint is written",
-        "every rank ends with the reason; earlier checkpoints stay, nothing half is left",
+        "every rank ends with the reason; earlier checkpoints stay, nothing incomplete is left",
     ),
     "logging": Fault(
         "the disk is full under metrics, TensorBoard events or log files",
-        "said once; training goes on, to the same bits",
+        "reported once; training continues, to the same bits",
     ),
     "two-runs": Fault(
-        "two runs in one folder", "the second is refused and told who the first is; a dead one holds nothing"
+        "two runs in one folder", "the second is refused and the first is named; a dead run holds no lock"
     ),
-    "latest": Fault("`latest` is empty, wrong or missing", "the newest good checkpoint is used all the same"),
+    "latest": Fault("`latest` is empty, wrong or missing", "the newest good checkpoint is used anyway"),
     "damaged-checkpoint": Fault(
-        "a file of a checkpoint is cut, longer, or has one bit flipped",
-        "found before it is loaded; set aside, and the one before is used",
+        "a file of a checkpoint is truncated, longer, or has one bit flipped",
+        "found before loading; the checkpoint is set aside and the previous one used",
     ),
     "missing-shard": Fault("the file of one rank is missing", "all ranks reject that checkpoint together"),
     "no-good-checkpoint": Fault(
@@ -73,50 +73,55 @@ CATALOGUE = {
     ),
     "other-layout": Fault(
         "other numbers of ranks, tensor and pipeline sizes, or ZeRO stage on resume",
-        "the same weights and moments, to the bit",
+        "the same weights and moments, bit for bit",
     ),
     "changed-run": Fault(
-        "configuration or data differ from those of the run", "refused with the difference, unless a key is allowed"
+        "configuration or data differ from those of the run", "refused with the difference, unless allowed by key"
     ),
     "non-finite": Fault(
         "losses or gradients are NaN or infinite",
-        "all ranks skip the same step and write down its rows; too many in a row end the run with the last good state",
+        "all ranks skip the same step and record its rows; too many in a row end the run with the last good state",
     ),
-    "spike": Fault("the loss jumps", "warned of, skipped or rolled back, as configured"),
+    "spike": Fault("the loss spikes", "a warning, a skipped step or a rollback, as configured"),
     "drift": Fault(
         "a bit of one replica's weights flips in memory",
-        "parameter and ranks are named, nothing of it is saved; a new start repairs it",
+        "parameter and ranks are named, nothing of it is saved; a restart repairs it",
     ),
     "data-size": Fault(
-        "`.bin` is cut, longer, empty or has a bit flipped", "refused with both sizes, or found by hash"
+        "`.bin` is truncated, longer, empty or has a bit flipped", "refused with both sizes, or found by hash"
     ),
     "data-index": Fault(
-        "`.idx` is damaged or hostile", "exactly what the format says, or a typed error in bounded memory"
+        "`.idx` is damaged or malicious", "read exactly as the format says, or a typed error in bounded memory"
     ),
-    "data-limits": Fault("datasets beyond 2^31 tokens, 2^32 bytes, 2^31 documents", "right offsets at every limit"),
-    "index-race": Fault("four processes build one index table; its builder dies", "built once, never seen half"),
-    "input-lines": Fault("bad lines, bad UTF-8, odd sizes in a corpus", "file and line, or counted and listed"),
-    "archives": Fault("compressed files are cut, damaged or bombs", "an error that names the file, in bounded memory"),
+    "data-limits": Fault("datasets beyond 2^31 tokens, 2^32 bytes, 2^31 documents", "correct offsets at every limit"),
+    "index-race": Fault("four processes build one index table; the builder dies", "built once, never seen incomplete"),
+    "input-lines": Fault(
+        "bad lines, bad UTF-8, extreme sizes in a corpus", "named by file and line, or counted and listed"
+    ),
+    "archives": Fault(
+        "compressed files are truncated, damaged or bombs", "an error that names the file, in bounded memory"
+    ),
     "preprocess": Fault(
         "preprocessing, or its worker, is killed or stopped; its disk is full",
-        "the same command goes on; every byte as undisturbed",
+        "the same command continues; every byte as in an undisturbed run",
     ),
-    "tokenizer": Fault("another tokenizer than the data's", "refused at start, by hash and by the largest id"),
+    "tokenizer": Fault("a tokenizer that is not the data's", "refused at the start, by hash and by the largest id"),
     "bad-config": Fault(
-        "wrong keys and values, impossible sizes", "exit code 2 before any rank waits, with the nearest that works"
+        "wrong keys and values, impossible sizes", "exit code 2 before any rank waits, with the nearest valid value"
     ),
     "degenerate-batch": Fault(
-        "no masked token, no pair, rows of padding, a micro-batch of one",
-        "refused at start, or a defined loss; never NaN",
+        "no masked token, no pair, rows of padding, a micro-batch of one row",
+        "refused at the start, or a defined loss; never NaN",
     ),
-    "clock": Fault("the clock jumps", "nothing notices: durations come from monotonic clocks"),
-    "port": Fault("the port is taken; two runs on one machine", "one line that names the port; both runs end well"),
-    "memory": Fault("memory runs out", "one line with what the run needs per rank, and what makes it less"),
-    "export": Fault("export is killed, or its disk is full", "no half folder; the older export stays"),
-    "malicious": Fault("files that would run code, or lead out of their folder", "refused; nothing of them is run"),
-    "shell": Fault("shell characters and line breaks in names given to job scripts", "taken as names"),
+    "clock": Fault("the clock jumps", "no effect: durations come from monotonic clocks"),
+    "port": Fault("the port is taken; two runs on one machine", "one line that names the port; both runs finish"),
+    "memory": Fault("memory runs out", "one line with what the run needs per rank, and how to reduce it"),
+    "export": Fault("export is killed, or its disk is full", "no incomplete folder; the older export stays"),
+    "malicious": Fault("files that would run code, or lead out of their folder", "refused; none of their code runs"),
+    "shell": Fault("shell characters and line breaks in names given to job scripts", "treated as names"),
     "job": Fault(
-        "a SLURM job crashes again and again, is cancelled, or is doubled", "ends, or stays ended, with the reason"
+        "a SLURM job crashes repeatedly, is cancelled, or is submitted twice",
+        "it ends, or stays ended, with the reason",
     ),
 }
 

@@ -249,7 +249,7 @@ def table(tally: Tally) -> str:
     share = tally.bytes_lost / max(tally.bytes_written, 1)
     rows = {
         "tokens of a dataset": f"{tally.tokens:,}",
-        "datasets made, every byte as undisturbed": tally.rounds,
+        "datasets made, every byte as in an undisturbed run": tally.rounds,
         "runs": tally.runs,
         "runs that went on with another's work": tally.resumes,
         "kills of the program": tally.tool_kills,

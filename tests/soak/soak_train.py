@@ -280,11 +280,11 @@ def rows(tally: Tally) -> dict[str, str]:
     """What people want to know, in words."""
     lost = tally.steps_done_again / max(tally.steps, 1)
     return {
-        "steps, every state file in the end as undisturbed": f"{tally.steps:,}",
+        "steps, all final state files as in an undisturbed run": f"{tally.steps:,}",
         **{name: str(count) for name, count in sorted(tally.faults.items())},
-        "faults together": str(sum(tally.faults.values())),
+        "faults in total": str(sum(tally.faults.values())),
         "restarts": str(tally.restarts),
-        "steps logged and done again": f"{tally.steps_done_again:,} ({lost:.1%} of the run)",
+        "steps logged and repeated": f"{tally.steps_done_again:,} ({lost:.1%} of the run)",
         "seconds on the nodes": f"{tally.allocated_seconds:,.0f} (and {tally.waiting_seconds:,.0f} in the queue)",
         "seconds of the steps alone": f"{tally.step_seconds:,.0f}",
         "goodput": f"{tally.goodput:.1%}",
@@ -303,7 +303,7 @@ def write_page(tally: Tally, arguments: argparse.Namespace) -> None:
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]
     intro = (
-        f"`python tests/soak/soak_train.py --seconds {arguments.seconds:.0f} --write`, a fault in "
+        f"`python tests/soak/soak_train.py --seconds {arguments.seconds:.0f} --write`, a fault every "
         f"{arguments.every:.0f} seconds on average, two ranks on two nodes:"
     )
     body = "\n".join(f"| {name} | {value} |" for name, value in rows(tally).items())
