@@ -51,7 +51,7 @@ BEGIN = "<!-- begin of what `make parity` writes -->"
 END = "<!-- end of what `make parity` writes -->"
 LINE_LENGTH = 127
 HEAD = (
-    "| layout | ZeRO | layers computed again | precision | setting | MLM loss | contrastive loss | "
+    "| layout | ZeRO | recomputed layers | precision | setting | MLM loss | contrastive loss | "
     "gradient norm | weights |\n|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -126,7 +126,7 @@ def describe(found: dict[Case, Deviation], same_bits: Sequence[Grid], in_bf16: D
             *lines,
             "",
             _filled(
-                "With dropout on, computing layers again changes no bit of losses, gradient norms and weights in: "
+                "With dropout on, recomputing layers changes no bit of losses, gradient norms and weights in: "
                 f"{', '.join(str(grid) for grid in same_bits)}."
             ),
             "",
@@ -176,17 +176,18 @@ def _filled(text: str) -> str:
 def _limits() -> str:
     fp32, bf16 = LIMITS["fp32"], LIMITS["bf16"]
     return (
-        "Where no setting is named: rows of a stream, all tokens anchors, AdamW, no dropout. "
+        "Unless a setting is named: rows of a stream, all tokens anchors, AdamW, no dropout. "
         f"Limits in fp32: {fp32.mlm_loss:g} everywhere. Limits in bf16: MLM loss {bf16.mlm_loss:g}, contrastive loss "
         f"{bf16.contrastive_loss:g}, gradient norm {bf16.grad_norm:g}, weights {bf16.weights:g} and, in the mean "
-        f"square, {bf16.weights_of_way:g} of their way from the initial ones."
+        f"square, {bf16.weights_of_way:g} of their distance from the initial ones."
     )
 
 
 def _precision(in_bf16: Deviation) -> str:
     return (
-        f"One process in bf16 is itself {in_bf16.mlm_loss:.1%} (MLM loss) and {in_bf16.contrastive_loss:.1%} "
-        "(contrastive loss) from fp32: g = h - e is a small difference of large numbers at the start of training."
+        f"One process in bf16 deviates from fp32 by {in_bf16.mlm_loss:.1%} (MLM loss) and "
+        f"{in_bf16.contrastive_loss:.1%} (contrastive loss): g = h - e is a small difference of large numbers at the "
+        "start of training."
     )
 
 
