@@ -3,10 +3,10 @@
 #   make quickstart   train a small TACO BERT on real English, export it, load it with Hugging Face  (10 minutes, CPU)
 #   make test         everything that continuous integration runs
 #   make check        lint, types and fast tests, before each commit
-#   make moves        continue a run of every layout in every other one, and write the table of docs/parallelism.md
+#   make moves        continue a run of each layout in every other, and write the table of docs/parallelism.md
 #   make sanitize     the C++ code and the tests of its extension under address, undefined-behaviour and thread sanitizers
 #   make reliability  inject every fault that the tests know, and write the table of docs/reliability.md
-#   make parity       hold every layout of four processes against one, and write the table in docs/parallelism.md
+#   make parity       compare layouts of up to four processes with one process, and write the table of docs/parallelism.md
 #   make gpu          tests that need a GPU, on one
 #   make soak         long tests; then random faults, for SECONDS (600) each, into preprocessing and a job: bytes compared
 

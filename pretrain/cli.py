@@ -32,21 +32,21 @@ class Verb(NamedTuple):
 # Named, not imported: `pretrain` stays importable without data_tools, and a verb's imports are paid only when it runs.
 VERBS = {
     "data preprocess": Verb("data_tools.preprocess", "corpora to memory-mapped token datasets"),
-    "data merge": Verb("data_tools.merge", "parts of a corpus, or several datasets, to one dataset"),
+    "data merge": Verb("data_tools.merge", "join the parts of a corpus, or several datasets"),
     "data train-tokenizer": Verb("data_tools.train_tokenizer", "a WordPiece, BPE or SentencePiece vocabulary"),
     "data inspect": Verb("data_tools.peek", "documents and training rows of a dataset, as training sees them"),
     "data index": Verb("data_tools.build_index", "build the index of datasets ahead of training; fill rates"),
     "data stats": Verb("data_tools.dataset_stats", "lengths, vocabulary use and rows of datasets, with a picture"),
-    "data verify": Verb("data_tools.verify", "hold datasets against their hashes, name what is damaged"),
+    "data verify": Verb("data_tools.verify", "check datasets against their hashes, locate damage"),
     "train": Verb("pretrain.train", "pretrain BERT with the TACO objective (one rank; start with torchrun or alone)"),
     "preflight": Verb(
-        "pretrain.preflight.__main__", "what must hold on machines before a run: GPUs, names, disks, data, network"
+        "pretrain.preflight.__main__", "check machines before a run: GPUs, host names, disks, data, network"
     ),
-    "checkpoint": Verb("pretrain.checkpoint.__main__", "list and verify the checkpoints of a run"),
+    "checkpoint": Verb("pretrain.checkpoint.__main__", "list, verify, prune and reshape the checkpoints of a run"),
     "export": Verb("pretrain.export", "checkpoint to a Hugging Face folder"),
     "import-hf": Verb("pretrain.import_hf", "Hugging Face BERT folder to a checkpoint to start from"),
-    "fill-mask": Verb("pretrain.evaluate.fill_mask", "what an exported model puts in place of [MASK]"),
-    "report": Verb("pretrain.report.__main__", "loss curves of a run as a picture and a page"),
+    "fill-mask": Verb("pretrain.evaluate.fill_mask", "what an exported model predicts for [MASK]"),
+    "report": Verb("pretrain.report.__main__", "curves of a run as a picture and a page"),
     "bench data": Verb("pretrain.bench.data", "text per CPU second of preprocessing against three peers"),
     "bench index": Verb("pretrain.bench.index", "CPU time and memory of the sample index against megatron-core"),
     "bench loader": Verb("pretrain.bench.loader", "CPU time of a masked row against megatron-core and Hugging Face"),
