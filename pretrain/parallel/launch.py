@@ -192,9 +192,3 @@ def is_lost_contact(error: RuntimeError) -> bool:
 
     is_network = isinstance(error, distributed.DistNetworkError | distributed.DistStoreError)
     return is_network or any(words in str(error) for words in _LOST_CONTACT)
-
-
-# -- the grid ----------------------------------------------------------------------------------------------------------
-
-
-# -- small collectives -------------------------------------------------------------------------------------------------

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pretrain.cli import new_program, run_program
 from pretrain.report.curves import Record, draw
 from pretrain.report.page import write_page
-
-if TYPE_CHECKING:
-    pass
 
 app = new_program()
 

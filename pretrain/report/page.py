@@ -7,12 +7,8 @@ import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pretrain.report.curves import Record
-
-if TYPE_CHECKING:
-    pass
 
 PAGE_FILE = "report.html"
 
