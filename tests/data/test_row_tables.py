@@ -269,7 +269,11 @@ def test_rows_outside_and_short_token_arrays_are_refused() -> None:
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(data=st.data(), kind=st.sampled_from(["sentence", "pack"]))
 def test_a_damaged_table_raises_and_reads_nothing_outside(data: st.DataObject, kind: str) -> None:
-    """Whatever stands in the arrays: typed errors or rows of the right shape (sanitizers watch this test)."""
+    """Whatever stands in the arrays: typed errors, or rows of tokens of this dataset and of no byte beside them.
+
+    The tokens lie between others that a read outside would return, and the rows between places that must stay as they
+    are; sanitizers watch this test, too.
+    """
     lengths = [[4, 9, 2], [30], [3, 3, 3]]
     if kind == "sentence":
         table = sentence_table(lengths, 16)
@@ -281,11 +285,18 @@ def test_a_damaged_table_raises_and_reads_nothing_outside(data: st.DataObject, k
     array.flat[data.draw(st.integers(0, array.size - 1))] = data.draw(
         st.one_of(st.integers(max(-4, limits.min), 70), st.integers(limits.min, limits.max))
     )
+    beside, num_tokens = 77, sum(map(sum, lengths))
+    memory = np.full(num_tokens + 400, beside)
+    memory[200:-200] = np.arange(5, 5 + num_tokens)
     try:
         index = SentenceIndex(table, 16) if kind == "sentence" else PackIndex(table, 16)
-        read(index, list(range(5, 5 + 54)))
+        rows = np.arange(index.num_rows)
+        ids = np.full((len(rows) + 2, 16), -1, np.int64)
+        index.fill(memory[200:-200], rows, IDS, out_ids=ids[1:-1], out_segment=np.empty_like(ids[1:-1]))
     except (ValueError, IndexError):
-        pass
+        return
+    assert set(ids[1:-1].flat) <= {IDS.pad, IDS.cls, IDS.sep, *range(5, 5 + num_tokens)}
+    assert (ids[[0, -1]] == -1).all()
 
 
 def test_arrays_of_other_shapes_are_refused() -> None:
