@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import subprocess
@@ -15,6 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from free_corpora import (
+    CORPORA,
+    SENTENCEPIECE_MODELS,
+    read_corpus,
+    sentencepiece_model,
+    texts_of,
+    vocabulary,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from project import ROOT, SAMPLE, SHARED
@@ -60,14 +67,6 @@ class Pair:
 
 def pair_of(path: Path, *, cased: bool = False) -> Pair:
     return Pair(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), cased=cased)
-
-
-def read_texts(path: Path) -> Iterator[str]:
-    import zstandard
-
-    with path.open("rb") as file:
-        for line in io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8"):
-            yield json.loads(line)["text"]
 
 
 # -- hostile text ------------------------------------------------------------------------------------------------------
@@ -155,54 +154,55 @@ def test_tables_are_those_of_the_installed_library():
 
 
 def test_sample_corpus():
-    texts = list(read_texts(SAMPLE))[::4]
+    texts = list(read_corpus(SAMPLE))[::4]
     common = sorted({character for text in texts for character in text})
     for cased in (False, True):
         Pair(pieces_of(common), cased=cased).assert_equal(texts)
 
 
-@needs_shared
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where vocabularies are learned that stand in for published ones."""
+    return tmp_path_factory.mktemp("learned")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cased", [False, True])
-@pytest.mark.parametrize("corpus", ["mix_en.valid", "zh_wiki", "ja_aozora"])
+@pytest.mark.parametrize("corpus", CORPORA)
 @pytest.mark.parametrize("name", ["bert-base-uncased", "bert-base-chinese"])
-def test_corpora_in_full(name: str, corpus: str, cased: bool):
-    pair = pair_of(SHARED / "vocab" / name / "vocab.txt", cased=cased)
-    pair.assert_equal(list(read_texts(SHARED / "corpus" / f"{corpus}.jsonl.zst")))
+def test_corpora_in_full(name: str, corpus: str, cased: bool, learned: Path):
+    pair_of(vocabulary(name, learned), cased=cased).assert_equal(texts_of(corpus))
 
 
 @needs_shared
 @pytest.mark.slow
 def test_large_corpus_in_full():
     pair = pair_of(SHARED / "vocab" / "bert-base-uncased" / "vocab.txt")
-    texts: list[str] = []
-    for number, text in enumerate(read_texts(SHARED / "corpus" / "mix_en.train.jsonl.zst")):
-        texts.append(text)
-        if number % 2000 == 0:
-            pair.assert_equal(texts)
-            texts.clear()
-    pair.assert_equal(texts)
+    for texts in batched(read_corpus(SHARED / "corpus" / "mix_en.train.jsonl.zst"), 2000):
+        pair.assert_equal(texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("corpus", CORPORA)
+@pytest.mark.parametrize("name", SENTENCEPIECE_MODELS)
+def test_sentencepiece_on_corpora(name: str, corpus: str, learned: Path):
+    assert_sentencepiece_equal(sentencepiece_model(name, learned), texts_of(corpus))
 
 
 @needs_shared
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "corpus"),
-    [
-        *itertools.product(
-            ["30k-clean", "test_model", "test_ja_model", "spiece"], ["mix_en.valid", "zh_wiki", "ja_aozora"]
-        ),
-        ("30k-clean", "mix_en.train"),
-    ],
-)
-def test_sentencepiece_on_corpora(name: str, corpus: str):
+def test_sentencepiece_on_a_large_corpus():
+    path = next((SHARED / "vocab").glob("*/30k-clean.model"))
+    assert_sentencepiece_equal(path, read_corpus(SHARED / "corpus" / "mix_en.train.jsonl.zst"))
+
+
+def assert_sentencepiece_equal(path: Path, texts: Iterable[str]) -> None:
     from sentencepiece import SentencePieceProcessor
 
-    path = next((SHARED / "vocab").glob(f"*/{name}.model"))
     library, tokenizer = SentencePieceProcessor(model_file=str(path)), load_tokenizer(path)
-    for texts in batched(read_texts(SHARED / "corpus" / f"{corpus}.jsonl.zst"), 2000):
-        ids, lengths = tokenizer.encode(texts)
-        expected = library.encode(texts)
+    for some in batched(texts, 2000):
+        ids, lengths = tokenizer.encode(some)
+        expected = library.encode(some)
         assert lengths.tolist() == [*map(len, expected)]
         assert np.array_equal(ids, np.concatenate(expected))
 
@@ -214,17 +214,16 @@ def batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
         yield batch
 
 
-@needs_shared
 @pytest.mark.slow
-@pytest.mark.parametrize("corpus", ["mix_en.valid", "zh_wiki", "ja_aozora"])
+@pytest.mark.parametrize("corpus", CORPORA)
 @pytest.mark.parametrize("kind", ["bert", "bpe"])
-def test_tokenizer_json_on_corpora(tmp_path: Path, kind: str, corpus: str):
+def test_tokenizer_json_on_corpora(tmp_path: Path, kind: str, corpus: str, learned: Path):
     from tokenizers import Tokenizer as Pipeline
 
-    texts = list(read_texts(SHARED / "corpus" / f"{corpus}.jsonl.zst"))
+    texts = texts_of(corpus)
     path = tmp_path / "tokenizer.json"
     if kind == "bert":
-        load_tokenizer(SHARED / "vocab" / "bert-base-chinese" / "vocab.txt").save_pretrained(tmp_path)
+        load_tokenizer(vocabulary("bert-base-chinese", learned)).save_pretrained(tmp_path)
     else:
         path.write_bytes(learn_byte_bpe(texts[::4], 4000, cased=False))
     ids, lengths = load_tokenizer(path).encode(texts)
