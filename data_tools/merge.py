@@ -88,7 +88,7 @@ def merge(
             looks finished is left.
         StoppedError: SIGTERM or Ctrl-C.
     """
-    from data_tools.output.merge_inputs import merged_command, open_inputs
+    from data_tools.output.merge_inputs import merged_command, merged_options, open_inputs
     from data_tools.output.output_files import TokenizerFolder, prepare_output
     from data_tools.output.run_lock import RunLock
     from pretrain.data.dataset.manifest import Manifest
@@ -97,7 +97,7 @@ def merge(
     begin = time.monotonic()
     prepare_output(output)
     found = open_inputs(inputs, output, dedup=dedup, is_mixed=is_mixed)
-    command = merged_command(found, output, dedup=dedup)
+    record = merged_options(found, dedup=dedup)
     tokenizer = load_tokenizer(f"{found[0].prefix}.tokenizer")
     if tokenizer.info.sha256 != found[0].manifest.tokenizer.sha256:
         raise DataError(f"{found[0].prefix}.tokenizer: is not the tokenizer that made {found[0].prefix}; restore it")
@@ -113,8 +113,9 @@ def merge(
             manifest = writer.finalize(
                 tokenizer=found[0].manifest.tokenizer,
                 dropped=dict(sorted(dropped.items())),
-                command=command,
+                command=merged_command(found, output, record, dedup=dedup),
                 replaced=sum(item.manifest.replaced for item in found),
+                preprocessing=record,
                 publish_beside=publish_beside,
             )
     report = MergeReport(output, [item.prefix for item in found], manifest.documents, manifest.sequences)

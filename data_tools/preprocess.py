@@ -178,7 +178,7 @@ def preprocess(
         TacoError: a chunk of the corpus killed three workers.
     """
     from data_tools.output.output_files import TokenizerFolder, prepare_output
-    from data_tools.output.recorded_command import record_command
+    from data_tools.output.recorded_options import command_words, record_options
     from data_tools.output.resumable import ResumableRun
     from data_tools.readers import expand_inputs
     from pretrain.data.tokenizer.base import best_dtype
@@ -188,7 +188,7 @@ def preprocess(
     tokenizer = load_tokenizer(options.tokenizer, cased=options.cased)
     prepare_output(prefix)
     report = Report(prefix, len(sources), tokenizer=asdict(tokenizer.info))
-    command = record_command(inputs, options, prefix, dedup=dedup).words()
+    record = record_options(inputs, options, dedup=dedup)
     run = ResumableRun(
         prefix,
         best_dtype(tokenizer.vocab_size),
@@ -216,9 +216,10 @@ def preprocess(
                 manifest = writer.finalize(
                     tokenizer=tokenizer.info,
                     dropped=dict(sorted(dropped.items())),
-                    command=command,
+                    command=command_words(record, prefix),
                     replaced=run.state.replaced,
                     shard=shard if shard[1] > 1 else None,
+                    preprocessing=record,
                     publish_beside=publish_beside,
                 )
     return _complete(report, run, manifest)

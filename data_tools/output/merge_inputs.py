@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
-from data_tools.output.recorded_command import RecordedCommand, parse_command
+from data_tools.output.old_manifests import options_of_command
+from data_tools.output.recorded_options import command_words, content_flags
 from pretrain.data.dataset.dataset_format import HEADER_BYTES, dataset_path
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 from pretrain.data.dataset.hashing import hash_range
-from pretrain.data.dataset.manifest import REMEDY, Manifest
+from pretrain.data.dataset.manifest import REMEDY, Manifest, Preprocessing
 from pretrain.errors import ConfigError, DataError
 
 _COPY_BYTES = 16 << 20
@@ -23,11 +24,11 @@ _DOCUMENTS_AT_ONCE = 1 << 14
 
 @dataclass(frozen=True)
 class MergeInput:
-    """One dataset to merge; `command` is None where it was not made by preprocessing."""
+    """One dataset to merge; `options` is None where no single run of preprocessing would make it."""
 
     prefix: str
     manifest: Manifest
-    command: RecordedCommand | None
+    options: Preprocessing | None
 
     @classmethod
     def open(cls, prefix: str) -> MergeInput:
@@ -47,7 +48,8 @@ class MergeInput:
         if found != manifest.idx_xxh64:
             path = dataset_path(prefix, ".idx")
             raise DataError(f"{path}: expected xxh64 {manifest.idx_xxh64}, found {found}; {REMEDY}")
-        return cls(prefix, manifest, parse_command(manifest.command))
+        options = manifest.preprocessing or options_of_command(dataset_path(prefix, ".json"), manifest.command)
+        return cls(prefix, manifest, options)
 
     @cached_property
     def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -134,10 +136,10 @@ def open_inputs(prefixes: Sequence[str], output: str, *, dedup: bool, is_mixed: 
         _require_same(first, other, "tokenizer.sha256", lambda item: item.manifest.tokenizer.sha256)
         _require_same(first, other, "dtype", lambda item: item.manifest.dtype)
         if not is_mixed:
-            _require_same(first, other, "command", lambda item: _options(item.command))
+            _require_same(first, other, "command", lambda item: _content_flags(item.options))
     if not is_mixed and not dedup:
         for item in found:
-            if item.command is not None and item.command.is_deduplicated:
+            if item.options is not None and item.options.dedup:
                 raise DataError(
                     f"{item.prefix}: was made with --dedup, but datasets joined without it may share documents; "
                     "give --dedup, or --mixed to join them as they are"
@@ -145,16 +147,21 @@ def open_inputs(prefixes: Sequence[str], output: str, *, dedup: bool, is_mixed: 
     return _in_order(found)
 
 
-def merged_command(found: Sequence[MergeInput], output: str, *, dedup: bool) -> list[str]:
-    """The command of one run that would have given the merged dataset, or of this merge where there is none."""
-    commands = [item.command for item in found if item.command is not None]
-    if len(commands) < len(found) or len({_options(command) for command in commands}) > 1:
-        prefixes = [item.prefix for item in found]
-        return ["taco", "data", "merge", output, *prefixes, "--mixed", *(["--dedup"] if dedup else [])]
+def merged_options(found: Sequence[MergeInput], *, dedup: bool) -> Preprocessing | None:
+    """The options of one run that would have given the merged dataset; None where there is none."""
+    records = [item.options for item in found if item.options is not None]
+    if len(records) < len(found) or len({_content_flags(record) for record in records}) > 1:
+        return None
     firsts = [item for item in found if not item.manifest.shard or item.manifest.shard[0] == 0]
-    inputs = [name for item in firsts for name in _inputs(item)]
-    options = tuple(option for option in commands[0].options if option != ("--dedup",))
-    return RecordedCommand(tuple(inputs), output, options + ((("--dedup",),) if dedup else ())).words()
+    return replace(records[0], inputs=tuple(name for item in firsts for name in _inputs(item)), dedup=dedup)
+
+
+def merged_command(found: Sequence[MergeInput], output: str, record: Preprocessing | None, *, dedup: bool) -> list[str]:
+    """The command of the run with the options `record`, or of this merge where there is none."""
+    if record is not None:
+        return command_words(record, output)
+    prefixes = [item.prefix for item in found]
+    return ["taco", "data", "merge", output, *prefixes, "--mixed", *(["--dedup"] if dedup else [])]
 
 
 def _in_order(found: Sequence[MergeInput]) -> list[MergeInput]:
@@ -196,13 +203,12 @@ def _number(item: MergeInput) -> int:
 
 
 def _inputs(item: MergeInput) -> tuple[str, ...]:
-    return item.command.inputs if item.command is not None else ()
+    return item.options.inputs if item.options is not None else ()
 
 
-def _options(command: RecordedCommand | None) -> tuple[tuple[str, ...], ...]:
+def _content_flags(record: Preprocessing | None) -> tuple[tuple[str, ...], ...]:
     """What must agree; tokenizers are compared by their hashes, and duplicates left out in one pass or two."""
-    options = command.options if command is not None else (("not made by", "taco data preprocess"),)
-    return tuple(option for option in options if option[0] not in ("--tokenizer", "--dedup"))
+    return content_flags(record) if record is not None else (("not made by", "taco data preprocess"),)
 
 
 def _require_same(first: MergeInput, other: MergeInput, name: str, value: Callable[[MergeInput], object]) -> None:

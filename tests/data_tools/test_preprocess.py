@@ -43,9 +43,9 @@ def run(
 
 
 def content(prefix: Path) -> dict[str, bytes]:
-    """Every file of a dataset, the manifest without its command (and the hash that covers it)."""
+    """Every file of a dataset, the manifest without what names the inputs (and the hash that covers it)."""
     manifest = json.loads(Path(f"{prefix}.json").read_text())
-    del manifest["command"], manifest["self_xxh3_128"]
+    del manifest["command"], manifest["preprocessing"]["inputs"], manifest["self_xxh3_128"]
     files = {suffix: Path(f"{prefix}{suffix}").read_bytes() for suffix in (".bin", ".idx")}
     saved = {path.name: path.read_bytes() for path in Path(f"{prefix}.tokenizer").iterdir()}
     return {**files, **saved, ".json": json.dumps(manifest).encode()}

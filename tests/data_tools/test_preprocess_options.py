@@ -11,7 +11,6 @@ from corpora import write_jsonl, write_vocab
 
 from data_tools.encoding.cleaning import CleaningOptions
 from data_tools.encoding.encode import EncodeOptions
-from data_tools.output.recorded_command import parse_command, record_command
 from data_tools.preprocess import Report, preprocess
 from data_tools.readers import ReadOptions
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
@@ -105,18 +104,3 @@ def test_duplicates_are_those_of_a_plain_set(tmp_path: Path, sentences: bool) ->
     assert left_out.tokens == tokens - dataset.num_tokens
     assert report.documents + sum(item.documents for item in report.dropped.values()) == len(texts)
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.bin", "out.idx", "out.json", "out.tokenizer"]
-
-
-def test_a_recorded_command_is_parsed_into_its_parts() -> None:
-    options = EncodeOptions(
-        "a vocab.txt",
-        cased=True,
-        reading=ReadOptions(json_key="--dedup", on_error="skip"),
-        cleaning=CleaningOptions(split_sentences=True, normalize="nfc", max_tokens=9),
-    )
-    for dedup in (False, True):
-        command = record_command(["a.jsonl", "b c.txt"], options, "out/x", dedup=dedup)
-        assert parse_command(command.words()) == command
-        assert command.is_deduplicated == dedup
-        assert command.words()[:6] == ["taco", "data", "preprocess", "--input", "a.jsonl", "b c.txt"]
-    assert parse_command(["taco", "data", "merge", "x"]) is None

@@ -19,7 +19,7 @@ import numpy as np
 from pretrain import __version__, durable
 from pretrain.data.dataset.dataset_format import CODE_OF_DTYPE, MAGIC, MAX_SEQUENCE_TOKENS, VERSION, dataset_path
 from pretrain.data.dataset.hashing import HashingFile, hash_range
-from pretrain.data.dataset.manifest import CHUNK_BYTES, Dropped, Manifest
+from pretrain.data.dataset.manifest import CHUNK_BYTES, Dropped, Manifest, Preprocessing
 from pretrain.data.tokenizer.info import TokenizerInfo
 from pretrain.durable import folder_records
 from pretrain.errors import DataError
@@ -179,6 +179,7 @@ class IndexedDatasetWriter:
         command: Sequence[str] = (),
         replaced: int = 0,
         shard: tuple[int, int] | None = None,
+        preprocessing: Preprocessing | None = None,
         publish_beside: Callable[[Manifest], None] | None = None,
     ) -> Manifest:
         """Publishes the dataset, PREFIX.json last, all of it on disk before the first rename; returns the manifest.
@@ -213,6 +214,7 @@ class IndexedDatasetWriter:
                 created_by=f"taco-pretrain {__version__}",
                 replaced=replaced,
                 shard=shard,
+                preprocessing=preprocessing,
             )
             return self._publish(manifest, publish_beside)
 

@@ -26,6 +26,7 @@ CHUNK_BYTES = 64 * 1024 * 1024
 REMEDY = "restore it from a copy, or run `taco data preprocess` again"
 
 Xxh64 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+OptionValue = str | int | bool | None
 DtypeName = Annotated[str, Field(pattern=r"^(uint8|int8|int16|int32|int64|uint16)$")]
 
 
@@ -39,11 +40,32 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """What decided the content of a dataset besides the text: the options of `taco data preprocess`.
+
+    Inputs and tokenizer are those that were named. `hash_range`: LO:HI. `reading` and `cleaning`: every option by its
+    name, also those that had their default values, which another release may change.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    inputs: tuple[str, ...]
+    tokenizer: str
+    cased: bool
+    hash_range: str
+    dedup: bool
+    reading: Mapping[str, OptionValue]
+    cleaning: Mapping[str, OptionValue]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of PREFIX.json; hashes are xxh64, 16 hexadecimal digits.
 
     `tokenizer_files` are those of the folder PREFIX.tokenizer at the time of writing, none where there was no folder.
     `replaced`: documents that are kept with U+FFFD for bytes that were not UTF-8. `shard`: which part of how many.
+    `preprocessing`: None where no single run of preprocessing would give the dataset, and in manifests of release
+    0.1.0, which told the options by `command` alone.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -64,6 +86,7 @@ class Manifest:
     tokenizer_files: tuple[FileRecord, ...] = ()
     replaced: Count = 0
     shard: tuple[Count, Count] | None = None
+    preprocessing: Preprocessing | None = None
     format_version: int = FORMAT_VERSION
 
     @classmethod

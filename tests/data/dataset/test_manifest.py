@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,16 @@ from dataset_builders import write_dataset
 from pretrain import durable
 from pretrain.data.dataset.manifest import Dropped, Manifest
 from pretrain.errors import DataError
+
+PREPROCESSING = {
+    "inputs": ["a.jsonl"],
+    "tokenizer": "vocab.txt",
+    "cased": False,
+    "hash_range": "0:1",
+    "dedup": False,
+    "reading": {"json_key": "text", "delimiter": None, "has_header": True},
+    "cleaning": {"min_chars": 0},
+}
 
 
 @pytest.fixture
@@ -56,6 +66,10 @@ def change(path: Path, keys: list[str], value: Any) -> None:
         (["surprise"], 1, "surprise"),
         (["tokenizer_files"], [{"name": "../x", "num_bytes": 1, "xxh3_128": ""}], "outside the tokenizer's folder"),
         (["tokenizer"], None, "tokenizer"),
+        (["preprocessing"], PREPROCESSING | {"dedup": 1}, "preprocessing.dedup"),
+        (["preprocessing"], PREPROCESSING | {"inputs": "a.jsonl"}, "preprocessing.inputs"),
+        (["preprocessing"], PREPROCESSING | {"cleaning": {"min_chars": 0.5}}, "preprocessing.cleaning.min_chars"),
+        (["preprocessing"], PREPROCESSING | {"surprise": 1}, "preprocessing.surprise"),
     ],
 )
 def test_a_bad_field_is_named(manifest: Manifest, tmp_path: Path, keys: list[str], value: Any, named: str) -> None:
@@ -114,6 +128,15 @@ def test_a_missing_field_is_named(manifest: Manifest, tmp_path: Path) -> None:
     path.write_text(json.dumps(tree))
     with pytest.raises(DataError, match="idx_xxh64: field required"):
         Manifest.load(path)
+
+
+def test_options_of_preprocessing_keep_their_types(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    change(path, ["preprocessing"], PREPROCESSING)
+    loaded = Manifest.load(path)
+    assert loaded.preprocessing is not None
+    assert json.loads(json.dumps(asdict(loaded.preprocessing))) == PREPROCESSING
+    assert loaded.preprocessing.reading["has_header"] is True
 
 
 def test_dropped_documents_are_kept_by_reason(manifest: Manifest, tmp_path: Path) -> None:
