@@ -17,7 +17,6 @@ import xxhash
 
 from pretrain.data import index_cache
 from pretrain.data.dataset.dataset_format import dataset_path
-from pretrain.data.dataset.index_damage import locate
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.dataset.manifest import REMEDY, Manifest
 from pretrain.durable import find_damage
@@ -151,15 +150,19 @@ def _check_index(prefix: str | Path, manifest: Manifest, on_progress: Progress) 
         return [_unreadable(path, error)]
     if digest.hexdigest() == manifest.idx_xxh64:
         return []
-    return [
-        Problem(
-            str(path),
-            f"{damage.field} (bytes {damage.first_byte} to {damage.end_byte}): expected {damage.expected}, "
-            f"found {damage.found}; {REMEDY}",
-            (damage.first_byte, damage.end_byte),
-        )
-        for damage in locate(path, manifest)
-    ]
+    where = f"bytes 0 to {found}: expected xxh64 {manifest.idx_xxh64}, found {digest.hexdigest()}"
+    return [Problem(str(path), f"{where}; {_contradiction(prefix)}", (0, found))]
+
+
+def _contradiction(prefix: str | Path) -> str:
+    """The first field of PREFIX.idx that contradicts others, with the remedy; the remedy alone where none does."""
+    try:
+        IndexedDataset(prefix)
+    except DataError as error:
+        problem = _from_error(prefix, error)
+        if problem.file == str(dataset_path(prefix, ".idx")):
+            return problem.message
+    return REMEDY
 
 
 def _check_tokens(
