@@ -125,7 +125,7 @@ def _lengths(tally: LengthTally) -> dict[str, Any]:
 def _vocabulary(dataset: IndexedDataset, tally: TokenTally, top: int) -> dict[str, Any]:
     import numpy as np
 
-    tokenizer, manifest, total = _open_tokenizer(dataset), dataset.manifest, max(dataset.num_tokens, 1)
+    tokenizer, manifest, total = _find_tokenizer(dataset), dataset.manifest, max(dataset.num_tokens, 1)
     ids = np.argsort(-tally.counts, kind="stable")[:top]
     special = asdict(manifest.tokenizer.special) if manifest else {}
     frequencies = tally.frequencies()
@@ -165,15 +165,14 @@ def _sampled(frequencies: Any) -> list[tuple[int, int]]:
     return list(zip(ranks.tolist(), frequencies[ranks - 1].tolist(), strict=True))
 
 
-def _open_tokenizer(dataset: IndexedDataset) -> Tokenizer | None:
+def _find_tokenizer(dataset: IndexedDataset) -> Tokenizer | None:
     """The tokenizer beside the dataset, for the names of its pieces; None where there is none or another one."""
-    from pretrain.data.tokenizer.load import load_tokenizer
+    from pretrain.data.tokenizer.load import OtherTokenizerError, find_dataset_tokenizer
 
-    folder = Path(f"{dataset.prefix}.tokenizer")
-    if dataset.manifest is None or not folder.is_dir():
+    try:
+        return find_dataset_tokenizer(dataset.prefix, dataset.manifest.tokenizer) if dataset.manifest else None
+    except OtherTokenizerError:
         return None
-    tokenizer = load_tokenizer(folder)
-    return tokenizer if tokenizer.info.sha256 == dataset.manifest.tokenizer.sha256 else None
 
 
 def _pieces_per_word(tokenizer: Tokenizer | None, tally: TokenTally) -> float | None:

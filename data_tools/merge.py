@@ -92,15 +92,13 @@ def merge(
     from data_tools.output.output_files import TokenizerFolder, prepare_output
     from data_tools.output.run_lock import RunLock
     from pretrain.data.dataset.manifest import Manifest
-    from pretrain.data.tokenizer.load import load_tokenizer
+    from pretrain.data.tokenizer.load import load_dataset_tokenizer
 
     begin = time.monotonic()
     prepare_output(output)
     found = open_inputs(inputs, output, dedup=dedup, is_mixed=is_mixed)
     record = merged_options(found, dedup=dedup)
-    tokenizer = load_tokenizer(f"{found[0].prefix}.tokenizer")
-    if tokenizer.info.sha256 != found[0].manifest.tokenizer.sha256:
-        raise DataError(f"{found[0].prefix}.tokenizer: is not the tokenizer that made {found[0].prefix}; restore it")
+    tokenizer = load_dataset_tokenizer(found[0].prefix, found[0].manifest.tokenizer)
     with RunLock(output), TokenizerFolder(tokenizer, output) as folder, _Rejects(found, output) as rejects:
 
         def publish_beside(manifest: Manifest) -> None:

@@ -56,11 +56,13 @@ def main(
 ) -> None:
     """Show the manifest, documents and training rows of a dataset."""
     from pretrain.data.dataset.indexed_dataset import IndexedDataset
+    from pretrain.data.tokenizer.load import find_dataset_tokenizer
 
     short = {"data.row_mode": row_mode, "data.seq_length": seq_length, "run.seed": seed}
     changes = [*(overrides or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
     dataset = IndexedDataset(prefix)
-    tokenizer = _open_tokenizer(dataset)
+    manifest = dataset.manifest
+    tokenizer = find_dataset_tokenizer(dataset.prefix, manifest.tokenizer) if manifest else None
     wants_row = row is not None or micro_batch is not None
     number = documents if documents is not None else 0 if wants_row or document else 1
     wanted = [*range(min(number, dataset.num_documents)), *(document or ())]
@@ -120,24 +122,6 @@ def _document(dataset: IndexedDataset, tokenizer: Tokenizer | None, index: int, 
 def _piece(tokenizer: Tokenizer, token_id: int) -> str:
     # A damaged file may hold any id; that is what one wants to see here.
     return tokenizer.piece(token_id) if 0 <= token_id < tokenizer.vocab_size else f"<{token_id}?>"
-
-
-def _open_tokenizer(dataset: IndexedDataset) -> Tokenizer | None:
-    """The tokenizer beside the dataset, None where there is none.
-
-    Raises:
-        DataError: it is damaged, or not the one that made the dataset.
-    """
-    from pretrain.data.tokenizer.load import load_tokenizer
-    from pretrain.errors import DataError
-
-    folder = Path(f"{dataset.prefix}.tokenizer")
-    if dataset.manifest is None or not folder.is_dir():
-        return None
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.info.sha256 != dataset.manifest.tokenizer.sha256:
-        raise DataError(f"{folder}: is not the tokenizer that made the dataset; `taco data verify` says more")
-    return tokenizer
 
 
 def _settings(prefix: str, path: Path | None, changes: list[str]) -> RunConfig:

@@ -205,19 +205,9 @@ def _open_rows(config: RunConfig) -> tuple[RowSource, RowSource | None]:
 
 def _check_tokenizer(config: RunConfig, rows: RowSource) -> None:
     """The tokenizer beside the data goes into every checkpoint and export, so it must be the one that made the ids."""
-    from pretrain.data.tokenizer.load import load_tokenizer
-    from pretrain.errors import DataError
+    from pretrain.data.tokenizer.load import load_dataset_tokenizer
 
-    folder = config.data.tokenizer_folder
-    if not folder.is_dir():
-        raise DataError(f"{folder}: is missing; copy it from where the dataset was made, or preprocess again")
-    found = load_tokenizer(folder).info
-    if found.sha256 != rows.tokenizer.sha256:
-        raise DataError(
-            f"{folder}: holds another tokenizer (sha256 {found.sha256[:12]}, {found.vocab_size} tokens) than the one "
-            f"that made the dataset (sha256 {rows.tokenizer.sha256[:12]}, {rows.tokenizer.vocab_size} tokens); "
-            "restore it, or preprocess again"
-        )
+    load_dataset_tokenizer(config.data.train[0], rows.tokenizer)
 
 
 def _check_device(config: RunConfig, device: torch.device, launch: Launch) -> None:

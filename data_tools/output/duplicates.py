@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain.data.dataset.dataset_format import map_array
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter, explain_os_errors
 from pretrain.data.dataset.manifest import Dropped
 from pretrain.data.native import native
@@ -38,8 +39,9 @@ class RawDocuments:
     @classmethod
     def open(cls, prefix: str, dtype: np.dtype) -> RawDocuments:
         """The temporary files of a writer on `prefix`, which has brought them to the disk."""
-        files = (("bin", dtype), ("lengths", "<i4"), ("documents", "<i8"))
-        return cls(*(_map(Path(f"{prefix}.{name}.tmp"), kind) for name, kind in files))
+        files = (("bin", dtype), ("lengths", np.dtype("<i4")), ("documents", np.dtype("<i8")))
+        paths = [(Path(f"{prefix}.{name}.tmp"), kind) for name, kind in files]
+        return cls(*(map_array(path, kind, 0, path.stat().st_size // kind.itemsize) for path, kind in paths))
 
     @property
     def num_documents(self) -> int:
@@ -154,9 +156,3 @@ def _create(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         for start in range(0, size, len(block)):
             file.write(block[: size - start])
     return np.memmap(path, dtype=dtype, mode="r+", shape=shape).view(np.ndarray)
-
-
-def _map(path: Path, dtype: np.typing.DTypeLike) -> np.ndarray:
-    if path.stat().st_size == 0:
-        return np.empty(0, dtype)
-    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import xxhash
 
 from data_tools.output.old_manifests import options_of_command
 from data_tools.output.recorded_options import command_words, content_flags
-from pretrain.data.dataset.dataset_format import HEADER_BYTES, dataset_path
+from pretrain.data.dataset.dataset_format import dataset_path, map_array, map_index
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 from pretrain.data.dataset.hashing import hash_range
 from pretrain.data.dataset.manifest import REMEDY, Manifest, Preprocessing
@@ -51,31 +50,23 @@ class MergeInput:
         options = manifest.preprocessing or options_of_command(dataset_path(prefix, ".json"), manifest.command)
         return cls(prefix, manifest, options)
 
-    @cached_property
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens, tokens per sequence, byte of each sequence, first sequence of each document; all mapped."""
-        index, sequences = dataset_path(self.prefix, ".idx"), self.manifest.sequences
-        dtype = np.dtype(self.manifest.dtype).newbyteorder("<").str
-        return (
-            _map(dataset_path(self.prefix, ".bin"), dtype, 0, self.manifest.tokens),
-            _map(index, "<i4", HEADER_BYTES, sequences),
-            _map(index, "<i8", HEADER_BYTES + 4 * sequences, sequences),
-            _map(index, "<i8", HEADER_BYTES + 12 * sequences, self.manifest.documents + 1),
-        )
-
     def copy_to(self, writer: IndexedDatasetWriter, check_stop: Callable[[], None]) -> None:
         """Adds all documents to `writer`, a bounded piece at a time, and checks every hash on the way.
 
         Raises:
             DataError: bytes are not those that were written, or the disk is full.
         """
-        tokens, lengths, pointers, documents = self._arrays
+        manifest = self.manifest
+        dtype = np.dtype(manifest.dtype).newbyteorder("<")
+        tokens = map_array(dataset_path(self.prefix, ".bin"), dtype, 0, manifest.tokens)
+        index = map_index(dataset_path(self.prefix, ".idx"), manifest.sequences, manifest.documents + 1)
+        lengths, pointers, documents = index
         checker, first = _HashChecker(self), 0
-        while first < self.manifest.documents:
+        while first < manifest.documents:
             check_stop()
             sequences = documents[first : first + _DOCUMENTS_AT_ONCE + 1].astype(np.int64)
-            starts = np.full(sequences.size, self.manifest.bin_bytes)
-            is_inside = sequences < self.manifest.sequences
+            starts = np.full(sequences.size, manifest.bin_bytes)
+            is_inside = sequences < manifest.sequences
             starts[is_inside] = pointers[sequences[is_inside]]
             count = max(int(np.searchsorted(starts[1:], starts[0] + _COPY_BYTES, "right")), 1)
             begin, end = starts[[0, count]] // tokens.itemsize
@@ -229,9 +220,3 @@ def _words(value: object) -> str:
 def _strip_suffix(prefix: str) -> str:
     path = Path(prefix)
     return str(path.with_suffix("")) if path.suffix in (".bin", ".idx", ".json") and path.is_file() else prefix
-
-
-def _map(path: Path, dtype: str, offset: int, count: int) -> np.ndarray:
-    if count == 0:
-        return np.empty(0, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,)).view(np.ndarray)

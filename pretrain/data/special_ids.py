@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pretrain.data.tokenizer.info import TokenizerInfo
-from pretrain.errors import DataError
 from pretrain.runlog import get_logger
 
 log = get_logger(__name__)
@@ -25,20 +24,14 @@ def special_ids(prefixes: Sequence[str | Path], tokenizer: TokenizerInfo) -> lis
     the_five = sorted(set(asdict(tokenizer.special).values()))
     if tokenizer.kind == "wordpiece":
         return the_five
-    folders = [folder for prefix in prefixes if (folder := Path(f"{prefix}.tokenizer")).is_dir()]
-    if not folders:
-        log.warning(
-            "%s.tokenizer is missing: masks know five special tokens of %s only",
-            ", ".join(map(str, prefixes)),
-            tokenizer.name,
-        )
-        return the_five
-    from pretrain.data.tokenizer.load import load_tokenizer
+    from pretrain.data.tokenizer.load import find_dataset_tokenizer
 
-    found = load_tokenizer(folders[0])
-    if found.info.sha256 != tokenizer.sha256:
-        raise DataError(
-            f"{folders[0]}: holds tokenizer {found.info.name} ({found.info.sha256[:12]}), but the dataset was written "
-            f"with {tokenizer.name} ({tokenizer.sha256[:12]}); restore the folder from where the dataset was made"
-        )
-    return found.special_ids()
+    for prefix in prefixes:
+        if (found := find_dataset_tokenizer(prefix, tokenizer)) is not None:
+            return found.special_ids()
+    log.warning(
+        "%s.tokenizer is missing: masks know five special tokens of %s only",
+        ", ".join(map(str, prefixes)),
+        tokenizer.name,
+    )
+    return the_five

@@ -17,6 +17,9 @@ from Megatron's own datasets). PREFIX.idx, little-endian, without gaps, n sequen
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -29,3 +32,29 @@ MAX_SEQUENCE_TOKENS = 2**31 - 1  # lengths are int32
 def dataset_path(prefix: str | Path, suffix: str) -> Path:
     """`prefix` + `suffix` (".bin", ".idx", ".json"); dots inside the prefix stay."""
     return Path(f"{prefix}{suffix}")
+
+
+class IndexArrays(NamedTuple):
+    """The arrays of PREFIX.idx, mapped: tokens per sequence, byte of each sequence, first sequence of each document."""
+
+    lengths: np.ndarray
+    pointers: np.ndarray
+    documents: np.ndarray
+
+
+def map_index(path: Path, num_sequences: int, num_entries: int) -> IndexArrays:
+    """The arrays of the index file `path` with so many sequences and document-index entries; nothing is checked."""
+    pointers_first = HEADER_BYTES + 4 * num_sequences
+    return IndexArrays(
+        lengths=map_array(path, "<i4", HEADER_BYTES, num_sequences),
+        pointers=map_array(path, "<i8", pointers_first, num_sequences),
+        documents=map_array(path, "<i8", pointers_first + 8 * num_sequences, num_entries),
+    )
+
+
+def map_array(path: Path, dtype: np.typing.DTypeLike, offset: int, count: int) -> np.ndarray:
+    """`count` elements of the file `path` from byte `offset` on, mapped read-only."""
+    if count == 0:  # an empty range cannot be mapped
+        return np.empty(0, dtype)
+    # A plain view: slices of np.memmap objects cost several times as much.
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,)).view(np.ndarray)

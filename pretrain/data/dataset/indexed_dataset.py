@@ -15,7 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.dataset.dataset_format import DTYPE_OF_CODE, HEADER_BYTES, MAGIC, VERSION, dataset_path
+from pretrain.data.dataset.dataset_format import (
+    DTYPE_OF_CODE,
+    HEADER_BYTES,
+    MAGIC,
+    VERSION,
+    dataset_path,
+    map_array,
+    map_index,
+)
 from pretrain.data.dataset.manifest import REMEDY, Manifest
 from pretrain.errors import DataError
 
@@ -49,13 +57,11 @@ class IndexedDataset:
         self._bin_bytes, self._idx_bytes = _file_size(self.bin_path), _file_size(self.idx_path)
         self.dtype, self.num_sequences, num_entries = self._read_header()
         self.num_documents = num_entries - 1
-        lengths_end = HEADER_BYTES + 4 * self.num_sequences
-        self.sequence_lengths = _map(self.idx_path, "<i4", HEADER_BYTES, self.num_sequences)
-        self.sequence_pointers = _map(self.idx_path, "<i8", lengths_end, self.num_sequences)
-        self.document_indices = _map(self.idx_path, "<i8", lengths_end + 8 * self.num_sequences, num_entries)
+        arrays = map_index(self.idx_path, self.num_sequences, num_entries)
+        self.sequence_lengths, self.sequence_pointers, self.document_indices = arrays
         self.num_tokens = self._check_sequences() // self.dtype.itemsize
         self._check_documents()
-        self.tokens = _map(self.bin_path, self.dtype.str, 0, self.num_tokens)
+        self.tokens = map_array(self.bin_path, self.dtype.str, 0, self.num_tokens)
         self.document_offsets = self._find_document_offsets()
         self.manifest = self._load_manifest()
 
@@ -167,13 +173,6 @@ def _file_size(path: Path) -> int:
     if not path.is_file():
         raise DataError(f"{path}: is not a file; a dataset prefix is the path without .bin/.idx")
     return size
-
-
-def _map(path: Path, dtype: str, offset: int, count: int) -> np.ndarray:
-    if count == 0:  # an empty range cannot be mapped
-        return np.empty(0, dtype)
-    # A plain view: slices of np.memmap objects cost several times as much.
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,)).view(np.ndarray)
 
 
 def _chunks(count: int) -> Iterator[tuple[int, int]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pretrain.data.tokenizer.base import SPECIAL_NAMES, Tokenizer, check_casing
 from pretrain.data.tokenizer.folder import read_folder
+from pretrain.data.tokenizer.info import TokenizerInfo
 from pretrain.data.tokenizer.json_file import load_json
 from pretrain.data.tokenizer.sentencepiece_model import SENTENCEPIECE_SPECIAL, load_sentencepiece, train_sentencepiece
 from pretrain.data.tokenizer.wordpiece import WORDPIECE_SPECIAL, load_wordpiece, wordpiece_pipeline
@@ -20,11 +21,18 @@ __all__ = [
     "SENTENCEPIECE_SPECIAL",
     "SPECIAL_NAMES",
     "WORDPIECE_SPECIAL",
+    "OtherTokenizerError",
     "Tokenizer",
+    "find_dataset_tokenizer",
+    "load_dataset_tokenizer",
     "load_tokenizer",
     "train_sentencepiece",
     "wordpiece_pipeline",
 ]
+
+
+class OtherTokenizerError(DataError):
+    """The tokenizer beside a dataset is not the one that made its ids."""
 
 
 def load_tokenizer(path: str | Path, *, cased: bool = False) -> Tokenizer:
@@ -51,6 +59,38 @@ def load_tokenizer(path: str | Path, *, cased: bool = False) -> Tokenizer:
     if source.suffix == ".txt":
         return load_wordpiece(source, name, data, cased)
     raise DataError(f"{path}: unknown kind of tokenizer; give a vocab.txt, a SentencePiece .model or a tokenizer.json")
+
+
+def find_dataset_tokenizer(prefix: str | Path, made_by: TokenizerInfo) -> Tokenizer | None:
+    """The tokenizer in the folder PREFIX.tokenizer, None where there is no such folder.
+
+    Raises:
+        OtherTokenizerError: it is not the one that made the ids of the dataset, `made_by` in the manifest.
+        DataError: the folder is damaged.
+    """
+    folder = Path(f"{prefix}.tokenizer")
+    if not folder.is_dir():
+        return None
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.info.sha256 != made_by.sha256:
+        raise OtherTokenizerError(
+            f"{folder}: holds another tokenizer than the one that made the dataset: expected the tokenizer with sha256 "
+            f"{_describe(made_by)}, found {_describe(tokenizer.info)}; restore the folder from where the dataset was "
+            "made, or preprocess again"
+        )
+    return tokenizer
+
+
+def load_dataset_tokenizer(prefix: str | Path, made_by: TokenizerInfo) -> Tokenizer:
+    """As `find_dataset_tokenizer`. Raises DataError, too, where there is no folder."""
+    tokenizer = find_dataset_tokenizer(prefix, made_by)
+    if tokenizer is None:
+        raise DataError(f"{prefix}.tokenizer: is missing; copy it from where the dataset was made, or preprocess again")
+    return tokenizer
+
+
+def _describe(info: TokenizerInfo) -> str:
+    return f"{info.sha256} ({info.name}, {info.vocab_size} pieces)"
 
 
 def _read(path: Path) -> bytes:

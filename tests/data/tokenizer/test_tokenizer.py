@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,13 @@ from project import SHARED
 
 from pretrain.data.tokenizer import wordpiece as wordpiece_module
 from pretrain.data.tokenizer.base import best_dtype
-from pretrain.data.tokenizer.load import Tokenizer, load_tokenizer
+from pretrain.data.tokenizer.load import (
+    OtherTokenizerError,
+    Tokenizer,
+    find_dataset_tokenizer,
+    load_dataset_tokenizer,
+    load_tokenizer,
+)
 from pretrain.data.tokenizer.sentencepiece_convert import SAMPLE_LINES
 from pretrain.errors import DataError
 
@@ -297,6 +304,21 @@ def test_a_saved_folder_that_folds_case_cannot_be_read_as_cased(tmp_path: Path, 
         assert not load_tokenizer(tmp_path / name).info.cased
         with pytest.raises(DataError, match="`cased` was asked for"):
             load_tokenizer(tmp_path / name, cased=True)
+
+
+def test_the_tokenizer_beside_a_dataset_is_the_one_that_made_it(tmp_path: Path, wordpiece: Tokenizer):
+    prefix = tmp_path / "data.v1"
+    assert find_dataset_tokenizer(prefix, wordpiece.info) is None
+    with pytest.raises(DataError, match=r"data\.v1\.tokenizer: is missing; copy it"):
+        load_dataset_tokenizer(prefix, wordpiece.info)
+    wordpiece.save_pretrained(f"{prefix}.tokenizer")
+    for open_it in (find_dataset_tokenizer, load_dataset_tokenizer):
+        tokenizer = open_it(prefix, wordpiece.info)
+        assert tokenizer is not None
+        assert tokenizer.info == wordpiece.info
+        other = replace(wordpiece.info, sha256="ab" * 32, name="other.txt")
+        with pytest.raises(OtherTokenizerError, match=r"expected .* abab\w+ \(other\.txt, .*found \w+ \(vocab\.txt, "):
+            open_it(prefix, other)
 
 
 def test_unwritable_folder_is_an_error(tmp_path: Path, wordpiece: Tokenizer):
