@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal, Protocol
 
 import xxhash
 
 SELF_HASH = "self_xxh3_128"
 _READ_BYTES = 1 << 22
 _NO_HASH = "0" * 32
+_NO_CHUNKS = 2**63 - 1
+SealedPart = Literal["text", "content"]
 
 
 @dataclass(frozen=True)
@@ -30,48 +32,101 @@ class FileRecord:
     xxh3_128: str
 
 
-class HashingFile:
-    """A write-only file that hashes what passes through, so that nothing has to be read back."""
+class Digest(Protocol):
+    """What the hashes of `xxhash` have in common."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = xxhash.xxh3_128()
-        self.num_bytes = 0
+    def update(self, data: bytes | memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+class HashingFile:
+    """A file being written that hashes what passes through, so that nothing has to be read back.
+
+    Every `chunk_bytes` of it have a hash of their own, the last ones fewer; without, one hash covers the whole file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        new_digest: Callable[[], Digest] = xxhash.xxh3_128,
+        chunk_bytes: int | None = None,
+        *,
+        num_bytes: int = 0,
+        digests: Sequence[str] = (),
+    ) -> None:
+        """Opens `path`; its first `num_bytes`, whose chunks have the hashes `digests`, stay, the rest is cut off."""
+        self.num_bytes = num_bytes
+        self._new_digest, self._chunk_bytes = new_digest, chunk_bytes or _NO_CHUNKS
+        self._file = path.open("r+b" if num_bytes else "wb")
+        num_done = num_bytes // self._chunk_bytes
+        self._done = list(digests[:num_done])
+        self._digest, self._left = new_digest(), self._chunk_bytes
+        for block in _read_range(path, num_done * self._chunk_bytes, num_bytes):
+            self._digest.update(block)
+            self._left -= len(block)
+        self._file.truncate(num_bytes)
+        self._file.seek(num_bytes)
 
     def write(self, content: bytes | memoryview) -> int:
-        """Write and hash; returns the number of bytes taken."""
-        self._hash.update(content)
+        """Append and hash; returns the number of bytes taken."""
+        taken = self._file.write(content)
         self.num_bytes += len(content)
-        return self._file.write(content)
-
-    def flush(self) -> None:
-        """Hand what is buffered to the operating system."""
-        self._file.flush()
+        rest = memoryview(content)
+        while len(rest) >= self._left:
+            self._digest.update(rest[: self._left])
+            self._done.append(self._digest.hexdigest())
+            rest, self._digest, self._left = rest[self._left :], self._new_digest(), self._chunk_bytes
+        self._digest.update(rest)
+        self._left -= len(rest)
+        return taken
 
     def hexdigest(self) -> str:
-        """xxh3-128 of everything written so far."""
-        return self._hash.hexdigest()
+        """The hash of everything written so far, where there are no chunks."""
+        return self._digest.hexdigest()
+
+    def digests(self) -> list[str]:
+        """The hash of every chunk so far, the last one shorter; none for an empty file."""
+        return self._done + ([self._digest.hexdigest()] if self._left < self._chunk_bytes else [])
+
+    def sync(self) -> None:
+        """Bring everything to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 @contextmanager
 def hashing_writer(path: Path) -> Iterator[HashingFile]:
     """Open `path` for writing; on leaving, the content has reached the disk."""
-    with path.open("wb") as file:
-        writer = HashingFile(file)
-        yield writer
-        file.flush()
-        os.fsync(file.fileno())
+    with closing(HashingFile(path)) as file:
+        yield file
+        file.sync()
+
+
+def hash_range(path: Path, first: int, end: int, new_digest: Callable[[], Digest] = xxhash.xxh64) -> str:
+    """The hash of bytes `first` to `end` of a file, or of what there is of them; reads a bounded piece at a time."""
+    digest = new_digest()
+    for block in _read_range(path, first, end):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def record_of(path: Path, folder: Path) -> FileRecord:
     """Size and hash of a file as it lies on the disk."""
-    digest = xxhash.xxh3_128()
-    num_bytes = 0
+    num_bytes = path.stat().st_size
+    return FileRecord(path.relative_to(folder).as_posix(), num_bytes, hash_range(path, 0, num_bytes, xxhash.xxh3_128))
+
+
+def _read_range(path: Path, first: int, end: int) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-            num_bytes += len(block)
-    return FileRecord(path.relative_to(folder).as_posix(), num_bytes, digest.hexdigest())
+        file.seek(first)
+        while first < end and (block := file.read(min(_READ_BYTES, end - first))):
+            first += len(block)
+            yield block
 
 
 def write_text(path: Path, text: str) -> None:
@@ -89,16 +144,31 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def seal_json(tree: Mapping[str, Any]) -> str:
-    """`tree` as JSON text whose last key, `self_xxh3_128`, is the hash of all the other bytes of the text."""
+def seal_json(tree: Mapping[str, Any], over: SealedPart) -> str:
+    """`tree` as JSON text that ends with its own hash; `over` says of what.
+
+    Two forms, because files of both are in use. "text", of datasets: of all other bytes, so that no bit may differ, in
+    the last key `self_xxh3_128`. "content", of checkpoints: of the object, however it is laid out, in the key of that
+    name in its place in the alphabet.
+    """
+    if over == "content":
+        plain = json.loads(json.dumps(tree))
+        return json.dumps(plain | {SELF_HASH: _hash_content(plain)}, indent=1, sort_keys=True) + "\n"
     text = json.dumps({**tree, SELF_HASH: _NO_HASH}, indent=1, ensure_ascii=False) + "\n"
     # A file name that is no UTF-8 arrives as lone surrogates; it becomes "?" rather than losing what is described.
     text = text.encode("utf-8", "replace").decode("utf-8")
     return text.removesuffix(_seal(_NO_HASH)) + _seal(xxhash.xxh3_128_hexdigest(text.encode()))
 
 
-def is_sealed(text: bytes) -> bool:
-    """Whether `text` is, to the bit, what `seal_json` gave."""
+def is_sealed(text: bytes, over: SealedPart) -> bool:
+    """Whether `text`, a JSON object, is what `seal_json` gave for the same `over`: to the bit, or as an object.
+
+    Raises:
+        ValueError: "content" of what is no JSON.
+    """
+    if over == "content":
+        tree = json.loads(text.decode("utf-8"))
+        return tree.pop(SELF_HASH, None) == _hash_content(tree)
     end = len(_seal(_NO_HASH))
     unsealed = text[:-end] + _seal(_NO_HASH).encode()
     return text[-end:] == _seal(xxhash.xxh3_128_hexdigest(unsealed)).encode()
@@ -106,6 +176,10 @@ def is_sealed(text: bytes) -> bool:
 
 def _seal(digest: str) -> str:
     return f'"{SELF_HASH}": "{digest}"\n}}\n'
+
+
+def _hash_content(tree: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(tree, sort_keys=True).encode())
 
 
 def sync_file(path: Path) -> None:
@@ -140,16 +214,19 @@ def folder_records(folder: Path) -> tuple[FileRecord, ...]:
 
 def find_damage(folder: Path, records: Iterable[FileRecord]) -> dict[Path, str]:
     """What differs between `folder` and the records of its files, by file; files not in them are ignored."""
-    problems = {}
+    damage = {}
     for expected in records:
         path = folder / expected.name
         try:
-            found = record_of(path, folder)
+            num_bytes = path.stat().st_size
+            if num_bytes != expected.num_bytes:
+                damage[path] = f"expected {expected.num_bytes} bytes, found {num_bytes}"
+            elif (digest := record_of(path, folder).xxh3_128) != expected.xxh3_128:
+                damage[path] = (
+                    f"expected xxh3-128 {expected.xxh3_128}, found {digest}: content differs from what was written"
+                )
+        except FileNotFoundError:
+            damage[path] = "is missing"
         except OSError as error:
-            problems[path] = f"{error.strerror or 'cannot be read'}; restore it from a copy"
-            continue
-        if found.num_bytes != expected.num_bytes:
-            problems[path] = f"expected {expected.num_bytes} bytes, found {found.num_bytes}; restore it from a copy"
-        elif found != expected:
-            problems[path] = f"expected xxh3-128 {expected.xxh3_128}, found {found.xxh3_128}; restore it from a copy"
-    return problems
+            damage[path] = f"cannot be read: {error.strerror or error}"
+    return damage

@@ -13,8 +13,8 @@ from data_tools.output.old_manifests import options_of_command
 from data_tools.output.recorded_options import command_words, content_flags
 from pretrain.data.dataset.dataset_format import dataset_path, map_array, map_index
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
-from pretrain.data.dataset.hashing import hash_range
 from pretrain.data.dataset.manifest import REMEDY, Manifest, Preprocessing
+from pretrain.durable import hash_range
 from pretrain.errors import ConfigError, DataError
 
 _COPY_BYTES = 16 << 20

@@ -8,15 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from pretrain import durable
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
-SELF_HASH = "self_xxh3_128"
 _STEP_FOLDER = re.compile(r"step-(\d{7,})")
 
 
@@ -61,8 +58,7 @@ class CheckpointManifest:
 
     def to_json(self) -> str:
         """The text of manifest.json, with the hash of its own content under `self_xxh3_128`."""
-        tree = json.loads(json.dumps(asdict(self)))
-        return json.dumps(tree | {SELF_HASH: _hash_tree(tree)}, indent=1, sort_keys=True) + "\n"
+        return durable.seal_json(asdict(self), "content")
 
     @classmethod
     def load(cls, folder: Path) -> CheckpointManifest:
@@ -73,14 +69,16 @@ class CheckpointManifest:
         """
         path = folder / MANIFEST
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_bytes()
+            raw = json.loads(text.decode("utf-8"))
             if raw["format_version"] != FORMAT_VERSION:
                 raise CheckpointVersionError(
                     f"{path}: format version {raw['format_version']}, this program reads {FORMAT_VERSION}; "
                     "continue with the release that wrote it"
                 )
-            if raw.pop(SELF_HASH) != _hash_tree(raw):
+            if not durable.is_sealed(text, "content"):
                 raise CheckpointError(f"{path}: content differs from what was written (xxh3-128)")
+            del raw[durable.SELF_HASH]
             raw["layout"] = Layout(**raw["layout"])
             raw["files"] = tuple(FileRecord(**record) for record in raw["files"])
             raw["data"] = tuple(raw["data"])
@@ -89,11 +87,6 @@ class CheckpointManifest:
             raise CheckpointError(f"{path}: is missing; {folder} is no finished checkpoint") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: is damaged: {type(error).__name__}: {error}") from None
-
-
-def _hash_tree(tree: dict[str, Any]) -> str:
-    """xxh3-128 of a JSON object, however it is laid out in its file."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(tree, sort_keys=True).encode())
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -131,18 +124,11 @@ def find_problems(folder: Path, *, part: int = 0, num_parts: int = 1) -> list[st
         manifest = CheckpointManifest.load(folder)
     except CheckpointError as error:
         return [str(error)]
-    problems = []
-    for expected in manifest.files[part::num_parts]:
-        path = folder / expected.name
-        if not _is_inside(path, folder):
-            problems.append(f"{folder / MANIFEST}: names a file outside the checkpoint: {expected.name!r}")
-        elif not path.is_file():
-            problems.append(f"{path}: is missing")
-        elif path.stat().st_size != expected.num_bytes:
-            problems.append(f"{path}: expected {expected.num_bytes} bytes, found {path.stat().st_size}")
-        elif durable.record_of(path, folder).xxh3_128 != expected.xxh3_128:
-            problems.append(f"{path}: content differs from what was written (xxh3-128)")
-    return problems
+    share = manifest.files[part::num_parts]
+    outside = [record.name for record in share if not _is_inside(folder / record.name, folder)]
+    problems = [f"{folder / MANIFEST}: names a file outside the checkpoint: {name!r}" for name in outside]
+    damage = durable.find_damage(folder, [record for record in share if record.name not in outside])
+    return problems + [f"{path}: {message}" for path, message in damage.items()]
 
 
 def load_verified(folder: Path) -> CheckpointManifest:

@@ -76,7 +76,7 @@ def test_damage_in_the_tokenizer_folder_is_found(prefix: Path):
     (folder / "vocab.txt").write_text("more\n")
     assert f"{folder / 'vocab.txt'}: expected" in check_dataset(str(prefix))["problems"][0]
     (folder / "vocab.txt").unlink()
-    assert f"{folder / 'vocab.txt'}: No such file" in check_dataset(str(prefix))["problems"][0]
+    assert f"{folder / 'vocab.txt'}: is missing" in check_dataset(str(prefix))["problems"][0]
 
 
 @pytest.mark.fault("tokenizer")

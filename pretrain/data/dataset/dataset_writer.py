@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import xxhash
 
 from pretrain import __version__, durable
 from pretrain.data.dataset.dataset_format import CODE_OF_DTYPE, MAGIC, MAX_SEQUENCE_TOKENS, VERSION, dataset_path
-from pretrain.data.dataset.hashing import HashingFile, hash_range
 from pretrain.data.dataset.manifest import CHUNK_BYTES, Dropped, Manifest, Preprocessing
 from pretrain.data.tokenizer.info import TokenizerInfo
-from pretrain.durable import folder_records
+from pretrain.durable import HashingFile, folder_records, hash_range
 from pretrain.errors import DataError
 
 _BLOCK = 1 << 20
-_WHOLE_FILE = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ class IndexedDatasetWriter:
                 idx_bytes=index.num_bytes,
                 chunk_bytes=CHUNK_BYTES,
                 bin_xxh64=tuple(self._bin.digests()),
-                idx_xxh64=index.digests()[0],
+                idx_xxh64=index.hexdigest(),
                 dropped=dict(dropped or {}),
                 command=tuple(command),
                 created_by=f"taco-pretrain {__version__}",
@@ -220,7 +219,7 @@ class IndexedDatasetWriter:
 
     def _open(self) -> None:
         if self._resumed is None:
-            self._bin = HashingFile(self._temporary["bin"], CHUNK_BYTES)
+            self._bin = HashingFile(self._temporary["bin"], xxhash.xxh64, CHUNK_BYTES)
             self._lengths: BinaryIO = self._temporary["lengths"].open("w+b")
             self._documents: BinaryIO = self._temporary["documents"].open("w+b")
             self._documents.write(struct.pack("<q", 0))
@@ -228,7 +227,9 @@ class IndexedDatasetWriter:
         if not can_resume(self.prefix, self.dtype, self._resumed):
             raise DataError(f"{self._temporary['bin']}: is not what was written; start over")
         size = self._num_tokens * self.dtype.itemsize
-        self._bin = HashingFile(self._temporary["bin"], CHUNK_BYTES, size, self._resumed.bin_xxh64)
+        self._bin = HashingFile(
+            self._temporary["bin"], xxhash.xxh64, CHUNK_BYTES, num_bytes=size, digests=self._resumed.bin_xxh64
+        )
         self._lengths = _cut_back(self._temporary["lengths"], 4 * self._num_sequences)
         self._documents = _cut_back(self._temporary["documents"], 8 * (self._num_documents + 1))
 
@@ -264,7 +265,7 @@ class IndexedDatasetWriter:
 
     def _write_index(self) -> HashingFile:
         """The index from the spooled lengths and document indices, a bounded piece at a time."""
-        index = HashingFile(self._temporary["idx"], _WHOLE_FILE)
+        index = HashingFile(self._temporary["idx"], xxhash.xxh64)
         with closing(index):
             index.write(MAGIC + struct.pack("<QB", VERSION, CODE_OF_DTYPE[self.dtype.name]))
             index.write(struct.pack("<QQ", self._num_sequences, self._num_documents + 1))

@@ -113,13 +113,13 @@ class Manifest:
         problems = manifest.problems()
         if problems:
             raise DataError(f"{path}: {'; '.join(problems)}; {REMEDY}")
-        if not durable.is_sealed(text):
+        if not durable.is_sealed(text, "text"):
             raise DataError(f"{path}: content differs from what was written ({durable.SELF_HASH}); {REMEDY}")
         return manifest
 
     def save(self, path: Path) -> None:
         """Writes the file `path` so that a crash leaves the old one or the new one, never a part."""
-        durable.write_text(path, durable.seal_json(asdict(self)))
+        durable.write_text(path, durable.seal_json(asdict(self), "text"))
 
     def problems(self) -> list[str]:
         """Every contradiction between fields; empty for a sound manifest."""

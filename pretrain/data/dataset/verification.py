@@ -196,7 +196,7 @@ def _check_tokenizer(prefix: str | Path, manifest: Manifest) -> list[Problem]:
     folder = dataset_path(prefix, ".tokenizer")
     damage = find_damage(folder, manifest.tokenizer_files)
     if damage:
-        return [Problem(str(path), message) for path, message in damage.items()]
+        return [Problem(str(path), f"{message}; restore it from a copy") for path, message in damage.items()]
     try:
         find_dataset_tokenizer(prefix, manifest.tokenizer)
     except DataError as error:

@@ -46,7 +46,7 @@ def change(path: Path, keys: list[str], value: Any) -> None:
         table = table[key]
     table[keys[-1]] = value
     del tree[durable.SELF_HASH]
-    path.write_text(durable.seal_json(tree))
+    path.write_text(durable.seal_json(tree, "text"))
 
 
 @pytest.mark.parametrize(

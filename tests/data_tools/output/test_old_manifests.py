@@ -23,7 +23,7 @@ from pretrain.data.dataset.verification import verify
 from pretrain.errors import DataError
 
 # Two parts of corpus.jsonl, written by release 0.1.0 with OPTIONS in this folder, and the merge of both by it.
-FIXTURE = ROOT / "tests" / "fixtures" / "dataset_0.1"
+FIXTURE = ROOT / "tests" / "fixtures" / "dataset-0.1.0"
 MERGED_SHA256 = {
     ".bin": "6533628296567ea74de8f6c391163b1543d670abae62b5172d2473ee0b45f5b7",
     ".idx": "8c6bdb50c607bcd077a82e2fec56873513f16713e784505f8e46bc3187e256d0",
