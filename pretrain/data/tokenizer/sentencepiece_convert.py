@@ -1,9 +1,14 @@
 """A SentencePiece model as a `tokenizers` pipeline, so that transformers loads it without sentencepiece.
 
 Used when a tokenizer is saved beside a dataset or an exported model. What `tokenizers` cannot express is refused, and
-the result is held against sentencepiece on sample lines. Two differences remain by nature: texts that spell a special
-token ("[MASK]") hold that token for transformers, and where two segmentations score equal to the sixth digit,
-sentencepiece's 32-bit sums may choose the other one.
+the result is held against sentencepiece on sample lines. Three differences remain by nature: texts that spell a special
+token ("[MASK]") hold that token for transformers; where two segmentations score equal to the sixth digit,
+sentencepiece's 32-bit sums may choose the other one; and combining marks that stand behind a ligature or in another
+than the canonical order are composed by NFKC, which sentencepiece leaves as they are.
+
+transformers' own `SpmConverter` serves no BPE and no character model, gives other ids for unigram models (blanks, dummy
+prefix, symbols, what the character map joins), and takes two seconds to import. `test_sentencepiece_convert.py` fails
+when that has changed.
 """
 
 from __future__ import annotations
