@@ -18,7 +18,6 @@ import typer
 from pretrain.cli import new_program, run_program
 
 if TYPE_CHECKING:
-    from data_tools.progress import ProgressMeter
     from data_tools.views.dataset_tally import LengthTally, TokenTally
     from pretrain.data.dataset.indexed_dataset import IndexedDataset
     from pretrain.data.tokenizer.load import Tokenizer
@@ -62,44 +61,33 @@ def gather(prefixes: list[str], seq_length: int, top: int) -> list[dict[str, Any
     Raises:
         DataError: a damaged dataset, or a token id that is not in its vocabulary.
     """
-    from data_tools.progress import ProgressMeter
+    from data_tools.progress import ByteCounter, ProgressMeter
     from pretrain.data.dataset.indexed_dataset import IndexedDataset
 
     datasets = [IndexedDataset(prefix) for prefix in prefixes]
     with ProgressMeter("counting", sum(dataset.tokens.nbytes for dataset in datasets)) as meter:
-        advance = _Advance(meter)
+        advance = ByteCounter(meter)
         return [report_on(dataset, seq_length, top, advance) for dataset in datasets]
-
-
-class _Advance:
-    """Adds up the bytes that are counted, over all datasets."""
-
-    def __init__(self, meter: ProgressMeter) -> None:
-        self._meter, self._num_bytes = meter, 0
-
-    def __call__(self, num_bytes: int) -> None:
-        self._num_bytes += num_bytes
-        speed = self._num_bytes / 1e6 / max(self._meter.seconds, 1e-9)
-        self._meter.update(self._num_bytes, f"{speed:,.0f} MB/s", f"{self._num_bytes / 1e9:,.2f} GB")
 
 
 def report_on(
     dataset: IndexedDataset, seq_length: int, top: int, on_progress: Callable[[int], None] = lambda num_bytes: None
 ) -> dict[str, Any]:
     """Everything about one dataset, as it is printed with `--json`."""
-    from data_tools.views.dataset_tally import TokenTally, has_sentences, tally_documents, tally_sequences
+    from data_tools.views.dataset_tally import (
+        TokenTally,
+        counts_of_files,
+        has_sentences,
+        tally_documents,
+        tally_sequences,
+    )
 
     manifest = dataset.manifest
     tokens = TokenTally(manifest.tokenizer.vocab_size if manifest else None)
     tokens.add(dataset, on_progress)
     documents = tally_documents(dataset)
     return {
-        "prefix": dataset.prefix,
-        "documents": dataset.num_documents,
-        "sequences": dataset.num_sequences,
-        "tokens": dataset.num_tokens,
-        "dtype": dataset.dtype.name,
-        "bin_bytes": dataset.tokens.nbytes,
+        **counts_of_files(dataset),
         "tokens_per_document": _lengths(documents),
         "tokens_per_sequence": _lengths(tally_sequences(dataset)) if has_sentences(dataset) else None,
         "vocabulary": _vocabulary(dataset, tokens, top),

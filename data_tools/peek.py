@@ -85,15 +85,9 @@ def main(
 
 def _summary(dataset: IndexedDataset) -> dict[str, Any]:
     """Counts of the files, and the manifest without its hashes."""
-    counts = {
-        "prefix": dataset.prefix,
-        "documents": dataset.num_documents,
-        "sequences": dataset.num_sequences,
-        "tokens": dataset.num_tokens,
-        "dtype": dataset.dtype.name,
-        "bin_bytes": dataset.tokens.nbytes,
-        "idx_bytes": dataset.idx_path.stat().st_size,
-    }
+    from data_tools.views.dataset_tally import counts_of_files
+
+    counts = {**counts_of_files(dataset), "idx_bytes": dataset.idx_path.stat().st_size}
     if dataset.manifest is None:
         return {**counts, "manifest": None}
     hashes = ("bin_xxh64", "idx_xxh64", "tokenizer_files", *counts)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from data_tools.reading_flags import Delimiter, InputFormat, JsonKey, NoHeader, OnError, Quoting, TextDocuments
 from pretrain.cli import MultiValueCommand, new_program, run_program
 from pretrain.errors import DataError
 
@@ -36,17 +37,12 @@ def main(
     tokenizer: Annotated[str, typer.Option(help="vocab.txt, SentencePiece .model, tokenizer.json, or a saved folder")],
     output_prefix: Annotated[str, typer.Option(help="the dataset is PREFIX.bin, PREFIX.idx, PREFIX.json")],
     workers: Annotated[int, typer.Option(help="processes that tokenise; 0 or 1: this one", min=0)] = 1,
-    json_key: Annotated[
-        str,
-        typer.Option("--json-key", "--text-column", help="where the text stands; a.b: key b in a"),
-    ] = "text",
-    input_format: Annotated[str | None, typer.Option(help="kind of every input, such as jsonl or txt.gz")] = None,
-    text_documents: Annotated[
-        str, typer.Option(help="what separates documents of plain text", metavar="blank-line|line|file")
-    ] = "blank-line",
-    delimiter: Annotated[str | None, typer.Option(help="between fields of csv and tsv files")] = None,
-    quoting: Annotated[str, typer.Option(help="of csv and tsv files", metavar="auto|rfc4180|none")] = "auto",
-    no_header: Annotated[bool, typer.Option("--no-header", help="tables begin with data; --json-key 3")] = False,
+    json_key: JsonKey = "text",
+    input_format: InputFormat = None,
+    text_documents: TextDocuments = "blank-line",
+    delimiter: Delimiter = None,
+    quoting: Quoting = "auto",
+    no_header: NoHeader = False,
     cased: Annotated[bool, typer.Option("--cased", help="keep capitals and accents (vocab.txt only)")] = False,
     hash_range: Annotated[str, typer.Option(help="keep documents whose hash lies in LO:HI of 0:1, for splits")] = "0:1",
     split_sentences: Annotated[
@@ -64,9 +60,7 @@ def main(
     max_chars: Annotated[int | None, typer.Option(help="drop longer documents")] = None,
     min_tokens: Annotated[int, typer.Option(help="drop documents of fewer tokens")] = 0,
     max_tokens: Annotated[int | None, typer.Option(help="drop documents of more tokens")] = None,
-    on_error: Annotated[
-        str, typer.Option(help="at a document that cannot be read", metavar="stop|skip|replace")
-    ] = "stop",
+    on_error: OnError = "stop",
     max_rejects: Annotated[int, typer.Option(help="give up after so many rejects; -1: never", min=-1)] = MAX_REJECTS,
     max_document_bytes: Annotated[str | None, typer.Option(help="longer lines are errors (1G)")] = None,
     max_ratio: Annotated[int | None, typer.Option(help="how much larger compressed files may unfold")] = None,

@@ -73,6 +73,19 @@ class ProgressMeter:
         return f"ETA {hours} h {minutes:02d} min" if seconds >= 3600 else f"ETA {seconds:.0f} s"
 
 
+class ByteCounter:
+    """Adds up the bytes that a program on datasets reports, from any of them, for the meter of all."""
+
+    def __init__(self, meter: ProgressMeter) -> None:
+        self._meter, self._num_bytes = meter, 0
+
+    def __call__(self, num_bytes: int) -> None:
+        """So many bytes more are done."""
+        self._num_bytes += num_bytes
+        speed = self._num_bytes / 1e6 / max(self._meter.seconds, 1e-9)
+        self._meter.update(self._num_bytes, f"{speed:,.0f} MB/s", f"{self._num_bytes / 1e9:,.2f} GB")
+
+
 def _join_what_fits(words: tuple[str, ...], room: int) -> str:
     """As many of the first `words` as a line has room for: a table would shorten all its columns alike."""
     line = words[0] if words else ""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_tools.reading_flags import Delimiter, InputFormat, JsonKey, NoHeader, OnError, Quoting, TextDocuments
 from pretrain.cli import MultiValueCommand, new_program, run_program
 from pretrain.errors import ConfigError, DataError
 
@@ -57,20 +58,13 @@ def main(
     output: Annotated[Path, typer.Option(help="the file: NAME.txt (wordpiece), NAME.json (bpe), NAME.model (others)")],
     vocab_size: Annotated[int, typer.Option(help="number of pieces, special ones included", min=8)],
     kind: Annotated[Kind, typer.Option(help="what to learn")] = Kind.wordpiece,
-    json_key: Annotated[
-        str,
-        typer.Option("--json-key", "--text-column", help="where the text stands; a.b: key b in a"),
-    ] = "text",
-    input_format: Annotated[str | None, typer.Option(help="kind of every input, such as jsonl or txt.gz")] = None,
-    text_documents: Annotated[
-        str, typer.Option(help="what separates documents of plain text", metavar="blank-line|line|file")
-    ] = "blank-line",
-    delimiter: Annotated[str | None, typer.Option(help="between fields of csv and tsv files")] = None,
-    quoting: Annotated[str, typer.Option(help="of csv and tsv files", metavar="auto|rfc4180|none")] = "auto",
-    no_header: Annotated[bool, typer.Option("--no-header", help="tables begin with data; --json-key 3")] = False,
-    on_error: Annotated[
-        str, typer.Option(help="at a document that cannot be read", metavar="stop|skip|replace")
-    ] = "stop",
+    json_key: JsonKey = "text",
+    input_format: InputFormat = None,
+    text_documents: TextDocuments = "blank-line",
+    delimiter: Delimiter = None,
+    quoting: Quoting = "auto",
+    no_header: NoHeader = False,
+    on_error: OnError = "stop",
     cased: Annotated[bool, typer.Option("--cased", help="tell capitals (wordpiece: and accents) apart")] = False,
     hash_range: Annotated[str, typer.Option(help="learn from documents whose hash lies in LO:HI of 0:1")] = "0:1",
     sample_bytes: Annotated[str, typer.Option(help="text to learn from, chosen by hash, or `all`")] = DEFAULT_SAMPLE,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +17,6 @@ import typer
 from pretrain.cli import new_program, run_program
 
 if TYPE_CHECKING:
-    from data_tools.progress import ProgressMeter
     from pretrain.data.dataset.verification import Progress, Verification
 
 app = new_program()
@@ -36,7 +34,9 @@ def main(
 
     Example: taco data verify data/train data/valid --deep
     """
-    results = check_datasets([_strip_suffix(prefix) for prefix in prefixes], threads=threads, deep=deep)
+    from pretrain.data.dataset.dataset_format import prefix_of
+
+    results = check_datasets([prefix_of(name) for name in prefixes], threads=threads, deep=deep)
     print(json.dumps(results) if as_json else "\n".join(_describe(result) for result in results))
     if not all(result["ok"] for result in results):
         raise typer.Exit(1)
@@ -44,11 +44,11 @@ def main(
 
 def check_datasets(prefixes: list[str], *, threads: int = 0, deep: bool = False) -> list[dict[str, Any]]:
     """The report of each dataset as `check_dataset` gives it, with one progress meter over all of them."""
-    from data_tools.progress import ProgressMeter
+    from data_tools.progress import ByteCounter, ProgressMeter
     from pretrain.data.dataset.verification import count_bytes
 
     with ProgressMeter("verifying", sum(map(count_bytes, prefixes))) as meter:
-        advance = _Advance(meter)
+        advance = ByteCounter(meter)
         return [check_dataset(prefix, threads=threads, deep=deep, on_progress=advance) for prefix in prefixes]
 
 
@@ -68,18 +68,6 @@ def check_dataset(
     }
 
 
-class _Advance:
-    """Adds up the bytes that are read, over all datasets."""
-
-    def __init__(self, meter: ProgressMeter) -> None:
-        self._meter, self._num_bytes = meter, 0
-
-    def __call__(self, num_bytes: int) -> None:
-        self._num_bytes += num_bytes
-        speed = self._num_bytes / 1e6 / max(self._meter.seconds, 1e-9)
-        self._meter.update(self._num_bytes, f"{speed:,.0f} MB/s", f"{self._num_bytes / 1e9:,.2f} GB")
-
-
 def _counts(found: Verification) -> dict[str, int]:
     counts = {
         "documents": found.documents,
@@ -93,12 +81,6 @@ def _counts(found: Verification) -> dict[str, int]:
 
 def _cores() -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _MOST_THREADS)
-
-
-def _strip_suffix(prefix: str) -> str:
-    """Lets `data/*.json` stand for the prefixes of all datasets in data."""
-    path = Path(prefix)
-    return str(path.with_suffix("")) if path.suffix in (".bin", ".idx", ".json") and path.is_file() else prefix
 
 
 def _describe(result: dict[str, Any]) -> str:

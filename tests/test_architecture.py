@@ -20,7 +20,9 @@ PRETRAIN = (
     "train", "preflight", "export", "import_hf", "evaluate", "report", "bench",
 )  # fmt: skip
 DATA = ("native_build", "native", "sentences", "order", "masking", "tokenizer", "special_ids", "index_cache", "dataset")
-DATA_TOOLS = ("sizes", "stop_signals", "progress", "readers", "vocabulary", "encoding", "output", "views")
+DATA_TOOLS = (
+    "reading_flags", "sizes", "stop_signals", "progress", "readers", "vocabulary", "encoding", "output", "views",
+)  # fmt: skip
 MOST_MODULES = 16
 MOST_LINES = 420
 

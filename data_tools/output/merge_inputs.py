@@ -11,7 +11,7 @@ import xxhash
 
 from data_tools.output.old_manifests import options_of_command
 from data_tools.output.recorded_options import command_words, content_flags
-from pretrain.data.dataset.dataset_format import dataset_path, map_array, map_index
+from pretrain.data.dataset.dataset_format import dataset_path, map_array, map_index, prefix_of
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 from pretrain.data.dataset.manifest import REMEDY, Manifest, Preprocessing
 from pretrain.durable import hash_range
@@ -114,7 +114,7 @@ def open_inputs(prefixes: Sequence[str], output: str, *, dedup: bool, is_mixed: 
         ConfigError: the output is one of them, or one is named twice.
         DataError: one is damaged, a part is missing or there twice, or they do not fit together.
     """
-    names = [_strip_suffix(prefix) for prefix in prefixes]
+    names = [prefix_of(prefix) for prefix in prefixes]
     places = [Path(name).absolute() for name in names]
     for name, place in zip(names, places, strict=True):
         if place == Path(output).absolute():
@@ -215,8 +215,3 @@ def _words(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(" ".join(option) for option in value) or "no options"
     return str(value)
-
-
-def _strip_suffix(prefix: str) -> str:
-    path = Path(prefix)
-    return str(path.with_suffix("")) if path.suffix in (".bin", ".idx", ".json") and path.is_file() else prefix

@@ -36,15 +36,15 @@ class Faults:
         rejects, self.rejects = self.rejects, []
         return rejects
 
-    def decode(self, data: bytes, path: str, line: int, byte: int) -> str | None:
-        """The text of `data`, which begins at `line` and `byte` of the file; None if it is left out."""
+    def decode(self, data: bytes, fault: Callable[[UnicodeDecodeError], Reject]) -> str | None:
+        """The text of `data`; None if it is left out, with what `fault` says of it."""
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
             if self.replaces:
                 self.replaced += 1
                 return data.decode("utf-8", "replace")
-            self.add(not_utf8(path, error, line, byte))
+            self.add(fault(error))
             return None
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 from data_tools.readers.chunks import Block
 from data_tools.readers.cutting import BLANKS, too_long
-from data_tools.readers.faults import Faults
+from data_tools.readers.faults import Faults, not_utf8
 from data_tools.readers.options import ReadOptions
 
 # Only line ends count: U+2028 and its kin may stand inside a text.
@@ -29,7 +30,7 @@ def parse_text(path: str, block: Block, options: ReadOptions, faults: Faults) ->
         if len(data) > options.max_document_bytes:
             what = "line" if options.text_documents == "line" else "document"
             faults.add(too_long(path, line, byte, what, options.max_document_bytes, data))
-        elif (text := faults.decode(data, path, line, byte)) is not None:
+        elif (text := faults.decode(data, partial(not_utf8, path, line=line, byte=byte))) is not None:
             texts += [body.decode("utf-8") for body in _split(text.encode(), "file")]
     return texts
 

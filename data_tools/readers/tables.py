@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from data_tools.readers.chunks import Reject, excerpt
@@ -93,7 +94,7 @@ def texts_of_values(path: str, values: Iterable[Any], first_row: int, limit: int
     for row, value in enumerate(values, start=first_row + 1):
         text = value
         if isinstance(value, bytes):
-            text = _decode(path, value, row, faults)
+            text = faults.decode(value, partial(_not_utf8, path, value, row))
             if text is None:
                 continue
         if not isinstance(text, str):
@@ -107,18 +108,9 @@ def texts_of_values(path: str, values: Iterable[Any], first_row: int, limit: int
     return texts
 
 
-def _decode(path: str, value: bytes, row: int, faults: Faults) -> str | None:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if faults.replaces:
-            faults.replaced += 1
-            return value.decode("utf-8", "replace")
-        message = (
-            f"byte {error.start} of the text (0x{value[error.start]:02x}) is not UTF-8: {error.reason}; mend the row"
-        )
-        faults.add(Reject(path, row, None, "not_utf8", excerpt(value), message, is_row=True))
-        return None
+def _not_utf8(path: str, value: bytes, row: int, error: UnicodeDecodeError) -> Reject:
+    message = f"byte {error.start} of the text (0x{value[error.start]:02x}) is not UTF-8: {error.reason}; mend the row"
+    return Reject(path, row, None, "not_utf8", excerpt(value), message, is_row=True)
 
 
 def value_bytes(column: pa.Array) -> int:

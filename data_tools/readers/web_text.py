@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from data_tools.readers.chunks import Block, Piece, Source
 from data_tools.readers.compression import DamagedError
 from data_tools.readers.cutting import too_long
-from data_tools.readers.faults import Faults
+from data_tools.readers.faults import Faults, not_utf8
 from data_tools.readers.options import ReadOptions
 from data_tools.readers.streams import stream_blocks
 from pretrain.errors import DataError
@@ -110,7 +111,7 @@ def parse_web_text(path: str, block: Block, options: ReadOptions, faults: Faults
         content, byte = data[start:end], block.first_byte + start
         if len(content) > options.max_document_bytes:
             faults.add(too_long(path, line, byte, "record", options.max_document_bytes, content))
-        elif (text := faults.decode(content, path, line, byte)) is not None:
+        elif (text := faults.decode(content, partial(not_utf8, path, line=line, byte=byte))) is not None:
             texts.append(text.replace("\r\n", "\n").strip("\n"))
     return texts
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -149,6 +150,18 @@ def _read_tokens(dataset: IndexedDataset, first: int) -> np.ndarray:
     if len(piece) < count:
         raise DataError(f"{dataset.bin_path}: ends before token {first + count}; it was changed while it was read")
     return piece
+
+
+def counts_of_files(dataset: IndexedDataset) -> dict[str, Any]:
+    """What every report on a dataset begins with."""
+    return {
+        "prefix": dataset.prefix,
+        "documents": dataset.num_documents,
+        "sequences": dataset.num_sequences,
+        "tokens": dataset.num_tokens,
+        "dtype": dataset.dtype.name,
+        "bin_bytes": dataset.tokens.nbytes,
+    }
 
 
 def tally_documents(dataset: IndexedDataset) -> LengthTally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_tools.readers import LineNumbers, ReadOptions, expand_inputs, parse_chunk, read_chunks
+from data_tools.readers import Chunk, LineNumbers, ReadOptions, Source, expand_inputs, parse_chunk, read_chunks
 
 
 def texts_of(*paths: str | Path, **values: object) -> list[str]:
@@ -24,3 +24,15 @@ def rejects_of(*paths: str | Path, **values: object) -> tuple[list[str], list[tu
         rejects += [(reject.reason, reject.line) for reject in numbers.locate(parsed.rejects, parsed.lines)]
         replaced += parsed.replaced
     return texts, rejects, replaced
+
+
+def cut_in_shards(
+    sources: list[Source], options: ReadOptions, num_shards: int
+) -> tuple[list[Chunk], list[list[Chunk]]]:
+    """All chunks, and those of each shard; holds that the shards are the whole, and that it is continued anywhere."""
+    whole = list(read_chunks(sources, options))
+    shards = [list(read_chunks(sources, options, shard=(i, num_shards))) for i in range(num_shards)]
+    assert [chunk for shard in shards for chunk in shard] == whole
+    for place, chunk in enumerate(whole):
+        assert list(read_chunks(sources, options, start=(chunk.source, chunk.number))) == whole[place:]
+    return whole, shards

@@ -34,6 +34,12 @@ def dataset_path(prefix: str | Path, suffix: str) -> Path:
     return Path(f"{prefix}{suffix}")
 
 
+def prefix_of(name: str) -> str:
+    """The prefix of the dataset that one of its files is named of, so that `data/*.json` stands for all of them."""
+    path = Path(name)
+    return str(path.with_suffix("")) if path.suffix in (".bin", ".idx", ".json") and path.is_file() else name
+
+
 class IndexArrays(NamedTuple):
     """The arrays of PREFIX.idx, mapped: tokens per sequence, byte of each sequence, first sequence of each document."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from dataset_builders import write_dataset
 
-from pretrain.data.dataset.dataset_format import map_array, map_index
+from pretrain.data.dataset.dataset_format import map_array, map_index, prefix_of
 
 
 def test_the_arrays_of_an_index_are_its_bytes(tmp_path: Path) -> None:
@@ -28,3 +28,10 @@ def test_empty_arrays_need_no_file_of_some_size(tmp_path: Path) -> None:
     (tmp_path / "a.idx").write_bytes(b"")
     array = map_array(tmp_path / "a.idx", np.dtype("<i8"), 34, 0)
     assert (array.size, array.dtype.str) == (0, "<i8")
+
+
+def test_a_file_of_a_dataset_stands_for_its_prefix(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "a.json", [[[5]]])
+    names = [str(tmp_path / f"a.json{suffix}") for suffix in (".bin", ".idx", ".json", "", ".txt")]
+    prefix = str(tmp_path / "a.json")
+    assert [prefix_of(name) for name in names] == [prefix, prefix, prefix, prefix, f"{prefix}.txt"]

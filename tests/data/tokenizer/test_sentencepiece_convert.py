@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from project import SHARED
+from sentencepiece_models import train_sentencepiece
 
 from pretrain.data.tokenizer.load import load_tokenizer
 from pretrain.data.tokenizer.sentencepiece_convert import SAMPLE_LINES
@@ -42,23 +42,6 @@ MODELS["unigram-words"] = ("unigram", {"user_defined_symbols": ["cat", "<sep>"]}
 AS_GOOD = {"unigram-identity"}
 
 
-def train(folder: Path, kind: str, options: dict[str, Any]) -> Path:
-    from sentencepiece import SentencePieceTrainer
-
-    model = io.BytesIO()
-    lines = [line for line in LINES if line.strip()] * 20
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        model_type=kind,
-        minloglevel=4,
-        **{"vocab_size": 300, "hard_vocab_limit": False, **options},
-    )
-    path = folder / "small.model"
-    path.write_bytes(model.getvalue())
-    return path
-
-
 def ids_by_transformers(path: Path, has_prefix: bool) -> list[list[int]] | None:
     """The ids of transformers' converter, None where it fails."""
     from transformers.convert_slow_tokenizer import SpmConverter
@@ -75,12 +58,14 @@ def ids_by_transformers(path: Path, has_prefix: bool) -> list[list[int]] | None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_ids_are_those_of_sentencepiece_and_those_of_transformers_are_not(tmp_path: Path, name: str) -> None:
-    path = train(tmp_path, *MODELS[name])
+    kind, options = MODELS[name]
+    lines = [line for line in LINES if line.strip()] * 20
+    path = train_sentencepiece(tmp_path, kind, lines, **{"vocab_size": 300, **options})
     tokenizer = load_tokenizer(path)
     expected, pipeline = tokenizer.encode_batch(LINES), tokenizer._to_tokenizers()
     assert [pipeline.encode(line, add_special_tokens=False).ids for line in LINES] == expected
     # Where this fails, transformers has caught up: let it convert, and remove what is ours.
-    theirs = ids_by_transformers(path, MODELS[name][1].get("add_dummy_prefix", True))
+    theirs = ids_by_transformers(path, options.get("add_dummy_prefix", True))
     assert (theirs == expected) == (name in AS_GOOD)
 
 

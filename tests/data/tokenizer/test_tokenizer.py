@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from project import SHARED
+from sentencepiece_models import train_sentencepiece
 
 from pretrain.data.tokenizer import wordpiece as wordpiece_module
 from pretrain.data.tokenizer.base import best_dtype
@@ -53,23 +53,6 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     assert (ids.dtype, lengths.dtype) == (best_dtype(tokenizer.vocab_size), np.int64)
     assert (ids.ndim, lengths.shape, ids.size) == (1, (len(texts),), lengths.sum())
     return [part.tolist() for part in np.split(ids, lengths.cumsum()[:-1])] if texts else []
-
-
-def train_sentencepiece(folder: Path, kind: str = "unigram", **options: object) -> Path:
-    """A small model of its own, so that these tests need no shared data."""
-    from sentencepiece import SentencePieceTrainer
-
-    lines = [
-        "the cat sat on the mat, unable to see " + "".join(chr(97 + (i * j) % 26) for j in range(9)) for i in range(60)
-    ]
-    model = io.BytesIO()
-    options = {"vocab_size": 70, "hard_vocab_limit": False, **options}
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, model_type=kind, minloglevel=2, **options
-    )
-    path = folder / "small.model"
-    path.write_bytes(model.getvalue())
-    return path
 
 
 @pytest.fixture(scope="module")

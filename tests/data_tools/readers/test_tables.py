@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from read_texts import rejects_of, texts_of
+from read_texts import cut_in_shards, rejects_of, texts_of
 
-from data_tools.readers import ReadOptions, expand_inputs, parse_chunk, read_chunks
+from data_tools.readers import ReadOptions, expand_inputs, parse_chunk
 from pretrain.errors import DataError
 
 TEXTS = [f"{number} café 中文 " * (1 + number % 7) for number in range(500)]
@@ -52,12 +52,7 @@ def test_any_cut_gives_all_rows(texts, rows, size, num_shards, kind, tmp_path_fa
     paths = [write(folder / f"{number}.{suffix}", kind, table(texts), rows) for number in range(2)]
     assert texts_of(*paths, chunk_bytes=size) == texts * 2
     options = ReadOptions(chunk_bytes=size)
-    sources = expand_inputs(paths, options)
-    whole = list(read_chunks(sources, options))
-    shards = [list(read_chunks(sources, options, shard=(i, num_shards))) for i in range(num_shards)]
-    assert [chunk for shard in shards for chunk in shard] == whole
-    for place, chunk in enumerate(whole):
-        assert list(read_chunks(sources, options, start=(chunk.source, chunk.number))) == whole[place:]
+    whole, _ = cut_in_shards(expand_inputs(paths, options), options, num_shards)
     # Workers get chunks in any order.
     mixed = {place: parse_chunk(whole[place], options).texts for place in reversed(range(len(whole)))}
     assert [text for place in range(len(whole)) for text in mixed[place]] == texts * 2
