@@ -6,7 +6,6 @@ Imported once the process group is there: DeepSpeed must know by then which devi
 from __future__ import annotations
 
 import hashlib
-import math
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +25,10 @@ from pretrain.engine.plain import PlainEngine
 from pretrain.errors import TacoError
 from pretrain.metrics import MetricsLog
 from pretrain.model.build import build_model
-from pretrain.model.parameter_shape import parameter_shape
 from pretrain.model.pretraining import BertForPretraining
 from pretrain.parallel import collectives
 from pretrain.parallel.mesh import Mesh
+from pretrain.planner.memory import count_parameters
 from pretrain.progress import Progress
 from pretrain.resilience.bad_steps import BadSteps, BadStepWatcher
 from pretrain.resilience.heartbeat import Heartbeat
@@ -66,10 +65,11 @@ def build_trainer(
     Raises:
         TacoError: the run's folder cannot be written, or something does not fit together.
     """
-    model = build_model(config, train_rows.tokenizer.vocab_size, mesh)
+    vocab_size = train_rows.tokenizer.vocab_size
+    model = build_model(config, vocab_size, mesh)
     if config.run.init_from is not None:
         load_weights_into(model, find_checkpoint(config.run.init_from), mesh, device)
-    log.info("model: %s parameters, vocabulary %s", f"{_count(model):,}", f"{train_rows.tokenizer.vocab_size:,}")
+    log.info("model: %s parameters, vocabulary %s", f"{count_parameters(config, vocab_size):,}", f"{vocab_size:,}")
     for name, rows in (("train", train_rows), ("validation", validation_rows)):
         if rows is not None:
             log.info("%s: %s", name, _describe_rows(rows))
@@ -141,11 +141,6 @@ def _describe_rows(rows: RowSource) -> str:
         f"{sum(dataset.num_documents for dataset in rows.datasets):,} documents"
         f" ({rows.num_left_out:,} left out after the last complete row, {rows.fill_rate:.2%} of all places filled)"
     )
-
-
-def _count(model: BertForPretraining | BertPipeline) -> int:
-    """Parameters of the model, or of this pipeline stage, over all tensor-parallel ranks."""
-    return sum(math.prod(parameter_shape(parameter, model.layers).full) for parameter in model.parameters())
 
 
 def _build_engine(
