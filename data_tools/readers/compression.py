@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-import zstandard
-
 from data_tools.readers.options import Compression
-from data_tools.readers.zstd_frames import FrameChecker
 from pretrain.errors import DataError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 SUFFIXES: dict[str, Compression] = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 _READ_BYTES = 1 << 18
 # What is lost of a damaged file before its damage is less than this.
 _PIECE_BYTES = 1 << 18
-_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError)
+_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError, OSError)
 # Small files may unfold as they like: only what is really long can hurt.
 _RATIO_FREE_BYTES = 64 << 20
 # An xz file says how much memory it needs; `xz -9` asks for 65 MiB.
@@ -98,7 +101,7 @@ class _Counted:
 
 
 class _Decompressor(Protocol):
-    """What bz2 and lzma offer, and `_Gzip` makes of zlib."""
+    """What bz2, lzma and zstd offer, and `_Gzip` makes of zlib."""
 
     eof: bool
     needs_input: bool
@@ -155,19 +158,6 @@ def _members(new: Callable[[], Any], padding: bytes) -> Callable[[_Counted, int]
     return read
 
 
-def _zstd(file: _Counted, block_bytes: int) -> Iterator[bytes]:
-    """The library takes a truncated frame for the end of the file, so the frames are checked beside it."""
-    checker = FrameChecker(file)
-    reader = zstandard.ZstdDecompressor().stream_reader(
-        checker,  # type: ignore[arg-type]
-        read_size=_READ_BYTES,
-        read_across_frames=True,
-    )
-    while block := reader.read(block_bytes):
-        yield block
-    checker.require_end()
-
-
 def _gather(pieces: Iterator[bytes], block_bytes: int) -> Iterator[bytes]:
     """Pieces of any size, joined and cut to blocks of one size: where chunks end must not depend on libraries.
 
@@ -199,6 +189,6 @@ _OPENERS: dict[str, Callable[[_Counted, int], Iterator[bytes]]] = {
     "gz": _members(_Gzip, b"\0"),
     "bz2": _members(bz2.BZ2Decompressor, b""),
     "xz": _members(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY), b"\0"),
-    "zst": _zstd,
+    "zst": _members(zstd.ZstdDecompressor, b""),
 }
 SUFFIX_OF = {compression: suffix for suffix, compression in SUFFIXES.items()}

@@ -14,16 +14,14 @@ of the corpus. Every peer's ids are held against ours.
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import typer
 
@@ -112,11 +110,12 @@ def prepare_corpus(folder: Path, source: Path | None, json_key: str, megabytes: 
 def _texts(source: Path | None, json_key: str) -> Iterator[str]:
     """Texts that are not blank; of the sample corpus again and again."""
     import orjson
+    import pyarrow as pa
 
     path = source or _SAMPLE
     while True:
         try:
-            with _open(path) as file:
+            with pa.input_stream(path) as unpacked, io.BufferedReader(unpacked) as file:
                 for number, line in enumerate(file, 1):
                     text = orjson.loads(line)[json_key] if line.strip() else ""
                     if not isinstance(text, str):
@@ -127,21 +126,6 @@ def _texts(source: Path | None, json_key: str) -> Iterator[str]:
             raise DataError(f"{path}: cannot be used as JSON lines with text under {json_key!r}: {error}") from None
         if source is not None:
             return
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    if path.suffix == ".zst":
-        import zstandard
-
-        with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
-            yield io.BufferedReader(stream)  # type: ignore[arg-type]
-    elif path.suffix == ".gz":
-        with gzip.open(path, "rb") as unpacked:
-            yield unpacked  # type: ignore[misc]
-    else:
-        with path.open("rb") as file:
-            yield file
 
 
 def _learn_vocabulary(folder: Path) -> Path:
