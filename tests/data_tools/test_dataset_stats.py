@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import TEXTS, run_program, write_jsonl, write_vocab
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.dataset_stats import gather
@@ -91,6 +91,7 @@ def test_rows_are_those_that_training_sees(prefix: str):
     assert report["rows"]["modes"]["stream"] == {"rows": 0, "text_share": 0.0, "left_out": report["tokens"]}
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 200_000) | st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 4))
 def test_percentiles_and_bins_are_exact(lengths: list[int], bins: int):
     tally = LengthTally()
