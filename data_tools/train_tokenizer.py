@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,7 +38,7 @@ _TRIED_CHARACTERS = 500_000
 _QUICK_BYTES = 20_000_000
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """Which algorithm learns the pieces."""
 
     wordpiece = "wordpiece"

@@ -16,7 +16,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -159,7 +159,7 @@ class RunFolder:
 
     def mark_done(self, step: int) -> None:
         """Say durably that the run has done its last step; whoever asks compares `step` with train.steps."""
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         durable.write_text(self._done, json.dumps({"step": step, "time": now}) + "\n")
 
     def clear_done(self) -> None:
@@ -254,7 +254,7 @@ def describe_environment(world_size: int, device: str) -> dict[str, Any]:
     """Versions, machine, command and launcher variables of this process, as plain JSON types."""
     packages = ("torch", "deepspeed", "megatron-core", "transformers", "tokenizers", "numpy", "taco-pretrain")
     return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "host": socket.gethostname(),
         "device": device,
