@@ -10,13 +10,23 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import re
+import shlex
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import typer
-from typer.core import TyperCommand
+try:
+    import typer
+    from typer.core import TyperCommand
+except ModuleNotFoundError as error:
+    if error.name != "typer":
+        raise
+    sys.exit(f"error: taco needs the package typer, which is not installed: {sys.executable} -m pip install typer")
 
 from pretrain import __version__
 from pretrain.errors import TacoError
@@ -53,6 +63,33 @@ VERBS = {
     "bench step": Verb("pretrain.bench.step", "a training step against Hugging Face and the authors' loss"),
 }
 
+# Packages of others by the module that is imported: what pip calls them. Where some are not installed, as on a machine
+# that only makes datasets, the verbs that do without them still run.
+PACKAGES = {
+    "datasets": "datasets",
+    "deepspeed": "deepspeed",
+    "google": "protobuf",
+    "google.protobuf": "protobuf",
+    "matplotlib": "matplotlib",
+    "megatron": "megatron-core",
+    "megatron.core": "megatron-core",
+    "numpy": "numpy",
+    "orjson": "orjson",
+    "pyarrow": "pyarrow",
+    "pydantic": "pydantic",
+    "rich": "rich",
+    "safetensors": "safetensors",
+    "sentencepiece": "sentencepiece",
+    "tensorboard": "tensorboard",
+    "tokenizers": "tokenizers",
+    "torch": "torch",
+    "transformers": "transformers",
+    "typer": "typer",
+    "xxhash": "xxhash",
+    "yaml": "PyYAML",
+    "zstandard": "zstandard",
+}
+
 
 class MultiValueCommand(TyperCommand):
     """Lets `--input A B C` stand for `--input A --input B --input C`, as shells expand globs that way."""
@@ -79,14 +116,40 @@ def new_program() -> typer.Typer:
 def run_program(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = None) -> NoReturn:
     """Run a program and leave the process: 0 done, 1 error, 2 usage or configuration; a user's mistake is one line."""
     os.umask(os.umask(0o077) | stat.S_IWOTH)  # what a program writes, only its user and their group may change
-    try:
+    with _errors_in_one_line(name or Path(sys.argv[0]).name):
         app(args=None if argv is None else list(argv), prog_name=name)
-    except TacoError as error:
-        rank = os.environ.get("RANK", "0")
-        who = "" if rank == "0" else f"[rank {rank}] "
-        print(f"{who}error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     sys.exit(0)
+
+
+@contextmanager
+def _errors_in_one_line(name: str) -> Iterator[None]:
+    """Turns a user's mistake, and a package that `name` lacks, into a line and an exit code; bugs stay tracebacks."""
+    try:
+        yield
+    except TacoError as error:
+        _end(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        package = PACKAGES.get(error.name or "")
+        if package is None:  # a module of our own, or one that an installed package should hold
+            raise
+        install = f"{sys.executable} -m pip install {shlex.quote(_requirement(package))}"
+        _end(f"{name} needs the package {package}, which is not installed: {install}", 1)
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    rank = os.environ.get("RANK", "0")
+    who = "" if rank == "0" else f"[rank {rank}] "
+    print(f"{who}error: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _requirement(package: str) -> str:
+    """The package with the range of versions that this project asks for; the name alone in a checkout not installed."""
+    try:
+        requirements = metadata.requires("taco-pretrain") or []
+    except metadata.PackageNotFoundError:
+        return package
+    return next((text for text in requirements if re.split(r"[^\w.-]", text, maxsplit=1)[0] == package), package)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -101,7 +164,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     for words in (2, 1):
         name = " ".join(arguments[:words])
         if name in VERBS:
-            module = importlib.import_module(VERBS[name].module)
+            with _errors_in_one_line(f"taco {name}"):
+                module = importlib.import_module(VERBS[name].module)
             run_program(module.app, arguments[words:], f"taco {name}")
     _refuse(arguments)
 

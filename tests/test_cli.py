@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
+from corpora import write_jsonl, write_vocab
+from project import ROOT
 
-from pretrain.cli import VERBS, MultiValueCommand, main, new_program, run_program
+from pretrain.cli import PACKAGES, VERBS, MultiValueCommand, main, new_program, run_program
 from pretrain.errors import ConfigError
 
 HEAVY = ("torch", "deepspeed", "megatron", "transformers", "datasets", "matplotlib", "scipy")
@@ -82,3 +88,76 @@ def test_one_flag_takes_several_values() -> None:
             run_program(app, arguments)
         assert ended.value.code == 0
     assert seen == [(["a", "b"], "o")] * 2
+
+
+# -- packages that are not installed -----------------------------------------------------------------------------------
+
+# Imported by every Python process that is started, workers among them: names in ABSENT are not there.
+ABSENT = """import os, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name in os.environ["ABSENT"].split():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+LEARN = "data train-tokenizer --input x.jsonl --vocab-size 12"
+
+
+def taco_without(folder: Path, absent: str, *words: object, **variables: str) -> tuple[int, str]:
+    """Exit code and standard error of `taco WORDS` in `folder`, where the modules `absent` are not installed."""
+    (folder / "sitecustomize.py").write_text(ABSENT)
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "ABSENT": absent, **variables}
+    command = [sys.executable, "-m", "pretrain.cli", *map(str, words)]
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    return ended.returncode, ended.stderr
+
+
+def test_every_package_of_the_project_has_a_name_to_install() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {re.match(r"[\w.-]+", text)[0] for text in project["dependencies"]} == set(PACKAGES.values())  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("absent", "package", "words"),
+    [
+        ("torch", "torch", "fill-mask model [MASK]"),
+        ("xxhash", "xxhash", "data verify out"),  # imported at the top of a module
+        ("typer", "typer", "data verify out"),
+        ("datasets", "datasets", "data preprocess --input hf://books --tokenizer vocab.txt --output-prefix out"),
+        ("tokenizers", "tokenizers", f"{LEARN} --output v.txt --kind wordpiece"),
+        ("google", "protobuf", f"{LEARN} --output v.model --kind sentencepiece-bpe"),
+    ],
+)
+def test_a_verb_names_the_package_that_it_lacks(tmp_path: Path, absent: str, package: str, words: str) -> None:
+    write_vocab(tmp_path)
+    write_jsonl(tmp_path / "x.jsonl", ["the cat sat"] * 9)
+    (tmp_path / "model").mkdir()
+    code, message = taco_without(tmp_path, absent, *words.split())
+    verb = "taco" if package == "typer" else "taco " + " ".join(words.split()[: 2 if words.startswith("data") else 1])
+    command = re.escape(f"{sys.executable} -m pip install ")
+    assert re.fullmatch(
+        rf"error: {verb} needs the package {package}, which is not installed: {command}'?{package}\S*\n", message
+    ), message
+    assert code == 1
+
+
+def test_each_rank_says_who_it_is(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    _, message = taco_without(tmp_path, "torch", "fill-mask", "model", "[MASK]", RANK="3")
+    assert message.startswith("[rank 3] error: taco fill-mask needs the package torch")
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [
+        "pretrain.data.dataset.verification",  # of our own
+        "data_tools",
+        "numpy.lib",  # of a package that is there
+    ],
+)
+def test_a_missing_module_that_no_installation_mends_stays_a_traceback(tmp_path: Path, absent: str) -> None:
+    code, message = taco_without(tmp_path, absent, "data", "verify", "out")
+    assert code == 1
+    assert message.startswith("Traceback")
+    assert f"No module named {absent!r}" in message
+    assert "pip install" not in message
