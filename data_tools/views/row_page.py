@@ -102,11 +102,13 @@ def _show_row(console: Console, view: RowView, config: RunConfig) -> None:
     )
     for kind, sample, words in _LEGEND if view.anchors else _LEGEND[:-1]:
         console.print(Text("  ").append(f"{sample:<14}", _STYLES[kind]).append(words))
-    anchors = {anchor.column for anchor in view.anchors}
+    anchors = {anchor.column for anchor in view.anchors or ()}
     for document, group in groupby(view.tokens, key=lambda token: token.document):
         console.print(_line(list(group), document, anchors))
-    for anchor in view.anchors:
+    for anchor in view.anchors or ():
         console.print(_pairs(anchor, view))
+    if view.anchors is None:
+        console.print(Text("TACO's pairs are not shown: torch, which draws them as in training, is not installed"))
 
 
 def _line(tokens: list[Token], document: int, anchors: set[int]) -> Text:

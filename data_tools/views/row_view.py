@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -62,14 +63,17 @@ class Anchor:
 
 @dataclass(frozen=True)
 class RowView:
-    """Row `row` of the datasets in epoch `epoch`: place `place` of micro-batch `micro_batch`."""
+    """Row `row` of the datasets in epoch `epoch`: place `place` of micro-batch `micro_batch`.
+
+    `anchors` is None where pairs could not be drawn, because torch is not installed.
+    """
 
     row: int
     epoch: int
     micro_batch: int
     place: int
     tokens: tuple[Token, ...]
-    anchors: tuple[Anchor, ...]
+    anchors: tuple[Anchor, ...] | None
 
 
 def find_place(
@@ -108,9 +112,12 @@ def view_row(
 ) -> RowView:
     """The row at `place` of `micro_batch`, with the pairs of the tokens in the columns `anchors` (None: a few of them).
 
+    Only pairs need torch. Where it is not installed, a row is shown without them, unless `anchors` asks for them.
+
     Raises:
         ConfigError: an anchor outside the row, or a place outside the micro-batch.
         DataError: a token id on disk that is not in the vocabulary.
+        ModuleNotFoundError: `anchors` are asked for, and torch is not installed.
     """
     size = config.train.micro_batch_size
     if not 0 <= place < size:
@@ -122,7 +129,11 @@ def view_row(
     batch = source.micro_batch(micro_batch)
     epochs, samples = source.walk(np.array([micro_batch * size + place], np.int64))
     tokens = _tokens(rows, tokenizer, batch, place)
-    pairs = _anchors(config, tokenizer, batch, place, tokens, anchors) if config.is_contrastive else ()
+    pairs: tuple[Anchor, ...] | None = None
+    if not config.is_contrastive:
+        pairs = ()
+    elif anchors is not None or find_spec("torch") is not None:
+        pairs = _anchors(config, tokenizer, batch, place, tokens, anchors)
     return RowView(int(samples[0]), int(epochs[0]), micro_batch, place, tokens, pairs)
 
 

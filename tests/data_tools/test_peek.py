@@ -99,6 +99,7 @@ def test_pairs_are_those_of_training(prefix: str) -> None:
         micro_batch_index=view.micro_batch,
         segment_BL=torch.from_numpy(batch.segment_BL),
     )
+    assert view.anchors is not None
     for anchor, token in zip(view.anchors, view.tokens, strict=True):
         assert anchor.positive is not None
         assert anchor.positive.column == positive_BL[view.place, anchor.column]
@@ -107,10 +108,26 @@ def test_pairs_are_those_of_training(prefix: str) -> None:
         assert all(other.row != view.place for other in anchor.negatives)
         assert anchor.negatives[0].id == batch.input_ids_BL[anchor.negatives[0].row, anchor.negatives[0].column]
         assert anchor.is_anchor == (token.kind in ("masked", "random", "kept"))
-    some = look(config, 3).anchors
+    some = look(config, 3).anchors or ()
     assert len(some) == 3
     assert all(anchor.is_anchor for anchor in some)
     assert look(settings(prefix, "objective.contrastive_weight=0"), 3).anchors == ()
+
+
+def test_without_torch_a_row_is_shown_and_its_pairs_are_said_to_be_left_out(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(prefix)
+    full = look(config, 3)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    view = look(config, 3)
+    assert (view.tokens, view.anchors) == (full.tokens, None)
+    console = Console(record=True, width=120, highlight=False)
+    _show_row(console, view, config)
+    assert "TACO's pairs are not shown: torch" in console.export_text()
+    assert look(settings(prefix, "objective.contrastive_weight=0"), 3).anchors == ()
+    with pytest.raises(ModuleNotFoundError, match="torch"):
+        look(config, 3, anchors=[5])
 
 
 def test_what_does_not_exist_is_refused(prefix: str) -> None:
