@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_versions import rows_of
+from project import ROOT
 
 import pretrain.data.native as module
+from pretrain.data.native_build import sources_digest
 from pretrain.data.sample_index import RowIds, RowIndex
 from pretrain.errors import MissingExtensionError
 
@@ -188,7 +190,7 @@ def test_a_missing_extension_names_interpreter_and_remedy(monkeypatch: pytest.Mo
 def test_an_extension_of_other_sources_is_named_and_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = module.native()
     module.native.cache_clear()
-    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "include" / "taco").mkdir(parents=True)
     (tmp_path / "csrc" / "order.cpp").write_text("// newer\n")
     monkeypatch.setattr(module, "_SOURCES", tmp_path / "csrc")  # there need be none beside the extension
     try:
@@ -197,3 +199,14 @@ def test_an_extension_of_other_sources_is_named_and_not_called(tmp_path: Path, m
     finally:
         module.native.cache_clear()
     assert f"was built from other sources ({built.sources}) than those in {tmp_path / 'csrc'}" in str(error.value)
+
+
+def test_an_installed_extension_is_not_held_against_sources_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sources_digest(ROOT / "csrc") == module.native().sources
+    module.native.cache_clear()
+    (tmp_path / "csrc" / "include").mkdir(parents=True)
+    (tmp_path / "csrc" / "kernels.cpp").write_text("// of another package\n")
+    monkeypatch.setattr(module, "_SOURCES", tmp_path / "csrc")
+    assert module.native().sources == sources_digest(ROOT / "csrc")
