@@ -276,9 +276,18 @@ def _version(package: str) -> str | None:
 
 
 def _revision() -> str | None:
-    """The git revision of the code, marked when it was changed since; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    """The git revision of the code, marked when it was changed since; None where no repository tracks the code.
+
+    An installed package may lie inside a repository of somebody else's, as in a virtual environment there.
+    """
+    code = Path(__file__).resolve()
+    tracked = _ask_git(code.parent, "ls-files", "--", code.name)
+    return _ask_git(code.parent, "describe", "--always", "--dirty", "--abbrev=12") if tracked else None
+
+
+def _ask_git(folder: Path, *words: str) -> str | None:
+    """What git answers in `folder`; None if it answers nothing, fails, or is not there."""
+    command = ["git", "-C", str(folder), *words]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pretrain import run_folder
 from pretrain.config.sections import RunConfig
 from pretrain.errors import ConfigError, TacoError
 from pretrain.run_folder import RunFolder, describe_environment
@@ -118,3 +121,24 @@ def test_a_folder_that_a_job_script_has_begun_is_free(tmp_path: Path) -> None:
     run.claim()
     with pytest.raises(ConfigError, match="in use by host"):
         RunFolder(tmp_path / "run").check_free(config(tmp_path / "run"))
+
+
+def test_only_a_repository_that_tracks_the_code_tells_its_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A virtual environment inside somebody's project: its revision says nothing of the code."""
+    repository = tmp_path / "thesis"
+    installed = repository / ".venv" / "pretrain" / "run_folder.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("")
+    git = ["git", "-C", str(repository), "-c", "user.name=x", "-c", "user.email=x@y"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=begin"], check=True)
+    monkeypatch.setattr(run_folder, "__file__", str(installed))
+    assert describe_environment(1, "cpu")["revision"] is None
+    subprocess.run([*git, "add", "--force", ".venv"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message=vendor"], check=True)
+    revision = describe_environment(1, "cpu")["revision"]
+    assert re.fullmatch("[0-9a-f]{12}", revision)
+    installed.write_text("changed")
+    assert describe_environment(1, "cpu")["revision"] == f"{revision}-dirty"
