@@ -41,6 +41,7 @@ class Verb(NamedTuple):
 
 # Named, not imported: `pretrain` stays importable without data_tools, and a verb's imports are paid only when it runs.
 VERBS = {
+    "init": Verb("pretrain.init.__main__", "lay out a new project: configurations, job scripts, what to type next"),
     "data preprocess": Verb("data_tools.preprocess", "corpora to memory-mapped token datasets"),
     "data merge": Verb("data_tools.merge", "join the parts of a corpus, or several datasets"),
     "data train-tokenizer": Verb("data_tools.train_tokenizer", "a WordPiece, BPE or SentencePiece vocabulary"),

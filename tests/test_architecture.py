@@ -17,7 +17,7 @@ PRETRAIN = (
     "objectives", "data", "planner", "model", "optim",
     "metrics", "run_folder", "checkpoint", "resilience", "engine", "saving", "progress",
     "trainer", "build_run",
-    "train", "preflight", "export", "import_hf", "evaluate", "report", "bench",
+    "init", "train", "preflight", "export", "import_hf", "evaluate", "report", "bench",
 )  # fmt: skip
 DATA = ("native_build", "native", "sentences", "order", "masking", "tokenizer", "special_ids", "index_cache", "dataset")
 DATA_TOOLS = (
