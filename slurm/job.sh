@@ -33,7 +33,9 @@ trap 'forward TERM' TERM
 # sbatch runs a copy of the script, so its own folder says nothing.
 cd "$SLURM_SUBMIT_DIR"
 config=${TACO_CONFIG:-$config}
-python=${TACO_PYTHON:-.venv/bin/python}
+project_python=.venv/bin/python
+[ -x "$project_python" ] || project_python=python3 # of the environment that was active when the job was submitted
+python=${TACO_PYTHON:-$project_python}
 launcher=${TACO_LAUNCHER:-srun}
 max_restarts=${TACO_MAX_RESTARTS:-100}
 max_failures=${TACO_MAX_FAILURES:-3}

@@ -6,7 +6,7 @@
 # Arguments are those of `taco data preprocess`. Part I of N becomes data/train.part-I-of-N; each task prints the command
 # that merges all parts. A task that reaches its time limit keeps what is done (exit code 75) and requeues itself; parts
 # that are there already are left alone. Submitted from the project's root. Settings from the environment:
-#   TACO_PYTHON   Python of the environment with the package installed (.venv/bin/python)
+#   TACO_PYTHON   Python of the environment with the package installed (.venv/bin/python, or else python3)
 #   TACO_SHARDS   number of parts, where only some of them are submitted again: TACO_SHARDS=16 sbatch --array=3,7 ...
 #SBATCH --job-name=taco_preprocess
 #SBATCH --nodes=1
@@ -27,7 +27,9 @@ fail() {
 
 # sbatch runs a copy of this file, so its own folder says nothing.
 cd "$SLURM_SUBMIT_DIR"
-python=${TACO_PYTHON:-.venv/bin/python}
+project_python=.venv/bin/python
+[ -x "$project_python" ] || project_python=python3 # of the environment that was active when the job was submitted
+python=${TACO_PYTHON:-$project_python}
 
 [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || fail "not a job array; submit with sbatch --array=0-15 slurm/preprocess.sh ..."
 index=$SLURM_ARRAY_TASK_ID

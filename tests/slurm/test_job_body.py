@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from project import ROOT
 
+from pretrain.init.project import lay_out
+
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 TRAINING_SCRIPTS = [path for path in SCRIPTS if path.stem.startswith(("taco_", "mlm_"))]
 
@@ -48,10 +50,11 @@ DONE = 'echo \'{"step": 10, "time": "now"}\' >"$RUN/done.json"\n'
 
 @dataclass
 class FakeCluster:
-    """A folder of fake programs, and a run."""
+    """A folder of fake programs, and a run; jobs are submitted from `project`."""
 
     folder: Path
     run: Path
+    project: Path = ROOT
 
     def start(self, *arguments: str, script: str = "taco_large", **settings: str) -> subprocess.Popen[str]:
         """Begin a job of two nodes with two processes each."""
@@ -60,7 +63,7 @@ class FakeCluster:
             "FAKE": str(self.folder),
             "RUN": str(self.run),
             "TMPDIR": str(self.folder),
-            "SLURM_SUBMIT_DIR": str(ROOT),
+            "SLURM_SUBMIT_DIR": str(self.project),
             "SLURM_JOB_ID": "7",
             "SLURM_JOB_NODELIST": "n[1-2]",
             "SLURM_JOB_NUM_NODES": "2",
@@ -70,7 +73,7 @@ class FakeCluster:
             **settings,
         }
         return subprocess.Popen(
-            [ROOT / "slurm" / f"{script}.sh", *arguments],
+            [self.project / "slurm" / f"{script}.sh", *arguments],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,7 +100,7 @@ class FakeCluster:
 def cluster(tmp_path: Path) -> FakeCluster:
     folder = tmp_path / "fake"
     folder.mkdir()
-    for name, body in {**PROGRAMS, "python": PYTHON}.items():
+    for name, body in {**PROGRAMS, "python": PYTHON, "python3": PYTHON}.items():
         note = f'printf \'%s\\0\' "$@" "" >>"$FAKE/{name}.calls"; echo >>"$FAKE/{name}.calls"'
         (folder / name).write_text(f"#!{shutil.which('bash')}\n{note}\n{body}\n")
         (folder / name).chmod(0o755)
@@ -140,6 +143,53 @@ def test_a_finished_run_ends_the_job(cluster: FakeCluster) -> None:
         ["-m", "pretrain.train", "--config", "configs/taco_large.yaml", "optim.lr=1", "a b; $(touch canary)"]
     ]
     assert not list(ROOT.glob("canary")) + list(cluster.folder.parent.rglob("canary"))
+
+
+def test_a_job_of_a_laid_out_project_runs_there_with_the_python_that_is_active(
+    cluster: FakeCluster, tmp_path: Path
+) -> None:
+    cluster.project = tmp_path / "a thesis"
+    lay_out(cluster.project)
+    code, output = cluster.submit("optim.lr=1", TACO_PYTHON="")
+    assert code == 0, output
+    assert "done: 10 steps" in output
+    (train,) = [call for call in cluster.calls("python3") if "pretrain.train" in call]
+    assert train == ["-m", "pretrain.train", "--config", "configs/taco_large.yaml", "optim.lr=1"]
+    assert not cluster.calls("python")
+    step = [call for call in cluster.calls("srun") if "pretrain.train" in call][0]
+    assert "slurm/task.sh" in step
+    ended = subprocess.run(
+        ["slurm/task.sh", "pwd"],
+        cwd=cluster.project,
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), "TACO_LAUNCHER": "torchrun"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout == f"{cluster.project}\n"
+    assert (cluster.run / "slurm" / "7.0" / "job.sh").read_bytes() == (ROOT / "slurm" / "job.sh").read_bytes()
+
+
+def test_the_environment_in_the_project_comes_before_the_active_one(cluster: FakeCluster, tmp_path: Path) -> None:
+    cluster.project = tmp_path / "thesis"
+    lay_out(cluster.project)
+    (cluster.project / ".venv" / "bin").mkdir(parents=True)
+    (cluster.project / ".venv" / "bin" / "python").symlink_to(cluster.folder / "python")
+    code, output = cluster.submit(TACO_PYTHON="")
+    assert code == 0, output
+    assert [call for call in cluster.calls("python") if "pretrain.train" in call]
+    assert not cluster.calls("python3")
+
+
+def test_the_preprocessing_script_of_a_laid_out_project_runs_there(cluster: FakeCluster, tmp_path: Path) -> None:
+    cluster.project = tmp_path / "thesis"
+    lay_out(cluster.project)
+    array = dict.fromkeys(("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX"), "0")
+    words = ["--input", "x.jsonl", "--output-prefix", "data/train"]
+    cluster.submit(*words, script="preprocess", TACO_PYTHON="", SLURM_ARRAY_TASK_COUNT="1", **array)
+    (call,) = cluster.calls("python3")
+    assert call[:4] == ["-m", "pretrain.cli", "data", "preprocess"]
+    assert call[call.index("--output-prefix") + 1] == "data/train.part-00000-of-00001"
 
 
 def test_one_task_per_rank_with_its_share_of_the_cores(cluster: FakeCluster) -> None:
