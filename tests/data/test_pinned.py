@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from dataset_builders import write_lengths
 
 from pretrain.data.batches import BatchSource, RowSource, ordinary_memory
@@ -22,8 +21,10 @@ def test_batches_for_the_cpu_lie_in_ordinary_memory() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_for_a_gpu_are_page_locked_and_arrive_whole(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     write_lengths(tmp_path / "a", [4000])
     rows = RowSource([tmp_path / "a"], "stream", 64)
     options = {"micro_batch_size": 8, "seed": 1, "mask_rate": 0.15, "masking": "token", "mean_span_length": 3.0}

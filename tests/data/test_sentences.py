@@ -153,10 +153,11 @@ def test_only_text_is_taken():
 
 
 def test_a_sentence_begins_with_any_character_but_lower_case():
-    """All of Unicode: what the tables say is what Python's database says."""
+    """All of Unicode 14, that of Python 3.11: what the tables say is what Python's database says."""
     without_capitals = "GEORGIAN", "CHEROKEE", "MATHEMATICAL"
+    later = range(0x1DF25, 0x1DF2B)  # letters that came with Unicode 15, which Python 3.12 follows
     wrong = []
-    for code in range(0x21, sys.maxunicode + 1):
+    for code in sorted({*range(0x21, sys.maxunicode + 1)} - {*later}):
         character = chr(code)
         category = unicodedata.category(character)
         if (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from corpora import TEXTS, run_program, write_jsonl, write_vocab
 from rich.console import Console
 
@@ -23,7 +23,8 @@ from pretrain.config.sections import RunConfig
 from pretrain.data.batches import RowSource, open_batches
 from pretrain.data.tokenizer.load import load_tokenizer
 from pretrain.errors import ConfigError
-from pretrain.objectives.taco import sample_pairs
+
+needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="pairs are drawn by torch, which is not installed")
 
 
 @pytest.fixture
@@ -86,7 +87,12 @@ def test_kinds_are_those_of_the_tokens(prefix: str) -> None:
     assert seen == {"masked", "random", "kept", "padding", "special", "text"}
 
 
+@needs_torch
 def test_pairs_are_those_of_training(prefix: str) -> None:
+    import torch
+
+    from pretrain.objectives.taco import sample_pairs
+
     config = settings(prefix, "objective.num_negatives=7", "objective.anchors=masked", "run.seed=99")
     rows = RowSource([prefix], "stream", 32)
     view = look(config, 3, anchors=list(range(32)))
@@ -161,6 +167,7 @@ def test_documents_and_manifest_are_shown_in_words(prefix: str, monkeypatch: pyt
     assert "\x1b[" in run_program("peek", prefix, "--row", "1", "--seq-length", "32").stdout
 
 
+@needs_torch
 def test_a_row_is_shown_without_colour_where_there_is_no_terminal(prefix: str) -> None:
     done = run_program(
         "peek", prefix, "--row", "1", "--row-mode", "document", "--seq-length", "32", "--seed", "5", "--anchor", "1"

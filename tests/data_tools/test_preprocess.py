@@ -336,10 +336,9 @@ def test_preprocessing_imports_no_torch(tmp_path: Path):
 
 
 def test_saved_tokenizer_loads_in_transformers_and_agrees(tmp_path: Path):
-    from transformers import AutoTokenizer
-
+    transformers = pytest.importorskip("transformers")
     _, dataset = run(tmp_path, write_jsonl(tmp_path / "x.jsonl", TEXTS))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out.tokenizer")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out.tokenizer")
     for number, text in enumerate(TEXTS):
         assert tokenizer.encode(text, add_special_tokens=False) == dataset.document(number).tolist()
 

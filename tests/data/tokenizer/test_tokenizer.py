@@ -96,11 +96,10 @@ _CACHE: dict[Path, tuple] = {}
 
 
 def published(path: Path) -> tuple:
-    from transformers import BertTokenizerFast
-
+    transformers = pytest.importorskip("transformers")
     if path not in _CACHE:
         vocab = {line: index for index, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"))}
-        _CACHE[path] = load_tokenizer(path), BertTokenizerFast(vocab=vocab, do_lower_case=True)
+        _CACHE[path] = load_tokenizer(path), transformers.BertTokenizerFast(vocab=vocab, do_lower_case=True)
     return _CACHE[path]
 
 
@@ -227,10 +226,9 @@ def test_saved_wordpiece_agrees_in_transformers(tmp_path: Path, cased: bool):
 
 
 def assert_saved_agrees(tokenizer: Tokenizer, folder: Path, *more_lines: str) -> None:
-    from transformers import AutoTokenizer
-
+    transformers = pytest.importorskip("transformers")
     tokenizer.save_pretrained(folder, max_length=77)
-    theirs, special = AutoTokenizer.from_pretrained(folder), tokenizer.special
+    theirs, special = transformers.AutoTokenizer.from_pretrained(folder), tokenizer.special
     for line in (*SAMPLE_LINES, "the cat sat @ the mat", "ｶﾞ か\u3099 ４\u0326 Ａ\u0301 ～", *more_lines):
         assert theirs.encode(line, add_special_tokens=False) == tokenizer.encode_batch([line])[0], line
     a, b = tokenizer.encode_batch(["the cat", "sat"])
