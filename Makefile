@@ -3,6 +3,7 @@
 #   make quickstart   train a small TACO BERT on real English, export it, load it with Hugging Face  (10 minutes, CPU)
 #   make test         everything that continuous integration runs
 #   make check        lint, types and fast tests, before each commit
+#   make check-other  fast tests of data work with Python 3.12 or 3.13 (OTHER_PYTHON), if it is here: without torch
 #   make moves        continue a run of each layout in every other, and write the table of docs/parallelism.md
 #   make sanitize     the C++ code and the tests of its extension under address, undefined-behaviour and thread sanitizers
 #   make reliability  inject every fault that the tests know, and write the table of docs/reliability.md
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 WORKERS := -n 2 --dist worksteal
 CORPUS := data_tools/sample_corpus/public_domain_en.jsonl.zst
 
-.PHONY: install quickstart test check lint moves parity reliability sanitize soak gpu clean help
+.PHONY: install quickstart test check check-other lint moves parity reliability sanitize soak gpu clean help
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -78,6 +79,9 @@ check: lint
 
 test: lint
 	$(BIN)/python -m pytest -q $(WORKERS) -m "not soak" --durations=40
+
+check-other:
+	@PYTEST_OPTIONS="$(WORKERS)" tests/other_python.sh $(OTHER_PYTHON)
 
 parity: install
 	$(BIN)/python tests/distributed/parity_table.py
