@@ -67,6 +67,8 @@ VERBS = {
 # Packages of others by the module that is imported: what pip calls them. Where some are not installed, as on a machine
 # that only makes datasets, the verbs that do without them still run.
 PACKAGES = {
+    "backports": "backports.zstd",
+    "backports.zstd": "backports.zstd",
     "datasets": "datasets",
     "deepspeed": "deepspeed",
     "google": "protobuf",
@@ -88,7 +90,6 @@ PACKAGES = {
     "typer": "typer",
     "xxhash": "xxhash",
     "yaml": "PyYAML",
-    "zstandard": "zstandard",
 }
 
 

@@ -20,7 +20,7 @@ from pretrain.errors import DataError
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
-    from backports import zstd
+    import backports.zstd as zstd  # ModuleNotFoundError names it where it is absent
 
 SUFFIXES: dict[str, Compression] = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 _READ_BYTES = 1 << 18
