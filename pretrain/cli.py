@@ -151,7 +151,8 @@ def _requirement(package: str) -> str:
         requirements = metadata.requires("taco-pretrain") or []
     except metadata.PackageNotFoundError:
         return package
-    return next((text for text in requirements if re.split(r"[^\w.-]", text, maxsplit=1)[0] == package), package)
+    ranges = (text.partition(";")[0].strip() for text in requirements)
+    return next((text for text in ranges if re.split(r"[^\w.-]", text, maxsplit=1)[0] == package), package)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -34,7 +34,7 @@ if [ -z "$(find "$environment/.installed" -newer constraints.txt -newer requirem
     "$python" -m venv --clear "$environment"
     pip=("$environment/bin/python" -m pip install --quiet -c constraints.txt)
     "${pip[@]}" --upgrade pip setuptools wheel pybind11
-    "${pip[@]}" -r requirements-data.txt pytest pytest-timeout pytest-xdist hypothesis psutil
+    "${pip[@]}" -r requirements-data.txt pytest pytest-timeout pytest-xdist hypothesis psutil sentencex zstandard
     touch "$environment/.installed"
 fi
 "$environment/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e .

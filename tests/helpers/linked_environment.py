@@ -86,7 +86,7 @@ def make_environment(folder: Path, wheel: Path, requirements: Iterable[str]) -> 
 
 def _with_dependencies(requirements: Iterable[str]) -> list[metadata.Distribution]:
     """The installed distributions that meet the requirements, and those that these need in turn."""
-    todo = [Requirement(text) for text in requirements]
+    todo = _needed_here(requirements, extras=())
     distributions: dict[str, metadata.Distribution] = {}
     done = set()
     while todo:
@@ -98,13 +98,15 @@ def _with_dependencies(requirements: Iterable[str]) -> list[metadata.Distributio
         distribution = metadata.distribution(name)
         assert distribution.version in requirement.specifier, f"{requirement}: {distribution.version} is installed"
         distributions[name] = distribution
-        needed = [Requirement(text) for text in distribution.requires or []]
-        todo += [
-            entry
-            for entry in needed
-            if entry.marker is None or any(entry.marker.evaluate({"extra": extra}) for extra in ("", *extras))
-        ]
+        todo += _needed_here(distribution.requires or (), extras)
     return list(distributions.values())
+
+
+def _needed_here(requirements: Iterable[str], extras: Iterable[str]) -> list[Requirement]:
+    """The requirements whose conditions this interpreter, or one of the extras, meets."""
+    entries = [Requirement(text) for text in requirements]
+    settings = [{"extra": extra} for extra in ("", *extras)]
+    return [entry for entry in entries if entry.marker is None or any(map(entry.marker.evaluate, settings))]
 
 
 def _link(distribution: metadata.Distribution, site_packages: Path) -> None:
