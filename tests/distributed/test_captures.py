@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from forked import run_ranks
-from moves import start_engine, train
-from parity import load
+from moves import start_engine
+from parity import load, take_steps
 
 from pretrain.checkpoint.state_files import MOMENTS, WEIGHT
 from pretrain.config.sections import RunConfig
@@ -49,10 +49,10 @@ def capture_and_train_on(config: RunConfig, folder: Path) -> list[str | None]:
     engine.reserve_copies()
     assert engine.capture_state(copies=True).problem is None  # before the first step
     for first in (0, 4):
-        train(engine, source, first, first + 2)
+        take_steps(engine, source, first, first + 2)
         engine.save_state(folder / f"at once {first}")
         captured = engine.capture_state(copies=True)
-        train(engine, source, first + 2, first + 4)
+        take_steps(engine, source, first + 2, first + 4)
         captured.write(folder / f"later {first}")
     return poison_each_kind(engine)
 

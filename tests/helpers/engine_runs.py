@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from parity import STEPS, Figures, build, evaluate
+from parity import STEPS, Figures, build, evaluate, take_steps
 
 from pretrain.checkpoint.state_files import StateReader
 from pretrain.config.sections import RunConfig
 from pretrain.engine.plain import PlainEngine
-from pretrain.optim import learning_rate
 from pretrain.parallel import collectives
 from pretrain.parallel.launch import read_launch, start_process_group
 from pretrain.parallel.mesh import start_mesh
@@ -34,15 +33,7 @@ def _train(config: RunConfig, folder: Path) -> Run:
     launch = read_launch()
     model, source = build(config)
     engine = PlainEngine(config, model, torch.device("cpu"), start_mesh(config.parallel, torch.device("cpu")))
-    per_step = config.train.global_batch_size // config.train.micro_batch_size
-    figures: Figures = []
-    for step in range(STEPS):
-        share = range(step * per_step + launch.rank, (step + 1) * per_step, launch.world_size)
-        result = engine.train_step(
-            [source.micro_batch(index) for index in share],
-            learning_rate=learning_rate(step, config.optim, config.train.steps),
-        )
-        figures.append((result.loss, result.mlm_loss, result.contrastive_loss, result.grad_norm))
+    figures = take_steps(engine, source, 0, STEPS)
     figures.append(evaluate(engine, source))
     folder.mkdir(exist_ok=True)
     engine.save_state(folder)

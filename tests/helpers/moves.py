@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parity import STEPS, Figures, build
+from parity import STEPS, Figures, build, take_steps
 
 from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, StateReader
 from pretrain.config.sections import RunConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.pipelined import PipelinedEngine
 from pretrain.engine.plain import PlainEngine
-from pretrain.optim import learning_rate
 from pretrain.parallel.launch import read_launch, start_process_group
 from pretrain.parallel.mesh import start_mesh
 
@@ -51,24 +50,10 @@ def start_engine(config: RunConfig) -> tuple[Engine, Any]:
     return (PlainEngine if mesh.pp_size == 1 else PipelinedEngine)(config, model, device, mesh), source
 
 
-def train(engine: Engine, source: Any, first: int, last: int) -> Figures:
-    config, mesh = engine.config, engine.mesh
-    per_step = config.train.global_batch_size // config.train.micro_batch_size
-    figures: Figures = []
-    for step in range(first, last):
-        share = range(step * per_step + mesh.dp_rank, (step + 1) * per_step, mesh.dp_size)
-        result = engine.train_step(
-            [source.micro_batch(index) for index in share],
-            learning_rate=learning_rate(step, config.optim, config.train.steps),
-        )
-        figures.append((result.loss, result.mlm_loss, result.contrastive_loss, result.grad_norm))
-    return figures
-
-
 def begin(config: RunConfig, target: Path) -> Figures:
     """One rank: train the first steps and save."""
     engine, source = start_engine(config)
-    figures = train(engine, source, 0, SAVED_AT)
+    figures = take_steps(engine, source, 0, SAVED_AT)
     engine.save_state(target)
     return figures
 
@@ -78,7 +63,7 @@ def go_on(config: RunConfig, origin: Path, again: Path) -> Figures:
     engine, source = start_engine(config)
     engine.load_state(origin)
     engine.save_state(again)
-    return train(engine, source, SAVED_AT, STEPS)
+    return take_steps(engine, source, SAVED_AT, STEPS)
 
 
 def read_all(checkpoint: Path) -> dict[tuple[str, str], torch.Tensor]:

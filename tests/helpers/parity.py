@@ -223,17 +223,24 @@ def train_on(mesh: Mesh, config: RunConfig) -> tuple[Figures, Weights]:
     """One rank of the real engine: figures of the steps and of an evaluation, and whole final weights of its stage."""
     model, source = build(config, mesh)
     engine = (PlainEngine if mesh.pp_size == 1 else PipelinedEngine)(config, model, device_of(config), mesh)
+    figures = take_steps(engine, source, 0, STEPS)
+    figures.append(evaluate(engine, source))
+    return figures, whole_weights(engine, mesh)
+
+
+def take_steps(engine: Engine, source: BatchSource, first: int, last: int) -> Figures:
+    """Figures of the optimizer steps from `first` to the one before `last` (0-based), on this rank's micro-batches."""
+    config, mesh = engine.config, engine.mesh
     per_step = config.train.global_batch_size // config.train.micro_batch_size
     figures: Figures = []
-    for step in range(STEPS):
+    for step in range(first, last):
         share = range(step * per_step + mesh.dp_rank, (step + 1) * per_step, mesh.dp_size)
         result = engine.train_step(
             [source.micro_batch(index) for index in share],
             learning_rate=learning_rate(step, config.optim, config.train.steps),
         )
         figures.append((result.loss, result.mlm_loss, result.contrastive_loss, result.grad_norm))
-    figures.append(evaluate(engine, source))
-    return figures, whole_weights(engine, mesh)
+    return figures
 
 
 def evaluate(engine: Engine, source: BatchSource) -> tuple[float, float, float, float]:
