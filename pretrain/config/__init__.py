@@ -1,1 +1,1 @@
-"""What a run is: its typed sections, their reading, and what must hold between them."""
+"""The configuration of a run: its typed sections, how they are read, and the checks between them."""

@@ -1,7 +1,7 @@
-"""What cannot go together in a run: every contradiction, each with its arithmetic and the nearest value that works.
+"""Checks of a configuration: every contradiction, with its arithmetic and the nearest value that works.
 
-`check_config` knows the configuration alone, `check_world_size` also how many processes were started. Both are free of
-torch, so that a mistake is told in the first second and before any process waits for another.
+`check_config` needs only the configuration, `check_world_size` also the number of started processes. Neither imports
+torch, so a mistake is reported within the first second, before any process waits for another.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pretrain.config.zero_checks import check_hierarchy_size, check_zero
 
 
 def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
-    """Every contradiction of a run; with `world_size`, also those with the number of started processes."""
+    """Every contradiction in a configuration; with `world_size`, also those with the number of started processes."""
     model, train, data, optim = config.model, config.train, config.data, config.optim
     problems = []
     if model.hidden_size % model.num_attention_heads:
@@ -60,10 +60,10 @@ def check_world_size(config: RunConfig, world_size: int) -> list[str]:
     problems = []
     dp_size = parallel.data or max(1, world_size // model_parallel)
     if parallel.data is not None and parallel.data * model_parallel != world_size:
-        wanted = parallel.data * model_parallel
+        num_processes = parallel.data * model_parallel
         problems.append(
-            f"{grid} x parallel.data ({parallel.data}) = {wanted} processes, but {world_size} "
-            f"{'was' if world_size == 1 else 'were'} started; start `torchrun --nproc-per-node {wanted} "
+            f"{grid} x parallel.data ({parallel.data}) = {num_processes} processes, but {world_size} "
+            f"{'was' if world_size == 1 else 'were'} started; start `torchrun --nproc-per-node {num_processes} "
             f"-m pretrain.train ...` or set parallel.data={max(1, world_size // model_parallel)}"
         )
     elif world_size % model_parallel:
@@ -74,20 +74,22 @@ def check_world_size(config: RunConfig, world_size: int) -> list[str]:
 
 
 def legal_layouts(config: RunConfig, world_size: int) -> list[tuple[int, int, int]]:
-    """Every (tensor, pipeline, data) that `world_size` processes can form with the rest of `config` as it is.
+    """Every (tensor, pipeline, data) layout of `world_size` processes that works with the rest of `config`.
 
-    Those nearest to the configured sizes come first.
+    The layouts nearest to the configured sizes come first.
     """
-    wanted = config.parallel
-    found = []
+    configured = config.parallel
+    layouts = []
     for tensor in _divisors(world_size):
         for pipeline in _divisors(world_size // tensor):
             data = world_size // tensor // pipeline
             sizes = {"tensor": tensor, "pipeline": pipeline, "data": data}
-            changed = config.model_copy(update={"parallel": wanted.model_copy(update=sizes)})
-            if not _check_grid(changed) + check_world_size(changed, world_size):
-                found.append((tensor, pipeline, data))
-    return sorted(found, key=lambda sizes: (abs(sizes[0] - wanted.tensor) + abs(sizes[1] - wanted.pipeline), sizes))
+            candidate = config.model_copy(update={"parallel": configured.model_copy(update=sizes)})
+            if not _check_grid(candidate) + check_world_size(candidate, world_size):
+                layouts.append((tensor, pipeline, data))
+    return sorted(
+        layouts, key=lambda sizes: (abs(sizes[0] - configured.tensor) + abs(sizes[1] - configured.pipeline), sizes)
+    )
 
 
 def _check_layout(config: RunConfig, world_size: int | None) -> list[str]:
@@ -96,7 +98,7 @@ def _check_layout(config: RunConfig, world_size: int | None) -> list[str]:
         return problems
     problems += check_world_size(config, world_size)
     if problems:
-        problems[-1] += f"; {_what_fits(config, world_size)}"
+        problems[-1] += f"; {_describe_layouts(config, world_size)}"
     return problems
 
 
@@ -104,8 +106,8 @@ def _check_grid(config: RunConfig) -> list[str]:
     return _check_tensor_parallel(config) + _check_pipeline(config)
 
 
-def _what_fits(config: RunConfig, world_size: int) -> str:
-    """Layouts to choose from, or the nearest number of processes for which there is one."""
+def _describe_layouts(config: RunConfig, world_size: int) -> str:
+    """The layouts to choose from, or else the nearest number of processes that has one."""
     started = f"{world_size} process{'es' if world_size > 1 else ''}"
     layouts = legal_layouts(config, world_size)
     if layouts:
@@ -131,7 +133,7 @@ def check_splits(splits: SplitsSection) -> list[str]:
 
 
 def _check_data(data: DataSection) -> list[str]:
-    """Weights and splits that do not say what to do."""
+    """Weights and splits that contradict the datasets or each other."""
     problems = []
     if data.weights is not None and len(data.weights) != len(data.train):
         problems.append(
@@ -141,13 +143,13 @@ def _check_data(data: DataSection) -> list[str]:
     for weight in weights:
         if weight <= 0 or weight / sum(weights) < smallest:
             problems.append(
-                f"data.weights: {weight} must be positive and at least 2^-20 of their sum; leave out what is not wanted"
+                f"data.weights: {weight} must be positive and at least 2^-20 of their sum; leave out unwanted datasets"
             )
     if data.splits is not None:
         problems += check_splits(data.splits)
         if data.validation:
             problems.append(
-                "data.splits makes the validation rows out of data.train, so data.validation must be empty; set "
+                "data.splits takes the validation rows from data.train, so data.validation must be empty; set "
                 "data.validation=[] or leave data.splits out"
             )
     return problems
@@ -159,24 +161,24 @@ def _check_spike(config: RunConfig) -> list[str]:
     if config.spike.policy != "rollback" or any(way is not None for way in ways_to_save):
         return []
     return [
-        "spike.policy=rollback returns to the last checkpoint, and none is saved before the end; set "
+        "spike.policy=rollback returns to the last checkpoint, but none is saved before the end; set "
         "checkpoint.every_steps, or spike.policy=warn"
     ]
 
 
 def _check_watchdog(watchdog: WatchdogSection) -> list[str]:
-    """Time-outs that the process group's own would come before."""
+    """Time-outs that are not below that of the process group."""
     names = ("start_seconds", "step_seconds", "evaluation_seconds", "checkpoint_seconds")
     return [
         f"watchdog.{name} ({seconds:g}) must be below watchdog.collective_seconds ({watchdog.collective_seconds:g}), "
-        f"which would end the run first and say less; raise the latter to {2 * seconds:g}"
+        f"which would end the run first and explain less; raise the latter to {2 * seconds:g}"
         for name in names
         if watchdog.enabled and (seconds := getattr(watchdog, name)) and seconds >= watchdog.collective_seconds
     ]
 
 
 def _check_tensor_parallel(config: RunConfig) -> list[str]:
-    """What cannot be split over the tensor-parallel ranks, each with the nearest size that can."""
+    """Sizes that the tensor-parallel ranks cannot split, each with the nearest size that they can."""
     tensor, model = config.parallel.tensor, config.model
     parts = {"model.num_attention_heads": model.num_attention_heads, "model.ffn_hidden_size": model.ffn_hidden_size}
     if config.parallel.sequence:
@@ -189,14 +191,14 @@ def _check_tensor_parallel(config: RunConfig) -> list[str]:
     ]
     if config.parallel.sequence and tensor == 1:
         problems.append(
-            "parallel.sequence splits the tokens over the tensor-parallel ranks, and parallel.tensor is 1; "
+            "parallel.sequence splits the tokens over the tensor-parallel ranks, but parallel.tensor is 1; "
             "set parallel.tensor=2 or more, or parallel.sequence=false"
         )
     return problems
 
 
 def _check_pipeline(config: RunConfig) -> list[str]:
-    """What a pipeline cannot be, with the nearest one that can."""
+    """Pipeline settings that cannot work, each with the nearest one that can."""
     pipeline, stage_layers, num_layers = (
         config.parallel.pipeline,
         config.parallel.stage_layers,
@@ -210,8 +212,8 @@ def _check_pipeline(config: RunConfig) -> list[str]:
         )
     if pipeline > 1 and config.zero.stage > 1:
         problems.append(
-            f"zero.stage ({config.zero.stage}) with parallel.pipeline ({pipeline}): DeepSpeed's pipelines go with "
-            "ZeRO-1 at most, since later stages would reduce gradients at every micro-batch; use zero.stage=1, or "
+            f"zero.stage ({config.zero.stage}) with parallel.pipeline ({pipeline}): DeepSpeed's pipelines support "
+            "ZeRO-1 at most, since higher stages would reduce gradients at every micro-batch; use zero.stage=1, or "
             "parallel.pipeline=1 with parallel.tensor"
         )
     if stage_layers is not None and (
@@ -219,7 +221,7 @@ def _check_pipeline(config: RunConfig) -> list[str]:
     ):
         problems.append(
             f"parallel.stage_layers ({list(stage_layers)}) must be {pipeline} numbers (parallel.pipeline) of at least "
-            f"1 with the sum {num_layers} (model.num_layers); leave it empty to have them dealt out by cost"
+            f"1 with the sum {num_layers} (model.num_layers); leave it empty to distribute the layers by cost"
         )
     return problems
 
@@ -233,8 +235,8 @@ def _batch_arithmetic(train: TrainSection, dp_size: int) -> str:
     )
 
 
-def _nearest_divisor(number: int, wanted: int) -> int:
-    return min(_divisors(number), key=lambda d: (abs(d - wanted), d))
+def _nearest_divisor(number: int, target: int) -> int:
+    return min(_divisors(number), key=lambda d: (abs(d - target), d))
 
 
 def _divisors(number: int) -> list[int]:

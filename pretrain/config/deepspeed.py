@@ -1,6 +1,6 @@
-"""What DeepSpeed is told: its configuration dictionary, made from the typed one.
+"""DeepSpeed's configuration dictionary, built from the typed configuration.
 
-Free of torch and of DeepSpeed, so that `--dry-run` and a wrong configuration need neither.
+Imports neither torch nor DeepSpeed, so `--dry-run` and configuration errors need neither.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 from pretrain.config.sections import RunConfig
 from pretrain.errors import ConfigError
 
-# Set from the typed configuration; the same key in the `deepspeed:` table would be a second, contradicting source.
+# Set from the typed configuration; the same key in the `deepspeed:` table would be a second, conflicting source.
 OWNED_DEEPSPEED_KEYS = {
     "train_batch_size": "train.global_batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",
@@ -35,7 +35,7 @@ OWNED_DEEPSPEED_KEYS = {
 }
 
 
-# Which ZeRO stages read a key of `zero`; in all others DeepSpeed ignores it.
+# The ZeRO stages that read each key of `zero`; DeepSpeed ignores the key in all others.
 STAGES_OF_ZERO_KEYS = {
     "reduce_bucket_size": (1, 2, 3),
     "allgather_bucket_size": (1, 2),
@@ -57,8 +57,8 @@ STAGES_OF_ZERO_KEYS = {
 def zero_stage(config: RunConfig) -> int:
     """The ZeRO stage that will run.
 
-    16-bit training needs stage 1 for its fp32 master weights to be handled well, and a pipeline needs it because
-    DeepSpeed clips by a wrong norm there without ZeRO.
+    16-bit training needs at least stage 1 so that its fp32 master weights are handled well. A pipeline needs it because
+    without ZeRO DeepSpeed clips by a wrong norm there.
     """
     if config.zero.stage == 0 and (config.precision != "fp32" or config.parallel.pipeline > 1):
         return 1
@@ -66,10 +66,10 @@ def zero_stage(config: RunConfig) -> int:
 
 
 def check_passed_through(config: RunConfig) -> list[str]:
-    """Keys of the `deepspeed:` table that the typed configuration owns, each with its home."""
+    """Keys of the `deepspeed:` table that the typed configuration owns, each with the key that sets it."""
     return [
-        f"deepspeed.{key} is set by {home}; remove it from the deepspeed: table"
-        for key, home in OWNED_DEEPSPEED_KEYS.items()
+        f"deepspeed.{key} is set by {typed_key}; remove it from the deepspeed: table"
+        for key, typed_key in OWNED_DEEPSPEED_KEYS.items()
         if key in config.deepspeed
     ]
 
@@ -78,11 +78,11 @@ def build_ds_config(config: RunConfig, dp_size: int) -> dict[str, Any]:
     """The DeepSpeed configuration of a run on `dp_size` data-parallel ranks.
 
     Raises:
-        ConfigError: the `deepspeed:` table holds a key that the typed configuration owns (a loaded one holds none).
+        ConfigError: the `deepspeed:` table holds a key that the typed configuration owns (`load_config` refuses those).
     """
-    owned = check_passed_through(config)
-    if owned:
-        raise ConfigError("; ".join(owned))
+    problems = check_passed_through(config)
+    if problems:
+        raise ConfigError("; ".join(problems))
     stage = zero_stage(config)
     return {
         "train_batch_size": config.train.global_batch_size,
@@ -94,33 +94,33 @@ def build_ds_config(config: RunConfig, dp_size: int) -> dict[str, Any]:
         "zero_optimization": {"stage": stage, **(_zero_options(config, stage) if stage else {})},
         "communication_data_type": reduce_dtype(config),
         "data_types": {"grad_accum_dtype": grad_accum_dtype(config)},
-        "zero_allow_untested_optimizer": True,  # LAMB is ours and knows about slices
-        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW updates offloaded state too, without a build
+        "zero_allow_untested_optimizer": True,  # our LAMB handles ZeRO's slices
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW also updates offloaded state, and needs no build
         "steps_per_print": 10**9,  # the trainer reports
-        # Halves of tensors would be sent between stages, and only tuples with one tensor can be cut that way.
+        # DeepSpeed would send parts of tensors between stages, and it can cut only tuples of one tensor that way.
         "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
         **config.deepspeed,
     }
 
 
 def grad_accum_dtype(config: RunConfig) -> str:
-    """What gradients of micro-batches are summed in."""
-    wanted = config.zero.grad_accum_dtype
-    return config.precision if wanted == "auto" else wanted
+    """The dtype in which gradients are summed over micro-batches."""
+    dtype = config.zero.grad_accum_dtype
+    return config.precision if dtype == "auto" else dtype
 
 
 def reduce_dtype(config: RunConfig) -> str:
-    """What gradients are summed over data-parallel ranks in."""
-    wanted = config.zero.reduce_dtype
-    return grad_accum_dtype(config) if wanted == "auto" else wanted
+    """The dtype in which gradients are summed over data-parallel ranks."""
+    dtype = config.zero.reduce_dtype
+    return grad_accum_dtype(config) if dtype == "auto" else dtype
 
 
 def _zero_options(config: RunConfig, stage: int) -> dict[str, Any]:
-    """The keys that DeepSpeed reads in `stage`; an offload that is off stays out."""
-    given = config.zero.model_dump(mode="json", exclude_none=True)
+    """The keys that DeepSpeed reads in `stage`, without an offload that is off."""
+    options = config.zero.model_dump(mode="json", exclude_none=True)
     # A pipeline reduces after its last micro-batch.
-    given.setdefault("overlap_comm", config.parallel.pipeline == 1)
+    options.setdefault("overlap_comm", config.parallel.pipeline == 1)
     for name in ("offload_optimizer", "offload_param"):
-        if given[name]["device"] == "none":
-            del given[name]
-    return {key: value for key, value in given.items() if stage in STAGES_OF_ZERO_KEYS.get(key, ())}
+        if options[name]["device"] == "none":
+            del options[name]
+    return {key: value for key, value in options.items() if stage in STAGES_OF_ZERO_KEYS.get(key, ())}

@@ -1,6 +1,6 @@
-"""What a run is, read from one YAML file with `section.key=value` overrides; every mistake is told at once.
+"""Reads the configuration of a run from a YAML file and `section.key=value` overrides; reports all mistakes at once.
 
-Torch-free, as the tree itself (`sections.py`).
+Imports no torch, like the tree itself (`sections.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pretrain.errors import ConfigError
 
 
 def load_config(path: Path, overrides: Sequence[str] = (), *, world_size: int | None = None) -> RunConfig:
-    """The configuration of `path` with `section.key=value` overrides applied, fit for `world_size` processes if given.
+    """The configuration in `path` with `section.key=value` overrides applied, checked for `world_size` if given.
 
     A top-level key `extends: other.yaml` (relative to the file) names a file whose values this one changes; a list
-    names several, of which the later ones win.
+    names several, and later files win.
 
     Raises:
-        ConfigError: file, key, value and remedy of every problem found, together.
+        ConfigError: with file, key, value and remedy of every problem.
     """
     return resolve_config(path, _read_tree(path, seen=()), overrides, world_size=world_size)
 
@@ -33,7 +33,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, world_size: int | 
 def resolve_config(
     path: Path, tree: dict[str, Any], overrides: Sequence[str] = (), *, world_size: int | None = None
 ) -> RunConfig:
-    """The configuration that a nested dictionary means, as `load_config`; `path` is what errors call it."""
+    """The configuration in a nested dictionary, as in `load_config`; errors call the dictionary `path`."""
     for override in overrides:
         _apply_override(tree, override)
     try:
@@ -47,13 +47,13 @@ def resolve_config(
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved tree as YAML; `load_config` of it gives the same tree."""
+    """The resolved tree as YAML; `load_config` reads the same tree from it."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
-        raise ConfigError(f"{path}: `extends` goes round in a circle: {' -> '.join(str(p) for p in seen)}")
+        raise ConfigError(f"{path}: `extends` forms a circle: {' -> '.join(str(p) for p in seen)}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -113,22 +113,24 @@ def _join(path: Path, problems: Sequence[str]) -> str:
 
 
 def _explain(path: Path, error: ValidationError) -> str:
-    return _join(path, [_explain_one(item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()])
+    return _join(
+        path, [_explain_one(detail["loc"], detail["type"], detail["msg"], detail["input"]) for detail in error.errors()]
+    )
 
 
-def _explain_one(loc: tuple[int | str, ...], kind: str, message: str, value: object) -> str:
+def _explain_one(loc: tuple[int | str, ...], error_type: str, message: str, value: object) -> str:
     key = ".".join(str(part) for part in loc)
-    if kind == "extra_forbidden":
+    if error_type == "extra_forbidden":
         return f"{key}: unknown key{_did_you_mean(loc)}"
-    if kind == "missing":
+    if error_type == "missing":
         return f"{key}: is required; set it in the file or as {key}=VALUE"
-    if kind == "tuple_type":
+    if error_type == "tuple_type":
         return f"{key}: expected a list, found {value!r}; write {key}=[{value}]"
     return f"{key}: {message[0].lower() + message[1:]}, found {value!r}"
 
 
 def _did_you_mean(loc: tuple[int | str, ...]) -> str:
-    """A hint for an unknown key: a near name in its section, or the section that has it."""
+    """A hint for an unknown key: a similar name in its section, or the section that has it."""
     section: type[BaseModel] = RunConfig
     for part in loc[:-1]:
         section = _section_type(section, str(part))
@@ -136,15 +138,15 @@ def _did_you_mean(loc: tuple[int | str, ...]) -> str:
     near = difflib.get_close_matches(name, section.model_fields, n=1)
     if near:
         return f"; did you mean {'.'.join([*map(str, loc[:-1]), near[0]])}?"
-    everywhere = {
-        f"{outer}.{inner}": inner
-        for outer in RunConfig.model_fields
-        if (kind := _section_type(RunConfig, outer)) is not RunConfig
-        for inner in kind.model_fields
+    name_by_path = {
+        f"{section_name}.{key}": key
+        for section_name in RunConfig.model_fields
+        if (section_type := _section_type(RunConfig, section_name)) is not RunConfig
+        for key in section_type.model_fields
     }
-    homes = [full for full, inner in everywhere.items() if inner == name]
-    if homes:
-        return f"; did you mean {homes[0]}?"
+    paths = [path for path, key in name_by_path.items() if key == name]
+    if paths:
+        return f"; did you mean {paths[0]}?"
     return f"; known keys here: {', '.join(section.model_fields)}"
 
 

@@ -1,7 +1,7 @@
 """The typed tree that says what a run is.
 
-Torch-free, so that `--help`, `--dry-run` and a configuration error answer at once. What can be computed is a property
-here, never a second field.
+Imports no torch, so `--help`, `--dry-run` and configuration errors answer at once. A value that can be computed is a
+property here, never a second field.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ class _Section(BaseModel):
 
 
 class RunSection(_Section):
-    """Where the run lives and what makes it repeatable."""
+    """The folder of the run, and what makes it repeatable."""
 
     output_dir: Path = Field(description="folder of this run: configuration, metrics, logs, checkpoints")
     seed: int = Field(1234, ge=0, lt=2**63, description="data order, masks, TACO pairs, dropout and initial weights")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one, else CPU")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a GPU, else CPU")
     tensorboard: bool = Field(True, description="also write TensorBoard events beside metrics.jsonl")
     init_from: Path | None = Field(None, description="start from the weights of this checkpoint (taco import-hf)")
 
 
 class SplitsSection(_Section):
-    """Shares of the documents of data.train, told apart by a hash of their tokens; together 1."""
+    """Shares of the documents of data.train, assigned by a hash of their tokens; they add up to 1."""
 
     train: float = Field(gt=0.0, le=1.0)
     validation: float = Field(0.0, ge=0.0, lt=1.0)
@@ -42,11 +42,11 @@ class DataSection(_Section):
     train: tuple[str, ...] = Field(min_length=1, description="dataset prefixes (PREFIX.bin/.idx/.json)")
     validation: tuple[str, ...] = Field((), description="dataset prefixes of the validation split")
     weights: tuple[float, ...] | None = Field(None, description="share of each dataset of data.train; empty: every row")
-    splits: SplitsSection | None = Field(None, description="cut data.train into train, validation and test")
+    splits: SplitsSection | None = Field(None, description="split data.train into train, validation and test")
     row_mode: RowMode = Field("stream", description="how documents become rows: see docs/data-index.md")
     seq_length: int = Field(512, ge=8, description="tokens per row, [CLS] and [SEP] included")
-    prefetch: int = Field(2, ge=0, description="micro-batches prepared ahead in a thread")
-    index_cache: Path | None = Field(None, description="folder for index tables where PREFIX.index cannot be written")
+    prefetch: int = Field(2, ge=0, description="micro-batches that a thread prepares ahead")
+    index_cache: Path | None = Field(None, description="folder for index tables if PREFIX.index cannot be written")
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -89,7 +89,7 @@ class ObjectiveSection(_Section):
 
 
 class TrainSection(_Section):
-    """How long, in which batches, and how often the run reports."""
+    """The length of the run, its batches, and how often it reports."""
 
     steps: int = Field(100_000, ge=1)
     micro_batch_size: int = Field(8, ge=1, description="rows per forward pass and data-parallel rank")
@@ -97,23 +97,23 @@ class TrainSection(_Section):
     log_every: int = Field(10, ge=1)
     eval_every: int = Field(1000, ge=1)
     recompute_layers: int | Literal["all"] = Field(
-        0, description="encoder layers, from the first on, that are computed again in backward to save memory"
+        0, description="number of encoder layers, from the first on, to recompute in backward to save memory"
     )
     max_bad_steps: int = Field(
         10,
         ge=1,
-        description="steps in a row without a finite loss and gradient, each skipped, that end the run",
+        description="skipped steps in a row, each with a non-finite loss or gradient, that end the run",
     )
     compile: bool = Field(False, description="compile the encoder layers with torch.compile")
     deterministic: bool = Field(
         False,
-        description="on a GPU: kernels that repeat to the last bit, slower ones where it must be (a CPU always does)",
+        description="on a GPU: only kernels that repeat bit for bit, even if slower (a CPU always does)",
     )
-    eval_batches: int = Field(32, ge=1, description="micro-batches of the validation split per evaluation, all ranks")
+    eval_batches: int = Field(32, ge=1, description="validation micro-batches per evaluation, over all ranks")
     replica_check_every: int | None = Field(
         100,
         ge=1,
-        description="steps between comparisons of ranks' copies of weights, also made before each save; empty: never",
+        description="steps between comparisons of the ranks' copies of weights, also made before a save; empty: never",
     )
 
 
@@ -131,7 +131,7 @@ class OptimSection(_Section):
     schedule: Literal["linear", "cosine", "wsd"] = "linear"
     warmup_steps: int = Field(10_000, ge=0)
     decay_steps: int | None = Field(None, ge=1, description="wsd only: length of the final decay; default steps // 10")
-    min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="what the decay tends to after the last step, over lr")
+    min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="end of the decay, after the last step, over lr")
     clip_grad_norm: float = Field(1.0, ge=0.0, description="0 turns clipping off")
 
 
@@ -140,11 +140,11 @@ class ParallelSection(_Section):
 
     tensor: int = Field(1, ge=1)
     pipeline: int = Field(1, ge=1)
-    sequence: bool = Field(False, description="split the tokens over the tensor-parallel ranks too")
+    sequence: bool = Field(False, description="also split the tokens over the tensor-parallel ranks")
     stage_layers: tuple[int, ...] | None = Field(
-        None, description="encoder layers of each pipeline stage; empty: dealt out by modelled cost"
+        None, description="encoder layers of each pipeline stage; empty: distributed by modelled cost"
     )
-    data: int | None = Field(None, ge=1, description="data-parallel ranks; empty: whatever was started")
+    data: int | None = Field(None, ge=1, description="data-parallel ranks; empty: as many as were started")
 
 
 class OffloadOptimizerSection(_Section):
@@ -169,7 +169,7 @@ class OffloadParamSection(_Section):
 
 
 class ZeroSection(_Section):
-    """DeepSpeed ZeRO and what its collectives do; names are DeepSpeed's, docs/parallelism.md says when to change them.
+    """DeepSpeed ZeRO and its collectives. Names are DeepSpeed's; docs/parallelism.md says when to change them.
 
     A key that DeepSpeed would ignore in the chosen stage is refused.
     """
@@ -180,21 +180,23 @@ class ZeroSection(_Section):
     overlap_comm: bool | None = Field(
         None, description="reduce gradients while backward runs; empty: yes without a pipeline"
     )
-    contiguous_gradients: bool = Field(True, description="copy gradients into one buffer as they come (stages 1 to 3)")
+    contiguous_gradients: bool = Field(
+        True, description="copy gradients into one buffer as they arrive (stages 1 to 3)"
+    )
     reduce_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="what gradients are summed over ranks in; auto: grad_accum_dtype"
+        "auto", description="dtype for sums of gradients over ranks; auto: grad_accum_dtype"
     )
     grad_accum_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="what gradients of micro-batches are summed in; auto: precision"
+        "auto", description="dtype for sums of gradients over micro-batches; auto: precision"
     )
-    round_robin_gradients: bool = Field(False, description="deal parameters out to ranks in turn (stages 1 and 2)")
+    round_robin_gradients: bool = Field(False, description="assign parameters to ranks in turn (stages 1 and 2)")
     stage3_prefetch_bucket_size: int = Field(50_000_000, ge=0, description="elements gathered ahead of use")
     stage3_param_persistence_threshold: int = Field(
-        100_000, ge=0, description="parameters of fewer elements stay gathered"
+        100_000, ge=0, description="parameters with fewer elements stay gathered"
     )
     stage3_max_live_parameters: int = Field(1_000_000_000, ge=0, description="elements that may be gathered at once")
     stage3_max_reuse_distance: int = Field(
-        1_000_000_000, ge=0, description="a parameter used again within so many elements is not released"
+        1_000_000_000, ge=0, description="a parameter used again within this many elements is not released"
     )
     zero_hpz_partition_size: int = Field(1, ge=1, description="ZeRO++ hpZ: ranks of a node that keep a second copy")
     zero_quantized_weights: bool = Field(False, description="ZeRO++ qwZ: gather parameters in int8 (CUDA)")
@@ -206,7 +208,7 @@ class ZeroSection(_Section):
 class Fp16Section(_Section):
     """Dynamic loss scaling of precision=fp16."""
 
-    initial_scale_power: int = Field(16, ge=0, le=32, description="the first scale is 2 to this")
+    initial_scale_power: int = Field(16, ge=0, le=32, description="the first scale is 2 to this power")
     loss_scale_window: int = Field(1000, ge=1, description="steps without overflow after which the scale doubles")
     hysteresis: int = Field(2, ge=1, description="overflows after which the scale is halved")
     min_loss_scale: int = Field(1, ge=1)
@@ -218,42 +220,42 @@ class CheckpointSection(_Section):
     every_steps: int | None = Field(1000, ge=1)
     every_minutes: float | None = Field(None, gt=0.0)
     hours_between_failures: float | None = Field(
-        None, gt=0.0, description="of the whole job, on average; saves as often as loses least time by that"
+        None, gt=0.0, description="mean for the whole job; saves at the interval that loses the least time"
     )
     asynchronous: bool = Field(
-        True, description="train on while a checkpoint is written; takes a copy of the rank's state in CPU memory"
+        True, description="keep training while a checkpoint is written; copies the rank's state to CPU memory"
     )
-    keep: int = Field(3, ge=1, description="newest good checkpoints that stay")
-    keep_every: int | None = Field(None, ge=1, description="checkpoints of steps that this divides stay too")
+    keep: int = Field(3, ge=1, description="how many of the newest good checkpoints to keep")
+    keep_every: int | None = Field(None, ge=1, description="also keep checkpoints whose step is a multiple of this")
 
 
 class SpikeSection(_Section):
-    """What a loss spike is and what happens then; docs/train.md has the rule."""
+    """What counts as a loss spike and what happens then; docs/train.md has the rule."""
 
     policy: Literal["off", "warn", "skip", "rollback"] = Field(
-        "warn", description="skip: no update by that step; rollback: to the last checkpoint, leaving out the data since"
+        "warn", description="skip: no update in that step; rollback: to the last checkpoint, without the data since"
     )
-    sigmas: float = Field(6.0, gt=0.0, description="standard deviations above the mean of the steps before")
-    window: int = Field(200, ge=2, description="steps that the mean remembers, and waits for before it judges")
+    sigmas: float = Field(6.0, gt=0.0, description="standard deviations above the mean of the previous steps")
+    window: int = Field(200, ge=2, description="steps that the mean covers, and that pass before a loss is judged")
     max_rollbacks: int = Field(5, ge=1, description="rollbacks of one run; the next spike ends it")
 
 
 class WatchdogSection(_Section):
-    """When a run that makes no progress is ended, and which rank counts as slow; docs/train.md says how.
+    """When to end a run that makes no progress, and which rank counts as slow; docs/train.md says how.
 
-    `*_seconds` of a kind: the least time-out, which grows with what the run itself takes; empty: none.
+    A time-out is on silence, without any progress, and grows with the durations of the run itself; empty: none.
     """
 
     enabled: bool = True
-    heartbeat_seconds: float = Field(5.0, ge=0.05, description="between the signs of life in RUN/heartbeats")
-    start_seconds: float | None = Field(1200.0, gt=0.0, description="most silence up to the end of the first step")
-    step_seconds: float | None = Field(300.0, gt=0.0, description="most silence in a step, at least")
-    evaluation_seconds: float | None = Field(1200.0, gt=0.0, description="most silence in an evaluation, at least")
-    checkpoint_seconds: float | None = Field(1200.0, gt=0.0, description="most silence in a save, at least")
-    factor: float = Field(10.0, ge=1.0, description="or so many times the slowest of the last hundred of its kind")
-    collective_seconds: float = Field(1800.0, gt=0.0, description="time-out of the process group, the last line")
+    heartbeat_seconds: float = Field(5.0, ge=0.05, description="interval of the heartbeats in RUN/heartbeats")
+    start_seconds: float | None = Field(1200.0, gt=0.0, description="time-out until the end of the first step")
+    step_seconds: float | None = Field(300.0, gt=0.0, description="smallest time-out of a step")
+    evaluation_seconds: float | None = Field(1200.0, gt=0.0, description="smallest time-out of an evaluation")
+    checkpoint_seconds: float | None = Field(1200.0, gt=0.0, description="smallest time-out of a save")
+    factor: float = Field(10.0, ge=1.0, description="time-out over the slowest of the last hundred of its kind")
+    collective_seconds: float = Field(1800.0, gt=0.0, description="time-out of the process group, the last resort")
     slow_share: float | None = Field(
-        0.3, gt=0.0, description="a rank whose own work takes so much longer than the median is named; empty: none"
+        0.3, gt=0.0, description="name a rank whose own work takes this much longer than the median; empty: none"
     )
 
 
@@ -277,13 +279,13 @@ class RunConfig(_Section):
 
     @property
     def recompute_layers(self) -> int:
-        """How many encoder layers are computed again in backward."""
-        wanted = self.train.recompute_layers
-        return self.model.num_layers if wanted == "all" else min(wanted, self.model.num_layers)
+        """How many encoder layers are recomputed in backward."""
+        num_layers = self.train.recompute_layers
+        return self.model.num_layers if num_layers == "all" else min(num_layers, self.model.num_layers)
 
     @property
     def is_contrastive(self) -> bool:
-        """True when the TACO loss takes part."""
+        """True if the TACO loss is part of the total loss."""
         return self.objective.contrastive_weight > 0
 
     def grad_accum_steps(self, dp_size: int) -> int:

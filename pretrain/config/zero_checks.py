@@ -1,4 +1,4 @@
-"""What DeepSpeed would refuse late, or ignore without a word: every such key of a run, with its remedy. Torch-free."""
+"""Checks for keys that DeepSpeed would refuse late or silently ignore, each with its remedy. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pretrain.config.sections import Fp16Section, OffloadOptimizerSection, Offlo
 
 
 def check_zero(config: RunConfig) -> list[str]:
-    """Contradictions of `zero`, `fp16`, `optim.implementation` and `train.compile` that need no number of processes."""
+    """Contradictions in `zero`, `fp16`, `optim.implementation` and `train.compile`, for any number of processes."""
     return [
         *_check_stage(config),
         *_check_pipeline(config),
@@ -30,12 +30,12 @@ def check_hierarchy_size(config: RunConfig, dp_size: int) -> list[str]:
     nearest = max(divisor for divisor in range(1, min(size, dp_size) + 1) if dp_size % divisor == 0)
     return [
         f"zero.zero_hpz_partition_size ({size}) must divide the data-parallel size ({dp_size}); try "
-        f"{nearest}, best the number of GPUs of a node"
+        f"{nearest}; best is the number of GPUs per node"
     ]
 
 
 def check_zero_device(config: RunConfig, device_type: str, *, num_nodes: int) -> list[str]:
-    """What needs a GPU, or more than one node; `device_type` is torch's (cpu, cuda)."""
+    """Settings that need a GPU, or more than one node; `device_type` is torch's (cpu, cuda)."""
     zero, problems = config.zero, []
     if device_type == "cpu":
         needs_cuda = {
@@ -49,13 +49,13 @@ def check_zero_device(config: RunConfig, device_type: str, *, num_nodes: int) ->
             ),
         }
         problems += [
-            f"{key} needs a CUDA GPU, and this run is on the CPU; take it out" + _INSTEAD.get(key, "")
-            for key, is_wanted in needs_cuda.items()
-            if is_wanted
+            f"{key} needs a CUDA GPU, but this run is on the CPU; take it out" + _INSTEAD.get(key, "")
+            for key, is_set in needs_cuda.items()
+            if is_set
         ]
     if zero.zero_quantized_gradients and num_nodes == 1:
         problems.append(
-            "zero.zero_quantized_gradients quantises what travels between nodes, and all ranks are on one node, where "
+            "zero.zero_quantized_gradients quantises traffic between nodes, but all ranks are on one node, where "
             "DeepSpeed ignores it; set it to false"
         )
     return problems
@@ -103,14 +103,14 @@ def _check_pipeline(config: RunConfig) -> list[str]:
 
 
 def _check_dtypes(config: RunConfig) -> list[str]:
-    """Mixtures of number formats that DeepSpeed does not know, or knows only at a price."""
+    """Combinations of dtypes that DeepSpeed does not support, or supports only at a cost."""
     accum, precision, stage = grad_accum_dtype(config), config.precision, zero_stage(config)
     problems = []
     if accum not in (precision, "fp32"):
         problems.append(f"zero.grad_accum_dtype ({accum}) holds less than precision={precision}; use auto or fp32")
     if precision == "bf16" and accum == "fp32" and stage == 1 and config.zero.offload_optimizer.device == "none":
         problems.append(
-            "zero.grad_accum_dtype=fp32 with precision=bf16 and ZeRO stage 1: DeepSpeed changes to an optimizer that "
+            "zero.grad_accum_dtype=fp32 with precision=bf16 and ZeRO stage 1: DeepSpeed switches to an optimizer that "
             "keeps whole fp32 gradients on every rank and ignores buckets and overlap; use zero.stage=2, or "
             "zero.grad_accum_dtype=auto where a pipeline needs stage 1"
         )
@@ -150,13 +150,13 @@ def _check_offload(config: RunConfig) -> list[str]:
 def _check_offload_device(name: str, section: OffloadOptimizerSection | OffloadParamSection) -> list[str]:
     """A device without its folder, and keys that it does not read."""
     if section.device == "nvme":
-        missing = f"{name}.device=nvme needs {name}.nvme_path: a folder on the NVMe disk of each node"
-        return [missing] if section.nvme_path is None else []
-    read = {"device"} if section.device == "none" else {"device", "pin_memory", "ratio"}
+        problem = f"{name}.device=nvme needs {name}.nvme_path: a folder on the NVMe disk of each node"
+        return [problem] if section.nvme_path is None else []
+    keys_read = {"device"} if section.device == "none" else {"device", "pin_memory", "ratio"}
     return [
         f"{name}.{key} is not read with {name}.device={section.device}; change the device, or leave it out"
         for key in type(section).model_fields
-        if key not in read and _is_changed(section, key)
+        if key not in keys_read and _is_changed(section, key)
     ]
 
 
@@ -180,13 +180,13 @@ def _check_implementation(config: RunConfig) -> list[str]:
 
 
 def _check_compile(config: RunConfig) -> list[str]:
-    """Where compiled layers gain nothing, or are not there."""
+    """Settings with which compiled layers gain nothing, or do not exist."""
     if not config.train.compile:
         return []
     problems = []
     if config.zero.stage == 3:
         problems.append(
-            "train.compile=true with zero.stage=3: the hooks that gather parameters cut a layer into dozens of graphs; "
+            "train.compile=true with zero.stage=3: hooks that gather parameters split a layer into dozens of graphs; "
             "use zero.stage=2 or train.compile=false"
         )
     if config.parallel.pipeline > 1:
