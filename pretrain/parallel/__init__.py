@@ -1,1 +1,1 @@
-"""Who this process is among the others: launch, process grid, small collectives."""
+"""The processes of a run and their groups: launch, process grid, small collectives."""

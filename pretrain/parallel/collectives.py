@@ -1,4 +1,4 @@
-"""Small collectives over plain values, and who this process is among the others; alone they cost nothing."""
+"""Small collectives over plain values, and the rank of this process; they cost a single process nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 def rank() -> int:
-    """This process's number over all nodes; 0 without a process group."""
+    """This process's rank over all nodes; 0 without a process group."""
     import torch.distributed as distributed
 
     return distributed.get_rank() if distributed.is_initialized() else 0
@@ -30,9 +30,9 @@ def world_size() -> int:
 
 
 def start_side_group() -> distributed.ProcessGroup | None:
-    """A second group of all ranks, on the CPU, for a thread beside training; None where there is one rank. Collective.
+    """A second group of all ranks, on the CPU, for a thread beside training; None with a single rank. Collective.
 
-    Collectives of a group must come in the same order on all ranks, and two threads in one group would mix theirs.
+    All ranks must issue the collectives of a group in the same order; two threads in one group would mix theirs.
     """
     import torch.distributed as distributed
 
@@ -43,7 +43,7 @@ def gather_objects(value: T, group: distributed.ProcessGroup | None = None) -> l
     """Every rank's `value`, in rank order, on every rank (plain types only: they travel as bytes).
 
     Args:
-        group: one of all ranks, from `start_side_group`; None: the one that training uses.
+        group: a group of all ranks, from `start_side_group`; None: the group that training uses.
     """
     import torch.distributed as distributed
 
@@ -55,7 +55,7 @@ def gather_objects(value: T, group: distributed.ProcessGroup | None = None) -> l
 
 
 def first_failure(problem: str | None, group: distributed.ProcessGroup | None = None) -> str | None:
-    """The vote that ends every risky step: the first problem of any rank, the same answer on every rank."""
+    """The vote after every risky step: the first problem of any rank, the same answer on every rank."""
     problems = gather_objects(problem, group)
     return next((f"rank {i}: {text}" for i, text in enumerate(problems) if text is not None), None)
 

@@ -1,4 +1,4 @@
-"""The start of a process among others: the launcher's environment, the device, the process group, and their end.
+"""Starts one process of a run: the launcher's environment, the device, and the process group until its end.
 
 The one place that reads the launcher's environment variables. torch and DeepSpeed are imported inside the functions: a
 configuration error must not wait for them.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher said: rank and size over all nodes, and on this one."""
+    """What the launcher set: rank and number of processes, over all nodes and on this one."""
 
     rank: int
     world_size: int
@@ -30,10 +30,10 @@ class Launch:
 
 
 def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
-    """This process's place as torchrun (or any launcher that sets the same variables) gave it; alone without them.
+    """This process's place as set by torchrun (or a launcher with the same variables); a single process without them.
 
     Raises:
-        ConfigError: some of RANK, WORLD_SIZE, LOCAL_RANK are set and others are missing or no numbers.
+        ConfigError: some of RANK, WORLD_SIZE, LOCAL_RANK are set and others are missing, or one is not an integer.
     """
     variables = os.environ if environment is None else environment
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -51,16 +51,16 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     return Launch(rank, world_size, local_rank, local_world_size)
 
 
-def choose_device(wanted: str, launch: Launch) -> torch.device:
+def choose_device(requested_device: str, launch: Launch) -> torch.device:
     """The device of this rank.
 
     Raises:
-        ConfigError: a GPU is asked for where there is none, or fewer than ranks on this node.
+        ConfigError: a GPU is requested but there is none, or this node has fewer GPUs than ranks.
     """
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "cpu" or (wanted == "auto" and count == 0):
+    if requested_device == "cpu" or (requested_device == "auto" and count == 0):
         return torch.device("cpu")
     if count == 0:
         raise ConfigError(
@@ -76,9 +76,9 @@ def choose_device(wanted: str, launch: Launch) -> torch.device:
 
 
 def make_deterministic() -> None:
-    """Have every kernel of a GPU give the same bits again from the same input; before the first of them.
+    """Make every GPU kernel repeat the same bits from the same input; call this before the first kernel.
 
-    What has no such kernel raises. Memory is not filled beforehand: nothing here reads what it has not written.
+    Operations without such a kernel raise. Memory is not filled beforehand: nothing here reads it before writing it.
     """
     import torch
 
@@ -90,11 +90,11 @@ def make_deterministic() -> None:
 def start_process_group(launch: Launch, device: torch.device, timeout: timedelta = COLLECTIVE_TIMEOUT) -> None:
     """Join the process group (gloo on CPU, NCCL on GPUs) and tell DeepSpeed about it; harmless when called again.
 
-    `timeout`: after which a collective fails that not all ranks have joined.
+    `timeout`: a collective that not all ranks have joined by then fails.
     """
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if device.type == "cpu":
-        # DeepSpeed chooses its accelerator while it is imported and would take a GPU that run.device=cpu leaves alone.
+        # DeepSpeed chooses its accelerator when it is imported, and would take a GPU despite run.device=cpu.
         os.environ["DS_ACCELERATOR"] = "cpu"
     import torch
     import torch.distributed as distributed
@@ -102,7 +102,7 @@ def start_process_group(launch: Launch, device: torch.device, timeout: timedelta
     if not distributed.is_initialized():
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         if launch.world_size == 1:
-            # Alone there is nobody to meet: no port is opened, so two runs on one machine cannot collide.
+            # A single process has no peers: it opens no port, so two runs on one machine cannot collide.
             store = distributed.HashStore()
             distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         else:
@@ -116,9 +116,9 @@ def _start_deepspeed(launch: Launch) -> None:
     import logging
     import warnings
 
-    # torch tells users of DeepSpeed, at every start, to rename calls that only DeepSpeed can rename.
+    # At every start torch asks users of DeepSpeed to rename calls that only DeepSpeed can rename.
     warnings.filterwarnings("ignore", category=FutureWarning, message=r".*torch\.distributed\..* is deprecated")
-    # DeepSpeed reads these names even when the process group is there already.
+    # DeepSpeed reads these variables even if the process group exists already.
     os.environ.setdefault("RANK", str(launch.rank))
     os.environ.setdefault("WORLD_SIZE", str(launch.world_size))
     os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))
@@ -126,8 +126,8 @@ def _start_deepspeed(launch: Launch) -> None:
     import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # The CPU shared-memory communicator is compiled at start-up under a lock file; a killed worker leaves the lock and
-    # every later start waits for ever. gloo does the same job here.
+    # The CPU shared-memory communicator is compiled at start-up under a lock file; a killed worker leaves the lock, and
+    # every later start waits forever. gloo does the same job here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _load_muon()
     _keep_dynamo_out()
@@ -135,10 +135,10 @@ def _start_deepspeed(launch: Launch) -> None:
 
 
 def _load_muon() -> None:
-    """Import DeepSpeed's Muon, for which DeepSpeed asks at every start with ZeRO, without compiling it.
+    """Import DeepSpeed's Muon, which DeepSpeed needs at every start with ZeRO, without compiling it.
 
     `torch.compile` decorates its functions, and that alone loads TorchInductor: a fifth of every rank's start, and
-    hundreds of files from a shared disk, for an optimizer that no run here has.
+    hundreds of files from a shared disk, for an optimizer that no run here uses.
     """
     from deepspeed.runtime import compiler
 
@@ -153,8 +153,8 @@ def _load_muon() -> None:
 def _keep_dynamo_out() -> None:
     """Let torch's optimizers work without loading TorchDynamo.
 
-    Some of their methods are never compiled, and loading the compiler to say so takes as long as loading torch: half of
-    a rank's start. Each keeps, after its first call, what it calls from then on; here that is set before.
+    Some of their methods are never compiled, but loading the compiler to say so takes as long as loading torch: half of
+    a rank's start. After its first call, each method keeps the function that it calls from then on; here it is preset.
     """
     from torch.optim import Optimizer
 
@@ -172,7 +172,7 @@ def stop_process_group() -> None:
         distributed.destroy_process_group()
 
 
-# What gloo and NCCL say when the other side has gone, and not when they were called wrongly.
+# What gloo and NCCL say when the peer is gone, but not when they were called wrongly.
 _LOST_CONTACT = (
     "gloo/transport/",
     "Connection closed by peer",
@@ -187,7 +187,7 @@ _LOST_CONTACT = (
 
 
 def is_lost_contact(error: RuntimeError) -> bool:
-    """Whether a collective failed because another rank or the network has gone, and not by a mistake of the program."""
+    """Whether a collective failed because another rank or the network is gone, and not because of a bug."""
     import torch.distributed as distributed
 
     is_network = isinstance(error, distributed.DistNetworkError | distributed.DistStoreError)

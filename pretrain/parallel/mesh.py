@@ -1,4 +1,4 @@
-"""The process grid of tensor, pipeline and data parallelism, as megatron-core and DeepSpeed want it."""
+"""The process grid of tensor, pipeline and data parallelism, as megatron-core and DeepSpeed expect it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mesh:
-    """This rank's place in the grid of pipeline x data x tensor, and the groups that it talks in.
+    """This rank's place in the grid of pipeline x data x tensor, and the groups in which it communicates.
 
-    Ranks count tensor fastest, then data, then pipeline, as megatron-core and DeepSpeed's topology both do: the ranks
-    that talk most are neighbours. A group is None where it would have one member; `data_group` None means all ranks.
+    The tensor rank varies fastest, then data, then pipeline, as in megatron-core and DeepSpeed's topology: the ranks
+    that communicate most are neighbours. A group of one rank is None; `data_group` None means all ranks.
     """
 
     dp_rank: int
@@ -33,14 +33,14 @@ class Mesh:
 
     @property
     def mpu(self) -> Any:
-        """What DeepSpeed asks about the grid when there is no pipeline; None where every rank holds the whole model."""
+        """What DeepSpeed asks about the grid without a pipeline; None if every rank holds the whole model."""
         return _ModelParallelUnit() if self.tp_size > 1 and self.pp_size == 1 else None
 
 
 class _ModelParallelUnit:
-    """megatron-core's `parallel_state` with the three names that DeepSpeed wants beside it.
+    """megatron-core's `parallel_state` with the three methods that DeepSpeed needs besides.
 
-    `initialize_sequence_parallel` must not be among them: DeepSpeed takes it for its own sequence parallelism.
+    `initialize_sequence_parallel` must not be found here: DeepSpeed would take it for its own sequence parallelism.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -51,19 +51,19 @@ class _ModelParallelUnit:
         return getattr(parallel_state, name)
 
     def get_model_parallel_rank(self) -> int:
-        """This rank's number among those that hold one model together."""
+        """This rank's number among the ranks that share one model."""
         from megatron.core import parallel_state
 
         return parallel_state.get_tensor_model_parallel_rank()
 
     def get_model_parallel_world_size(self) -> int:
-        """How many ranks hold one model together."""
+        """How many ranks share one model."""
         from megatron.core import parallel_state
 
         return parallel_state.get_tensor_model_parallel_world_size()
 
     def get_data_parallel_group_ranks(self) -> list[int]:
-        """Global ranks of those that hold the same part of the model."""
+        """Global ranks that hold the same part of the model."""
         import torch.distributed as distributed
         from megatron.core import parallel_state
 
@@ -71,9 +71,9 @@ class _ModelParallelUnit:
 
 
 def start_mesh(section: ParallelSection, device: torch.device) -> Mesh:
-    """Cut the processes into the grid that `section` asks for; collective, after `start_process_group`.
+    """Arrange the processes in the grid that `section` describes; collective, after `start_process_group`.
 
-    `check_world_size` has made sure that the sizes divide the number of processes.
+    `check_world_size` has ensured that the sizes divide the number of processes.
     """
     if section.tensor * section.pipeline == 1:
         return Mesh(dp_rank=rank(), dp_size=world_size())
@@ -81,12 +81,12 @@ def start_mesh(section: ParallelSection, device: torch.device) -> Mesh:
 
     import torch
 
-    # Its optimizers and attention kernels, which we do not use, complain that optional packages are missing.
+    # megatron-core's optimizers and attention kernels, which we do not use, warn of missing optional packages.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     from megatron.core import parallel_state
 
     if device.type == "cpu":
-        # megatron-core asks CUDA where its buffers belong; without a GPU in use they belong to the CPU.
+        # megatron-core asks CUDA for the device of its buffers; without a GPU in use that is the CPU.
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
     parallel_state.initialize_model_parallel(section.tensor, section.pipeline)
     return Mesh(
