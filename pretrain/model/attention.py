@@ -1,4 +1,4 @@
-"""Self-attention of token-flat rows: which tokens see each other, and the scaled dot product itself.
+"""Self-attention of token-flat rows: which tokens attend to each other, and the scaled dot product itself.
 
 Shape letters: B rows, L tokens per row, T = B * L tokens, H attention heads held here, d features of one head.
 """
@@ -13,11 +13,11 @@ from pretrain.model.attention_cpu import dropout_attention_cpu
 
 
 def attention_mask(segment_BL: Tensor, *, has_padding: bool, separate_documents: bool) -> Tensor | None:
-    """True where a query (dim 2) sees a key (dim 3): None for all, [B, 1, 1, L] or, by document, [B, 1, L, L].
+    """True where a query (dim 2) attends to a key (dim 3): None for all, [B, 1, 1, L] or, by document, [B, 1, L, L].
 
-    Segment 0 is padding, 1, 2, ... number the documents of a row. Told that there is no padding, attention needs no
-    mask and can take its fastest kernel. No query is left without a key, because softmax over nothing is NaN: in a row
-    that is all padding every token sees every other.
+    Segment 0 is padding, 1, 2, ... number the documents of a row. Without padding, attention needs no mask and can use
+    its fastest kernel. Every query keeps a key, because softmax over nothing is NaN: in a row of nothing but padding
+    every token attends to every other.
     """
     if separate_documents:
         return (segment_BL[:, :, None] == segment_BL[:, None, :])[:, None]
@@ -28,7 +28,7 @@ def attention_mask(segment_BL: Tensor, *, has_padding: bool, separate_documents:
 
 
 def document_positions(segment_BL: Tensor) -> Tensor:
-    """Places of tokens in their own document, counted from 0, int64 [B, L]; padding is counted as one more document."""
+    """Positions of tokens in their document, counted from 0, int64 [B, L]; padding counts as one more document."""
     column_L = torch.arange(segment_BL.shape[1], device=segment_BL.device)
     is_first_BL = torch.ones_like(segment_BL, dtype=torch.bool)
     is_first_BL[:, 1:] = segment_BL[:, 1:] != segment_BL[:, :-1]
@@ -37,9 +37,9 @@ def document_positions(segment_BL: Tensor) -> Tensor:
 
 
 def self_attention(qkv_TX: Tensor, num_rows: int, head_size: int, mask: Tensor | None, dropout: float) -> Tensor:
-    """Attention of every row over itself, [T, H * d], out of projections [T, H * 3 * d] ordered (head, q | k | v, d).
+    """Attention of every row over itself, [T, H * d], from projections [T, H * 3 * d] ordered (head, q | k | v, d).
 
-    With the heads outermost, any tensor-parallel size cuts the projection's rows into contiguous blocks.
+    With the heads outermost, any tensor-parallel size splits the projection's rows into contiguous blocks.
     """
     if dropout > 0.0 and qkv_TX.device.type == "cpu":
         return dropout_attention_cpu(qkv_TX, num_rows, head_size, mask, dropout)

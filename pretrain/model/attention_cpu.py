@@ -1,8 +1,8 @@
 """Self-attention with dropout for a CPU, where torch has no fused kernel for it.
 
 torch falls back to whole [B, H, L, L] matrices there: at 16 x 8 x 256 x 256 it takes 2.5 times as long as attention
-without dropout, and keeps 75 MB per layer. Here one row is worked on at a time, so its matrices stay in the cache (1.3
-times), and only the dropout mask is kept (8 MB); the backward pass computes the weights again, as FlashAttention does
+without dropout, and keeps 75 MB per layer. Here rows are processed one at a time, so their matrices stay in the cache
+(1.3 times), and only the dropout mask is kept (8 MB); the backward pass recomputes the weights, as FlashAttention does
 (Dao et al. 2022).
 
 Shape letters: B rows, L tokens per row, T = B * L tokens, H attention heads, d features of one head, X = H * 3 * d,
@@ -73,7 +73,7 @@ def _rows(qkv: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 
 def _by_head(part_LHd: Tensor) -> Tensor:
-    """A contiguous copy [H, L, d]; what is done to it in place leaves the original alone."""
+    """A contiguous copy [H, L, d]; in-place operations on it leave the original alone."""
     dtype = torch.promote_types(part_LHd.dtype, torch.float32)
     return part_LHd.transpose(0, 1).to(dtype, memory_format=torch.contiguous_format, copy=True)
 

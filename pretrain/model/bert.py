@@ -1,7 +1,7 @@
 """BERT on one pipeline stage: token ids in, hidden states, embeddings and vocabulary logits out.
 
-Runs the layers of `layers.py` in order. Parameters are named by the place of their layer in that order, as DeepSpeed's
-PipelineModule names them, so a checkpoint can move between both wrappers: tied_modules.word (0 and N + 3), 1
+Runs the layers of `layers.py` in order. Parameters are named by the position of their layer in that order, as in
+DeepSpeed's PipelineModule, so a checkpoint can move between both wrappers: tied_modules.word (0 and N + 3), 1
 (embeddings), 2 .. N + 1 (encoder), N + 2 (transform of the vocabulary head), N + 4 (vocabulary bias).
 
 Shape letters: B rows, L tokens per row, T = B * L, D hidden, M masked positions, V vocabulary.
@@ -31,13 +31,13 @@ class Bert(nn.Module):
     Args:
         vocab_size: words, special tokens included.
         layers: the classes to build from.
-        seed: of the initial weights, see `initialise`.
-        recompute_layers: so many encoder layers, the first ones, keep no activations and run again in backward.
+        seed: for the initial weights, see `initialise`.
+        recompute_layers: this many of the first encoder layers keep no activations and are recomputed in backward.
         has_padding: False promises rows without padding, which makes attention faster.
-        separate_documents: rows may hold several documents: a token sees its own only, and its positions begin at 0.
+        separate_documents: rows may hold several documents: a token attends to its own only, with positions from 0.
 
     Raises:
-        ConfigError: the hidden size is no multiple of the number of heads, or a size that the layout cannot split.
+        ConfigError: the hidden size is not a multiple of the number of heads, or the layout cannot split a size.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Bert(nn.Module):
         Args:
             segment_BL: 0 padding, 1, 2, ... documents of a row.
             token_type_BL: BERT's sentence A (0) and B (1); all 0 if left out.
-            key: decides what drops; without one, dropout draws from torch's generator as it stands.
+            key: determines which units drop; without one, dropout draws from torch's generator in its current state.
 
         Raises:
             ConfigError: rows longer than the position embeddings.
@@ -115,7 +115,7 @@ class Bert(nn.Module):
             layer.compile_forward()
 
     def predict(self, hidden_TD: Tensor, masked_index_M: Tensor) -> Tensor:
-        """Vocabulary logits [M, V] at the flat positions row * L + column; no other position is computed."""
+        """Vocabulary logits [M, V] at the flat positions row * L + column; no others are computed."""
         return self._decode(hidden_TD.index_select(0, masked_index_M))
 
     def logits(self, input_ids_BL: Tensor, segment_BL: Tensor, token_type_BL: Tensor | None = None) -> Tensor:

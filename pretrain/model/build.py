@@ -18,7 +18,7 @@ log = get_logger(__name__)
 
 
 def build_model(config: RunConfig, vocab_size: int, mesh: Mesh) -> BertForPretraining | BertPipeline:
-    """The model with its initial weights, a function of `run.seed` in every layout; collective where it is split."""
+    """The model with its initial weights, which depend on `run.seed` but not on the layout; collective if split."""
     layers = choose_layers(mesh.tp_size, sequence_parallel=config.parallel.sequence)
     has_padding = config.data.row_mode != "stream"
     separate_documents = config.data.row_mode == "pack"
@@ -43,8 +43,8 @@ def build_model(config: RunConfig, vocab_size: int, mesh: Mesh) -> BertForPretra
     shares = ", ".join(
         f"{number} ({100 * cost / slowest:.0f} %)" for number, cost in zip(plan.layers, plan.costs, strict=True)
     )
-    log.info("pipeline: encoder layers per stage (of the slowest stage's time): %s", shares)
-    log.info("pipeline: stages wait %.0f %% of a step by this model; more micro-batches wait less", 100 * plan.bubble)
+    log.info("pipeline: encoder layers per stage (share of the slowest stage's time): %s", shares)
+    log.info("pipeline: stages wait about %.0f %% of a step; more micro-batches make this less", 100 * plan.bubble)
     return BertPipeline(
         config.model,
         vocab_size,
@@ -60,7 +60,7 @@ def build_model(config: RunConfig, vocab_size: int, mesh: Mesh) -> BertForPretra
 
 
 def choose_layers(tp_size: int, *, sequence_parallel: bool = False) -> LayerSpec:
-    """The layers for a tensor-parallel size; above 1 `parallel.start_mesh` must have made the groups."""
+    """The layers for a tensor-parallel size; above 1 `parallel.start_mesh` must have created the groups."""
     if tp_size == 1:
         return plain_layers()
     from pretrain.model.tensor_parallel import tensor_parallel_layers

@@ -1,11 +1,11 @@
 """Dropout that is cheap on a CPU too, and a function of (seed, micro-batch, place in the model).
 
-Every place that drops units first seeds the generator for itself. So neither the number of ranks nor the cut into
-pipeline stages changes what drops, a layer that is computed again in the backward pass drops the same units, and a
-resumed run needs no random state.
+Every place that drops units first seeds the generator. So neither the number of ranks nor the split into pipeline
+stages changes which units drop, a layer that is recomputed in the backward pass drops the same units, and a resumed
+run needs no random state.
 
 On a CPU torch draws one 64-bit number per element, on one thread, and keeps the mask as floats: a tenth of a small
-model's step. Here one number serves four elements, and the mask is a byte each. On other devices this is torch's own.
+model's step. Here one number serves four elements, and the mask takes one byte each. Other devices use torch's dropout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEVELS = 1 << 16
 
 
 class DropoutKey(NamedTuple):
-    """What decides, together with the place in the model, which units drop."""
+    """Determines, together with the place in the model, which units drop."""
 
     seed: int
     micro_batch_index: int
@@ -29,12 +29,12 @@ class DropoutKey(NamedTuple):
 
 
 def seed_dropout(key: DropoutKey | None, place: str, device: torch.device) -> None:
-    """Seed the default generator of `device` for one place in the model; without a key, go on from where it is."""
+    """Seed the default generator of `device` for one place in the model; without a key, leave its state alone."""
     if key is None:
         return
     text = f"dropout {key.seed} {key.micro_batch_index} {place}"
     seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-    # The generator itself, since torch.manual_seed visits every kind of device.
+    # Seed the generator directly: torch.manual_seed visits every kind of device.
     generator = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
     generator.manual_seed(seed)
 
@@ -53,9 +53,9 @@ def dropout(hidden: Tensor, probability: float, is_training: bool) -> Tensor:
 
 
 def draw_keep(shape: tuple[int, ...], probability: float) -> tuple[Tensor, float]:
-    """Which elements stay (bool, on the CPU), and the factor that keeps their mean.
+    """Which elements to keep (bool, on the CPU), and the factor that preserves their mean.
 
-    `probability` is met to 1 / 65,536; the factor belongs to the probability that is really used.
+    `probability` is rounded to a multiple of 1 / 65,536; the factor belongs to the rounded probability.
     """
     num_elements = torch.Size(shape).numel()
     words = torch.empty(-(-num_elements // 4), dtype=torch.int64).random_(-(2**63), None)

@@ -23,26 +23,26 @@ WORD = "tied_modules.word.weight"
 _HF_WORD = "bert.embeddings.word_embeddings.weight"
 _HF_DECODER = "cls.predictions.decoder."
 _HF_BIAS = "cls.predictions.bias"
-# What every transformers version, or the pooler and next-sentence head of the first BERT, adds to a file.
+# Buffers that some versions of transformers add to a file; nothing is lost without them.
 _HARMLESS = ("bert.embeddings.position_ids",)
 
 
 @dataclass(frozen=True)
 class HfWeights:
-    """A Hugging Face state dict under our names, and what did not fit."""
+    """A Hugging Face state dict under our names, and the names without a counterpart."""
 
     state: dict[str, Tensor]
     missing: tuple[str, ...]
-    """Our parameters for which the file has nothing (a model saved without its head)."""
+    """Our parameters that the file lacks (a model saved without its head)."""
     unused: tuple[str, ...]
-    """Their tensors for which BERT pretraining has no place (pooler, classifiers)."""
+    """Their tensors that BERT pretraining does not use (pooler, classifiers)."""
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
 def to_hf_state_dict(state: Mapping[str, Tensor], config: ModelSection) -> dict[str, Tensor]:
-    """Full weights under the names of `BertForMaskedLM`; the decoder's entries are the same tensors as what they tie.
+    """Full weights under the names of `BertForMaskedLM`; the decoder's entries are the tensors that it is tied to.
 
     Raises:
         DataError: a parameter is missing.
@@ -63,8 +63,8 @@ def from_hf_state_dict(state: Mapping[str, Tensor], config: ModelSection) -> HfW
     """The weights of a `BertForMaskedLM`, `BertForPreTraining` or bare `BertModel` under our names.
 
     Raises:
-        DataError: a tensor has another shape than `config` says, the projections are incomplete, or the decoder is not
-            tied to the word embeddings.
+        DataError: a shape differs from `config`, the projections are incomplete, or the decoder is not tied to the
+            word embeddings.
     """
     theirs = {_modern_name(name): tensor for name, tensor in state.items()}
     _check_tied(theirs)
@@ -78,17 +78,17 @@ def from_hf_state_dict(state: Mapping[str, Tensor], config: ModelSection) -> HfW
         elif present:
             raise DataError(f"Hugging Face weights: {_listing([n for n in names if n not in theirs])} missing")
     _check_shapes(ours, config)
-    known = {their for _, their in _plain_pairs(config)} | {n for _, names in _qkv_pairs(config) for n in names}
-    known |= {_HF_DECODER + "weight", _HF_DECODER + "bias", *_HARMLESS}
+    known_names = {their for _, their in _plain_pairs(config)} | {n for _, names in _qkv_pairs(config) for n in names}
+    known_names |= {_HF_DECODER + "weight", _HF_DECODER + "bias", *_HARMLESS}
     return HfWeights(
         state=ours,
         missing=tuple(name for name in _our_names(config) if name not in ours),
-        unused=tuple(name for name in theirs if name not in known),
+        unused=tuple(name for name in theirs if name not in known_names),
     )
 
 
 def _split_qkv(tensor: Tensor, config: ModelSection) -> list[Tensor]:
-    """[H * 3 * d, ...] in our order to query, key, value of [D, ...]."""
+    """Split [H * 3 * d, ...] in our order into query, key, value of [D, ...]."""
     by_head = tensor.reshape(config.num_attention_heads, 3, config.head_size, *tensor.shape[1:])
     return [by_head[:, part].reshape(config.hidden_size, *tensor.shape[1:]).contiguous() for part in range(3)]
 
@@ -126,17 +126,17 @@ def _plain_pairs(config: ModelSection) -> Iterator[tuple[str, str]]:
     modules += [(f"{head}.dense", "cls.predictions.transform.dense")]
     modules += [(f"{head}.norm", "cls.predictions.transform.LayerNorm")]
     for our_module, their_module in modules:
-        for kind in ("weight", "bias"):
-            yield f"{our_module}.{kind}", f"{their_module}.{kind}"
+        for suffix in ("weight", "bias"):
+            yield f"{our_module}.{suffix}", f"{their_module}.{suffix}"
     yield f"{config.num_layers + 4}.bias", _HF_BIAS
 
 
 def _qkv_pairs(config: ModelSection) -> Iterator[tuple[str, list[str]]]:
     """(our name, their query, key and value) of every attention projection."""
     for index in range(config.num_layers):
-        for kind in ("weight", "bias"):
+        for suffix in ("weight", "bias"):
             prefix = f"bert.encoder.layer.{index}.attention.self"
-            yield f"{2 + index}.qkv.{kind}", [f"{prefix}.{part}.{kind}" for part in ("query", "key", "value")]
+            yield f"{2 + index}.qkv.{suffix}", [f"{prefix}.{part}.{suffix}" for part in ("query", "key", "value")]
 
 
 def _our_names(config: ModelSection) -> list[str]:
@@ -144,12 +144,12 @@ def _our_names(config: ModelSection) -> list[str]:
 
 
 def _modern_name(name: str) -> str:
-    """Names of a bare `BertModel` get its prefix; the TensorFlow names of the first releases become torch's."""
+    """The name with the prefix that a bare `BertModel` lacks, and torch's for TensorFlow's of the first releases."""
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
     return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
 
 
-# -- what does not fit -------------------------------------------------------------------------------------------------
+# -- checks ------------------------------------------------------------------------------------------------------------
 
 
 def _check_tied(theirs: Mapping[str, Tensor]) -> None:
@@ -162,19 +162,19 @@ def _check_shapes(ours: Mapping[str, Tensor], config: ModelSection) -> None:
     vocab_size = ours[WORD].shape[0] if WORD in ours else None
     problems = []
     for name, tensor in ours.items():
-        wanted = _shape_of(name, config)
-        # The vocabulary size is the data's; here its two tensors need only agree.
-        wanted = tuple(vocab_size if size is None else size for size in wanted)  # type: ignore[misc]
-        if tuple(tensor.shape) != wanted:
-            problems.append(f"{name} has {list(tensor.shape)}, expected {list(wanted)}")
+        expected = _full_shape(name, config)
+        # The vocabulary size comes from the data; here its two tensors only need to agree.
+        expected = tuple(vocab_size if size is None else size for size in expected)  # type: ignore[misc]
+        if tuple(tensor.shape) != expected:
+            problems.append(f"{name} has {list(tensor.shape)}, expected {list(expected)}")
     if problems:
         raise DataError(f"Hugging Face weights do not fit their configuration: {_listing(problems)}")
 
 
-def _shape_of(name: str, config: ModelSection) -> tuple[int | None, ...]:
+def _full_shape(name: str, config: ModelSection) -> tuple[int | None, ...]:
     """The full shape of one of our parameters; None stands for the vocabulary size."""
     size, inner = config.hidden_size, config.ffn_hidden_size
-    layer, _, rest = name.partition(".")
+    layer, _, parameter = name.partition(".")
     if name == WORD:
         return (None, size)
     if layer == str(config.num_layers + 4):
@@ -189,12 +189,12 @@ def _shape_of(name: str, config: ModelSection) -> tuple[int | None, ...]:
         "dense.weight": (size, size),
     }
     vectors = {"qkv.bias": (3 * size,), "ffn_in.bias": (inner,)}
-    return matrices.get(rest) or vectors.get(rest) or (size,)
+    return matrices.get(parameter) or vectors.get(parameter) or (size,)
 
 
-def _listing(items: list[str]) -> str:
-    rest = f" and {len(items) - 5} more" if len(items) > 5 else ""
-    return ", ".join(items[:5]) + rest
+def _listing(entries: list[str]) -> str:
+    rest = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+    return ", ".join(entries[:5]) + rest
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ _SAME_MEANING = {
 
 
 def hf_config(config: ModelSection, vocab_size: int, *, pad_token_id: int = 0) -> dict[str, Any]:
-    """The contents of config.json with which `AutoModelForMaskedLM` rebuilds this model."""
+    """The contents of config.json from which `AutoModelForMaskedLM` rebuilds this model."""
     values = config.model_dump()
     return {
         "architectures": ["BertForMaskedLM"],
@@ -229,12 +229,12 @@ def hf_config(config: ModelSection, vocab_size: int, *, pad_token_id: int = 0) -
 
 
 def model_section_from_hf(hf: Mapping[str, Any]) -> ModelSection:
-    """The model section that a Hugging Face BERT's config.json describes; what it leaves out has BERT's default.
+    """The model section that a Hugging Face BERT's config.json describes; missing values get BERT's defaults.
 
     Raises:
-        DataError: another kind of model, or a setting that changes what the layers compute.
+        DataError: it describes another kind of model, or a setting changes what the layers compute.
     """
-    wanted = {
+    supported = {
         "model_type": ("bert", "another architecture"),
         "hidden_act": ("gelu", "another activation"),
         "position_embedding_type": ("absolute", "relative positions"),
@@ -243,15 +243,15 @@ def model_section_from_hf(hf: Mapping[str, Any]) -> ModelSection:
         "add_cross_attention": (False, "cross-attention"),
     }
     problems = [
-        f"{key} is {hf[key]!r} ({meaning}), supported is {value!r}"
-        for key, (value, meaning) in wanted.items()
+        f"{key} is {hf[key]!r} ({meaning}), only {value!r} is supported"
+        for key, (value, meaning) in supported.items()
         if hf.get(key, value) != value and hf[key] is not None
     ]
     if problems:
         raise DataError(f"config.json of the Hugging Face model: {_listing(problems)}")
-    known = {ours: hf[theirs] for ours, theirs in _SAME_MEANING.items() if hf.get(theirs) is not None}
+    values = {ours: hf[theirs] for ours, theirs in _SAME_MEANING.items() if hf.get(theirs) is not None}
     try:
-        section = ModelSection(**known)
+        section = ModelSection(**values)
     except ValidationError as error:
         raise DataError(f"config.json of the Hugging Face model: {error}") from None
     if section.hidden_size % section.num_attention_heads:

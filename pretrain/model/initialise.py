@@ -1,7 +1,7 @@
 """Initial weights as a function of (seed, parameter name, full shape): no layout changes them.
 
-A tensor-parallel rank draws the full matrix and keeps its part, a pipeline stage draws its own layers only, and all end
-with the weights that one process would have.
+A tensor-parallel rank draws the full matrix and keeps its part, a pipeline stage draws only its own layers, and all get
+the weights that a single process would have.
 """
 
 from __future__ import annotations

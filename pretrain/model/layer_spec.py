@@ -1,4 +1,4 @@
-"""Which classes the model is built from: plain torch modules, or the tensor-parallel ones of `tensor_parallel.py`.
+"""The classes that the model is built from: plain torch modules, or the tensor-parallel ones of `tensor_parallel.py`.
 
 `layers.py` asks a `LayerSpec` for its linears and embeddings; all of them map a tensor to a tensor, so the layers read
 the same either way.
@@ -20,35 +20,35 @@ from torch import Tensor, nn
 from pretrain.objectives.mlm import VocabularyShard
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
+def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _both_as_they_are(hidden_TD: Tensor, embedding_TD: Tensor) -> tuple[Tensor, Tensor]:
+def _identity_pair(hidden_TD: Tensor, embedding_TD: Tensor) -> tuple[Tensor, Tensor]:
     return hidden_TD, embedding_TD
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """Builders of the parts that differ between layouts, and this rank's place among those that share a matrix."""
+    """Builders of the parts that differ between layouts, and this rank's place among the ranks that share a matrix."""
 
     word_embedding: Callable[[int, int], nn.Module]
-    """(vocabulary size, hidden size); called with ids, or with hidden states and decode=True."""
+    """(vocabulary size, hidden size); the module is called with ids, or with hidden states and decode=True."""
     column_linear: Callable[[int, int], nn.Module]
     row_linear: Callable[[int, int], nn.Module]
     vocabulary_parameter: Callable[[int], nn.Parameter]
     linear: Callable[[int, int], nn.Module]
     embedding: Callable[[int, int], nn.Module]
     layer_norm: Callable[[int, float], nn.Module]
-    """Of the embedding and the encoder, where sequence parallelism splits the tokens; the head has a `LayerNorm`."""
-    scatter_tokens: Callable[[Tensor], Tensor] = _as_it_is
-    """Into the part of the model where sequence parallelism splits the tokens, [T, D] -> [T / tp, D]."""
-    gather_tokens: Callable[[Tensor], Tensor] = _as_it_is
-    """And out of it."""
-    share_contrast: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _both_as_they_are
-    """What h and e pass on their way into a contrastive loss of which every rank computes its own anchors."""
-    sum_contrast: Callable[[Tensor], Tensor] = _as_it_is
-    """The loss over all anchors from this rank's part of it."""
+    """For the embedding and the encoder, where sequence parallelism splits the tokens; the head has a `LayerNorm`."""
+    scatter_tokens: Callable[[Tensor], Tensor] = _identity
+    """Enters the part of the model where sequence parallelism splits the tokens, [T, D] -> [T / tp, D]."""
+    gather_tokens: Callable[[Tensor], Tensor] = _identity
+    """Leaves that part, [T / tp, D] -> [T, D]."""
+    share_contrast: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _identity_pair
+    """Applied to h and e before a contrastive loss for which each rank computes its own anchors."""
+    sum_contrast: Callable[[Tensor], Tensor] = _identity
+    """Makes the loss over all anchors out of this rank's part of it."""
     tp_rank: int = 0
     tp_size: int = 1
     tensor_group: distributed.ProcessGroup | None = None
@@ -68,12 +68,12 @@ class LayerSpec:
             layer_norm=layer_norm,
             scatter_tokens=scatter_tokens,
             gather_tokens=gather_tokens,
-            share_contrast=_both_as_they_are,
+            share_contrast=_identity_pair,
             has_split_tokens=True,
         )
 
     def vocabulary_shard(self, vocab_size: int) -> VocabularyShard | None:
-        """Which words' logits this rank computes; None for all of them."""
+        """The words whose logits this rank computes; None for all of them."""
         if self.tensor_group is None:
             return None
         return VocabularyShard(
@@ -86,7 +86,7 @@ class LayerSpec:
         return min(part, max(0, (self.tp_rank + 1) * part - vocab_size))
 
     def own_tokens(self, num_tokens: int, device: torch.device) -> Tensor | None:
-        """Bool [T]: the tokens whose anchors this rank computes, with split tokens those it holds; None for all."""
+        """Bool [T]: the anchors that this rank computes, with split tokens those that it holds; None for all."""
         if self.tp_size == 1:
             return None
         return torch.arange(num_tokens, device=device) * self.tp_size // num_tokens == self.tp_rank
@@ -104,21 +104,21 @@ class Linear(nn.Linear):
     """torch's linear without its own initial values."""
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is."""
+        """Leave the memory unchanged."""
 
 
 class Embedding(nn.Embedding):
     """torch's embedding without its own initial values."""
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is."""
+        """Leave the memory unchanged."""
 
 
 class WordEmbedding(Embedding):
     """The tied word matrix [V, D], and nothing else.
 
-    Decoding is a call of the same module, not a look at its weight from outside: ZeRO-3 gathers a partitioned weight
-    when its module is called, and a pipeline calls a tied module in two stages.
+    Decoding calls the same module and does not use its weight from outside: ZeRO-3 gathers a partitioned weight when
+    its module is called, and a pipeline calls a tied module in two stages.
     """
 
     def forward(self, input: Tensor, decode: bool = False) -> Tensor:
@@ -134,7 +134,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 def plain_layers() -> LayerSpec:
-    """Whole matrices in plain torch modules; imports nothing of megatron-core."""
+    """Whole matrices in plain torch modules; imports nothing from megatron-core."""
     return LayerSpec(
         word_embedding=WordEmbedding,
         column_linear=Linear,

@@ -1,8 +1,8 @@
 """The post-LN BERT layers (Devlin et al. 2019), one class per kind; they do not know whether they are parallel.
 
-Every class stands at one place of the sequence that `bert.py` runs on one stage and a pipeline cuts into several. The
+Each class belongs to one place in the sequence that `bert.py` runs on one stage and a pipeline splits over several. The
 classes of the linears come from a `LayerSpec`. Hidden states are token-flat: T = B * L tokens in (row, column) order,
-so the linears see one plain product, `row * L + column` indexes them, and sequence parallelism is a split of dim 0.
+so a linear is one plain product, `row * L + column` indexes a token, and sequence parallelism is a split of dim 0.
 
 Shape letters: B rows, L tokens per row, T = B * L, D hidden, F feed-forward, M masked positions, V vocabulary.
 """
@@ -49,7 +49,7 @@ class EmbeddingLayer(nn.Module):
 class EncoderLayer(nn.Module):
     """Layers 2 .. N + 1: self-attention and feed-forward, each followed by dropout, residual and LayerNorm.
 
-    `index` is its number among all layers of the model, by which it draws its dropout.
+    `index` is its number among all layers of the model; it keys the dropout.
     """
 
     def __init__(self, config: ModelSection, layers: LayerSpec, index: int) -> None:
@@ -69,8 +69,8 @@ class EncoderLayer(nn.Module):
         self._seed_dropout = seed_dropout
 
     def compile_forward(self) -> None:
-        """Have torch.compile make kernels at the first call; with dropout they drop other units, reproducibly."""
-        # Seeding a generator belongs to no graph, and tracing it would compile again for every micro-batch.
+        """Let torch.compile make kernels at the first call; with dropout they drop other units, reproducibly."""
+        # Seeding a generator must stay out of the graph: tracing it would recompile for every micro-batch.
         self._seed_dropout = torch.compiler.disable(seed_dropout)
         self.compile(dynamic=False)
 
@@ -89,7 +89,7 @@ class EncoderLayer(nn.Module):
 
 
 class MlmTransform(nn.Module):
-    """Layer N + 2: what the vocabulary head does before it looks words up: dense, GELU, LayerNorm."""
+    """Layer N + 2: the vocabulary head before its decoder: dense, GELU, LayerNorm."""
 
     def __init__(self, config: ModelSection, layers: LayerSpec) -> None:
         super().__init__()
@@ -118,5 +118,5 @@ class VocabularyBias(nn.Module):
 
 
 def _hidden_place(index: int, layers: LayerSpec) -> str:
-    """Where hidden units drop: alike on all ranks that hold the same tokens."""
+    """The place that keys the dropout of hidden units: the same on all ranks that hold the same tokens."""
     return f"{index} {layers.tp_rank}" if layers.has_split_tokens else f"{index}"

@@ -1,7 +1,7 @@
-"""How the tensor-parallel ranks share a parameter: what is whole, what is a part, and how one becomes the other.
+"""How the tensor-parallel ranks share a parameter: its full shape, its parts, and the conversion between them.
 
 A part is a contiguous block of the split dimension. The word matrix and the vocabulary bias are padded to a multiple of
-the number of parts; the padding stands for no word, is 0, and is no part of the full parameter.
+the number of parts; the padding stands for no word, is 0, and does not belong to the full parameter.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pretrain.model.layer_spec import LayerSpec
 
 @dataclass(frozen=True)
 class ParameterShape:
-    """Full shape of a parameter, and the dimension that tensor-parallel ranks split, None where each has all of it."""
+    """Full shape of a parameter, and the dimension that tensor-parallel ranks split; None if each has all of it."""
 
     full: tuple[int, ...]
     split_dim: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no shape: it may come out of a file.
+        """Refuse an invalid shape, which may come from a file.
 
         Raises:
-            ValueError: sizes that are no positive numbers, or a split of a dimension that is not there.
+            ValueError: a size is not a positive integer, or the split dimension does not exist.
         """
         if not all(type(size) is int and size > 0 for size in self.full):
-            raise ValueError(f"{self.full} is no shape")
+            raise ValueError(f"{self.full} is not a shape")
         if self.split_dim is not None and self.split_dim not in range(len(self.full)):
             raise ValueError(f"shape {self.full} has no dimension {self.split_dim}")
 
@@ -53,9 +53,9 @@ class ParameterShape:
         if self.split_dim is None or num_parts == 1:
             return full
         size = self.part_shape(num_parts)[self.split_dim]
-        missing = size * num_parts - full.shape[self.split_dim]
-        if missing:
-            full = F.pad(full, [0, 0] * (full.dim() - 1 - self.split_dim) + [0, missing])
+        num_padding = size * num_parts - full.shape[self.split_dim]
+        if num_padding:
+            full = F.pad(full, [0, 0] * (full.dim() - 1 - self.split_dim) + [0, num_padding])
         return full.narrow(self.split_dim, part * size, size)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
@@ -66,7 +66,7 @@ class ParameterShape:
 
 
 def parameter_shape(parameter: Tensor, layers: LayerSpec) -> ParameterShape:
-    """The shape over all tensor-parallel ranks of a parameter that `layers` has made (and no ZeRO-3 has emptied)."""
+    """The shape, over all tensor-parallel ranks, of a parameter built by `layers` (before ZeRO-3 empties it)."""
     shape = list(parameter.shape)
     split_dim = _split_dim(parameter, layers)
     if split_dim is not None:

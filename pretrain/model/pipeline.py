@@ -1,9 +1,9 @@
-"""BERT cut into pipeline stages: the layers of `layers.py` as DeepSpeed's PipelineModule runs them.
+"""BERT split into pipeline stages: the layers of `layers.py` as DeepSpeed's PipelineModule runs them.
 
-Between stages travels (h, e, segment, masked_index): e with its gradient, since computing it again on the last stage
-would drop other units; without the contrastive loss it stays at home. Parameters have the names that `bert.py` gives
-them. The first stage has the embeddings, the last one the head and the losses; the encoder's layers are dealt out so
-that the slowest stage is as fast as possible.
+Stages send each other (h, e, segment, masked_index): e with its gradient, since recomputing it on the last stage would
+drop other units; without the contrastive loss e is not sent. Parameters have the same names as in `bert.py`. The first
+stage has the embeddings, the last one the head and the losses; the encoder layers are distributed so that the slowest
+stage is as fast as possible.
 
 Shape letters: B rows, L tokens per row, T = B * L, D hidden, M masked positions, V vocabulary.
 """
@@ -65,7 +65,7 @@ class BertPipeline(PipelineModule):
         head = LossHead(objective, vocab_size, layers, seed)
         pipe, data, tensor = grid
         topology = PipeModelDataParallelTopology(num_pp=pipe, num_dp=data, num_mp=tensor)
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its seeds
+        with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its seeds
             super().__init__(
                 _stage_layers(config, vocab_size, layers, options, has_embedding=objective.contrastive_weight > 0),
                 topology=topology,
@@ -75,13 +75,13 @@ class BertPipeline(PipelineModule):
         initialise(self, layers, initializer_range=config.initializer_range, seed=seed)
 
     def expect(self, micro_batch_indices: Iterable[int]) -> None:
-        """Say which micro-batches come next; their numbers key dropout and pairs, and forget the losses so far."""
+        """Announce the next micro-batches, whose numbers key dropout and pairs, and forget the losses so far."""
         self._micro_batches = iter(micro_batch_indices)
         self.losses = []
 
     def forward(self, forward_input: Any) -> Any:
         """This stage's part of the next micro-batch."""
-        # Stages see their micro-batches in order, so the number need not travel, and nobody waits for a GPU to read it.
+        # Stages see their micro-batches in order, so the number is not sent, and nothing waits for a GPU to read it.
         self._key = DropoutKey(self._key.seed, next(self._micro_batches))
         return super().forward(forward_input)
 
@@ -108,7 +108,7 @@ class BertPipeline(PipelineModule):
 
 
 class StageOptions:
-    """What every layer of a stage must know beside its own parameters; `key` gives that of the current micro-batch."""
+    """What every layer of a stage needs besides its parameters; `key` gives the key of the current micro-batch."""
 
     def __init__(
         self, key: Callable[[], DropoutKey], recompute_layers: int, has_padding: bool, separate_documents: bool
@@ -132,7 +132,7 @@ class EmbeddingStage(EmbeddingLayer):
         word_TD, segment_BL, masked_index_M = inputs
         position_BL = document_positions(segment_BL) if self.options.separate_documents else None
         embedding_TD = super().forward(word_TD, torch.zeros_like(segment_BL), self.options.key(), position_BL)
-        # A copy, because what is sent on twice would be one buffer with two gradients.
+        # A copy, because one tensor sent twice would be one buffer with two gradients.
         hidden = (embedding_TD, embedding_TD.clone()) if self.has_embedding else (embedding_TD,)
         return (*hidden, segment_BL, masked_index_M)
 
@@ -163,14 +163,14 @@ class EncoderStage(EncoderLayer):
 
 
 class TransformStage(MlmTransform):
-    """Layer N + 2 in a pipeline: leaves sequence parallelism, and takes the masked positions."""
+    """Layer N + 2 in a pipeline: leaves sequence parallelism, and selects the masked positions."""
 
     def __init__(self, config: ModelSection, layers: LayerSpec) -> None:
         super().__init__(config, layers)
         self.layers = layers
 
     def forward(self, inputs: Tensors) -> Tensors:  # type: ignore[override]
-        """(h, e, segment, masked_index) -> (transformed, h, e), e only where it came."""
+        """(h, e, segment, masked_index) -> (transformed, h, e), e only if it was sent."""
         *hidden, _, masked_index_M = inputs
         hidden = [self.layers.gather_tokens(part) for part in hidden]
         return (super().forward(hidden[0].index_select(0, masked_index_M)), *hidden)

@@ -20,20 +20,20 @@ from pretrain.objectives.taco import anchor_mask, has_pairs, sample_pairs, token
 
 
 class PretrainingLosses(NamedTuple):
-    """What one micro-batch cost, scalars; a tuple, because DeepSpeed looks for the loss's tensor in tuples only."""
+    """The losses of one micro-batch, scalars; a tuple, because DeepSpeed looks for a loss tensor in tuples only."""
 
     total: Tensor
     """mlm + contrastive_weight * contrastive; the only one with a gradient."""
     mlm: Tensor
     contrastive: Tensor
     num_correct: Tensor
-    """Masked positions whose best guess is right."""
+    """Masked positions whose top prediction is correct."""
     num_labels: Tensor
 
 
 @dataclass(frozen=True)
 class LossHead:
-    """Both losses from what the last layer gives; no parameters of its own. `seed` draws the pairs."""
+    """Both losses from the outputs of the last layer; it has no parameters. `seed` keys the pairs."""
 
     objective: ObjectiveSection
     vocab_size: int
@@ -52,7 +52,7 @@ class LossHead:
         masked_label_M: Tensor,
         micro_batch_index: int,
     ) -> PretrainingLosses:
-        """The losses of a micro-batch, see `BertForPretraining.forward`; e may be missing where its weight is 0."""
+        """The losses of a micro-batch, see `BertForPretraining.forward`; e may be None if the weight is 0."""
         shard = self.layers.vocabulary_shard(self.vocab_size)
         mlm, num_correct, num_labels = masked_lm_loss(logits_MV, masked_label_M, shard)
         if self.objective.contrastive_weight == 0 or embedding_TD is None:
@@ -63,7 +63,7 @@ class LossHead:
         return PretrainingLosses(total, mlm.detach(), contrastive.detach(), num_correct, num_labels)
 
     def _anchors(self, valid_BL: Tensor, masked_index_M: Tensor, masked_label_M: Tensor) -> Tensor:
-        # Unused places all point at token 0: adding what is there decides right, writing it would not.
+        # Unused entries all point at token 0, so labels are counted: assigning could overwrite a real one there.
         is_label_M = (masked_label_M != IGNORED_LABEL).to(torch.int32)
         count_T = is_label_M.new_zeros(valid_BL.numel()).index_add_(0, masked_index_M, is_label_M)
         return anchor_mask(self.objective.anchors, (count_T > 0).view_as(valid_BL), valid_BL)
@@ -86,21 +86,21 @@ class LossHead:
             segment_BL=segment_BL,
         )
         hidden_TD, embedding_TD = self.layers.share_contrast(hidden_TD, embedding_TD)
-        own_BL = anchor_BL = anchor_BL & has_pairs(positive_BL, negative_BLK)
-        own_T = self.layers.own_tokens(anchor_BL.numel(), anchor_BL.device)
-        if own_T is not None:
-            own_BL = anchor_BL & own_T.view_as(anchor_BL)
+        own_anchor_BL = anchor_BL = anchor_BL & has_pairs(positive_BL, negative_BLK)
+        own_token_T = self.layers.own_tokens(anchor_BL.numel(), anchor_BL.device)
+        if own_token_T is not None:
+            own_anchor_BL = anchor_BL & own_token_T.view_as(anchor_BL)
         loss = token_contrastive_loss(
             hidden_TD.view(*valid_BL.shape, -1),
             embedding_TD.view(*valid_BL.shape, -1),
             positive_BL,
             negative_BLK,
             temperature=self.objective.temperature,
-            anchor_mask_BL=own_BL,
+            anchor_mask_BL=own_anchor_BL,
         )
-        if own_T is None:
+        if own_token_T is None:
             return loss
-        return self.layers.sum_contrast(loss * (own_BL.sum() / anchor_BL.sum().clamp(min=1)))
+        return self.layers.sum_contrast(loss * (own_anchor_BL.sum() / anchor_BL.sum().clamp(min=1)))
 
 
 class BertForPretraining(Bert):
@@ -108,7 +108,7 @@ class BertForPretraining(Bert):
 
     Args:
         objective: weight, temperature, pairs and anchors of the contrastive loss.
-        seed: of the initial weights, of the pairs and of dropout.
+        seed: for the initial weights, the pairs and dropout.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class BertForPretraining(Bert):
         Args:
             valid_BL: bool, the tokens that may take part in the contrastive loss.
             masked_index_M: flat positions row * L + column to predict.
-            masked_label_M: the words there, -100 in unused places.
+            masked_label_M: the words there, -100 in unused entries.
             micro_batch_index: number of the micro-batch over all data-parallel ranks; keys pairs and dropout.
         """
         hidden_TD, embedding_TD = self.encode(input_ids_BL, segment_BL, key=DropoutKey(self.seed, micro_batch_index))

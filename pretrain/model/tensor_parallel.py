@@ -1,12 +1,12 @@
-"""Layers whose matrices are split over the tensor-parallel group: megatron-core's linears and word matrix, made to fit.
+"""Layers whose matrices are split over the tensor-parallel group: megatron-core's linears and word matrix, adapted.
 
-The only place in the model that knows megatron-core. Importing it takes seconds, so it is imported where a layout asks
-for it, after `parallel.start_mesh`. Every parameter is allocated on the CPU; `initialise.py` draws the full matrix by
-name and each rank keeps its part. The logits of a rank cover its own words only.
+The only module of the model that knows megatron-core. Importing it takes seconds, so it is imported only if a layout
+needs it, after `parallel.start_mesh`. Every parameter is allocated on the CPU; `initialise.py` draws the full matrix by
+name and each rank keeps its part. The logits of a rank cover only its own words.
 
 With sequence parallelism (Korthikanti et al. 2022, "Reducing Activation Recomputation", section 4.2) the hidden states
-between the linears are split over the tokens. What is not split and meets a share of the tokens only, LayerNorm weights
-and row biases, sums its gradient over the group.
+between the linears are split over the tokens. Parameters that are not split but see only a share of the tokens,
+LayerNorm weights and row biases, sum their gradients over the group.
 
 Shape letters: T tokens, S = T / tp of them, D hidden, M masked positions, V vocabulary.
 """
@@ -28,10 +28,10 @@ from pretrain.model.layer_spec import Embedding, LayerNorm, LayerSpec, Linear, p
 
 
 def tensor_parallel_layers(*, sequence_parallel: bool = False) -> LayerSpec:
-    """The layers of this rank in the tensor-parallel group that megatron-core's `parallel_state` knows."""
+    """The layers of this rank in the tensor-parallel group of megatron-core's `parallel_state`."""
     group = parallel_state.get_tensor_model_parallel_group()
     tp_size = distributed.get_world_size(group)
-    # Without perform_initialization megatron-core forgets to mark the parameters as tensor-parallel, and gradient norms
+    # Without perform_initialization megatron-core does not mark the parameters as tensor-parallel, and gradient norms
     # come out wrong; so it "initialises" with a function that does nothing.
     config = ModelParallelConfig(
         tensor_model_parallel_size=tp_size,
@@ -47,7 +47,7 @@ def tensor_parallel_layers(*, sequence_parallel: bool = False) -> LayerSpec:
         linear=Linear,
         embedding=Embedding,
         layer_norm=LayerNorm,
-        # The tokens are whole, so each rank's gradient of h and e covers its own anchors only until it is summed.
+        # The tokens are not split, so each rank's gradient of h and e covers only its own anchors until it is summed.
         share_contrast=partial(_share_contrast, group),
         sum_contrast=tensor_parallel.reduce_from_tensor_model_parallel_region,
         tp_rank=distributed.get_rank(group),
@@ -66,31 +66,31 @@ def tensor_parallel_layers(*, sequence_parallel: bool = False) -> LayerSpec:
 
 
 def _gather_tokens(part_SD: Tensor) -> Tensor:
-    """All tokens [T, D]; what follows is computed by every rank alike, so each takes its own slice of the gradient."""
+    """All tokens [T, D]; every rank computes the same from here on, so each takes its own slice of the gradient."""
     gathered: Tensor = tensor_parallel.gather_from_sequence_parallel_region(part_SD, tensor_parallel_output_grad=False)
     return gathered
 
 
 class _NoExtraState(nn.Module):
-    """Keeps an `_extra_state` of None out of state dicts, on which DeepSpeed's checkpoint converters stumble.
+    """Keeps an `_extra_state` of None out of state dicts, because DeepSpeed's checkpoint converters fail on it.
 
-    megatron-core's linears write it, and add it by a hook to whatever they load; the hook goes in their constructors.
+    megatron-core's linears write it, and a hook adds it to what they load; the constructors below remove the hook.
     """
 
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
 
 
-def _leave(weight: Tensor) -> None:
+def _no_init(weight: Tensor) -> None:
     return None
 
 
 class ColumnLinear(_NoExtraState, tensor_parallel.ColumnParallelLinear):
-    """A linear that computes its share of the output features, of all tokens."""
+    """A linear that computes its share of the output features, for all tokens."""
 
     def __init__(self, config: ModelParallelConfig, in_features: int, out_features: int) -> None:
         _check_split("output features", out_features, config.tensor_model_parallel_size)
-        super().__init__(in_features, out_features, config=config, init_method=_leave)
+        super().__init__(in_features, out_features, config=config, init_method=_no_init)
         self._load_state_dict_pre_hooks.clear()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class RowLinear(_NoExtraState, tensor_parallel.RowParallelLinear):
             in_features,
             out_features,
             config=config,
-            init_method=_leave,
+            init_method=_no_init,
             bias=True,
             input_is_parallel=True,
             skip_bias_add=True,
@@ -127,7 +127,7 @@ class WordEmbedding(tensor_parallel.VocabParallelEmbedding):
         super().__init__(
             padded_vocab_size(vocab_size, config.tensor_model_parallel_size),
             size,
-            init_method=_leave,
+            init_method=_no_init,
             config=config,
             reduce_scatter_embeddings=config.sequence_parallel,
         )
@@ -136,7 +136,7 @@ class WordEmbedding(tensor_parallel.VocabParallelEmbedding):
     def forward(self, input: Tensor, decode: bool = False) -> Tensor:
         """Embeddings [T, D] ([S, D] with sequence parallelism) of ids [T]; with `decode`, logits [M, V / tp]."""
         if not decode and self.reduce_scatter_embeddings:
-            # megatron-core exchanges rows and columns before it splits: [1, T] ids become [S, 1, D].
+            # megatron-core swaps rows and columns before it splits: [1, T] ids become [S, 1, D].
             return super().forward(input[None])[:, 0]
         if not decode:
             return super().forward(input)
@@ -180,7 +180,7 @@ def _share_contrast(group: distributed.ProcessGroup, hidden_TD: Tensor, embeddin
 
 
 class _SumOpposites(torch.autograd.Function):
-    """Both tensors as they are; their gradients, each the other's negative, summed over the group in one collective."""
+    """Both tensors unchanged; their gradients, each the other's negative, summed over the group in one collective."""
 
     @staticmethod
     def forward(ctx: Any, group: distributed.ProcessGroup, hidden: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
