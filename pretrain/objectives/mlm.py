@@ -23,7 +23,7 @@ _GPU_SLICE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class VocabularyShard:
-    """The words whose logits this rank has: those from `first` on; the others are with the ranks of `group`."""
+    """The words whose logits this rank has: those from `first` on; other ranks of `group` have the others."""
 
     first: int
     group: distributed.ProcessGroup
@@ -32,13 +32,13 @@ class VocabularyShard:
 def masked_lm_loss(
     logits_MV: Tensor, label_M: Tensor, shard: VocabularyShard | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean cross-entropy in fp32 over the labels that are not -100, and how well the best guess did.
+    """Mean cross-entropy in fp32 over the labels that are not -100, and how often the top prediction is correct.
 
-    With `shard` the logits are those of this rank's words, and one small collective makes the loss that of all words;
-    labels are numbers of words all the same.
+    With `shard` the logits cover this rank's words only, and one small collective extends the loss to all words; labels
+    are ids of the whole vocabulary all the same.
 
     Returns:
-        loss: scalar, 0 with zero gradient where there is no label.
+        loss: scalar, 0 with zero gradient if there is no label.
         num_correct, num_labels: int64 scalars, without gradient.
 
     Raises:
@@ -51,7 +51,7 @@ def masked_lm_loss(
 
 
 class _MaskedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy that keeps nothing of size [M, V] beside the logits, and makes only their gradient.
+    """Cross-entropy that keeps nothing of size [M, V] besides the logits, and creates only their gradient.
 
     torch's own saves a second [M, V] of log-probabilities, in fp32 under bf16, and needs a further pass for accuracy.
     """
@@ -99,14 +99,14 @@ class _MaskedCrossEntropy(torch.autograd.Function):
 def _over_all_words(
     log_total_M: Tensor, picked_M: Tensor, best_logit_M: Tensor, best_M: Tensor, shard: VocabularyShard
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Over all ranks' words: log of the sum of exponents, the label's logit (0 where it is not here), the best word."""
+    """Over all ranks' words: log-sum-exp, the label's logit (given as 0 where another rank has it), the best word."""
     parts = (log_total_M, picked_M, best_logit_M, best_M + shard.first)
-    own_4M = torch.stack([part.double() for part in parts])
+    local_4M = torch.stack([part.double() for part in parts])
     num_ranks = distributed.get_world_size(shard.group)
-    all_XM = own_4M.new_empty(num_ranks * len(parts), len(best_M))
-    distributed.all_gather_into_tensor(all_XM, own_4M, group=shard.group)
+    all_XM = local_4M.new_empty(num_ranks * len(parts), len(best_M))
+    distributed.all_gather_into_tensor(all_XM, local_4M, group=shard.group)
     log_total_RM, picked_RM, best_logit_RM, best_RM = all_XM.view(num_ranks, len(parts), -1).unbind(dim=1)
-    best_rank_1M = best_logit_RM.argmax(dim=0, keepdim=True)  # the first of equals, as within a rank
+    best_rank_1M = best_logit_RM.argmax(dim=0, keepdim=True)  # the first of equal ones, as within a rank
     return (
         log_total_RM.logsumexp(dim=0).to(log_total_M.dtype),
         picked_RM.sum(dim=0).to(picked_M.dtype),

@@ -21,8 +21,8 @@ def philox_4x32(counter: Words, key: tuple[int, int]) -> Words:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # A product of two words may pass 2^63 and wrap to a negative int64; its bits are still right, and the mask
-        # after the arithmetic shift takes away the copies of the sign.
+        # A product of two words may exceed 2^63 and wrap to a negative int64; its bits are still right, and the mask
+        # after the arithmetic shift removes the copies of the sign.
         product_0, product_1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
         c0 = (product_1 >> 32).bitwise_and_(MASK_32) ^ c1 ^ k0
         c2 = (product_0 >> 32).bitwise_and_(MASK_32) ^ c3 ^ k1

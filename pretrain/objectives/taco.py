@@ -1,10 +1,10 @@
-"""TACO's token contrastive loss (Fu et al. 2022): which pairs are compared, and what the comparison costs.
+"""TACO's token contrastive loss (Fu et al. 2022): how pairs are sampled, and the loss over them.
 
-Stands between the encoder's output and the total loss: `sample_pairs` draws one positive and K negatives for every
-token of a micro-batch, `token_contrastive_loss` compares them by the cosine of their global semantics g = h - e.
+Sits between the encoder's output and the total loss: `sample_pairs` draws one positive and K negatives for every token
+of a micro-batch, `token_contrastive_loss` compares them by the cosine of their global semantics g = h - e.
 
 Shape letters: B rows, L tokens per row, D hidden, K negatives, C = 1 + K candidates, T = B * L tokens, A anchors.
-A token's flat number is row * L + column.
+A token's flat index is row * L + column.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pretrain.objectives.philox import Words, philox_4x32, split_words, uniform_
 Anchors = Literal["all", "masked", "unmasked"]
 
 NO_TOKEN = -1
-"""Stands where a positive or a negative cannot exist."""
+"""Marks a positive or negative that does not exist."""
 
 SHORTEST = 1e-8
 """A global semantics vector below this norm has no direction: its cosines and its gradient are 0."""
 
-# Keeps the words drawn here apart from those that the data order and the masks draw with the same seed.
+# Separates the words drawn here from those that the data order and the masks draw with the same seed.
 _DOMAIN = 0x5441434F
 _NO_GROUP = torch.iinfo(torch.int64).max
 
@@ -46,23 +46,23 @@ def sample_pairs(
 ) -> tuple[Tensor, Tensor]:
     """One positive and `num_negatives` negatives for every valid token: a pure function of the arguments.
 
-    The positive is the token at an offset drawn uniformly from -window..-1, 1..window; where that leaves the row (or,
-    with `segment_BL`, the document) or meets an invalid token, it is a uniformly drawn other valid token of the row
-    (of the document). Negatives are drawn uniformly, with replacement, from the valid tokens of all other rows.
+    The positive is the token at an offset drawn uniformly from -window..-1, 1..window; if that leaves the row (or, with
+    `segment_BL`, the document) or hits an invalid token, it is another valid token of the row (or document), drawn
+    uniformly. Negatives are drawn uniformly, with replacement, from the valid tokens of all other rows.
 
     Args:
         valid_BL: bool, the tokens that may take part.
-        seed: 0 .. 2^64 - 1, of the run.
+        seed: the seed of the run, 0 .. 2^64 - 1.
         micro_batch_index: 0 .. 2^64 - 1, number of the micro-batch in the run, over all data-parallel ranks.
         segment_BL: integers, the document of each token inside its row; empty when a row is one document.
 
     Returns:
-        positive_BL: int64, a column of the same row; -1 for an invalid token and the only valid one of its document.
-        negative_BLK: int64, flat numbers row * L + column; -1 for an invalid token and where no other row has one.
+        positive_BL: int64, a column of the same row; -1 for an invalid token or the only valid one of its document.
+        negative_BLK: int64, flat indices row * L + column; -1 for an invalid token or if no other row has a valid one.
 
     Raises:
         ConfigError: fewer than two rows.
-        ValueError: a shape, type or range that does not fit. Nothing is read back from the device.
+        ValueError: a wrong shape, dtype or range. Nothing is read back from the device.
     """
     _check_sampling(valid_BL, window, num_negatives, seed, micro_batch_index, segment_BL)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def _draw(valid_BL: Tensor, num_blocks: int, seed: int, micro_batch_index: int) 
     num_rows, length = valid_BL.shape
     device = valid_BL.device
     token_BL1 = torch.arange(num_rows * length, device=device).view(num_rows, length, 1)
-    # `full` and not `tensor`: it fills on the device, where a copy from the host would wait for the GPU.
+    # `full` and not `tensor`: it fills on the device; a copy from the host would wait for the GPU.
     low, high = (torch.full((1,), word, device=device) for word in split_words(micro_batch_index))
     key_low, key_high = split_words(seed)
     counter = (token_BL1, torch.arange(num_blocks, device=device), low, high)
@@ -102,14 +102,14 @@ def _positives(
 
 
 def _other_of_group(group_BL: Tensor, word_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """For every token the column of a uniformly drawn other token of its row and group, and whether there is one."""
+    """For every token the column of another token of its row and group, drawn uniformly, and whether there is one."""
     length = group_BL.shape[1]
     sorted_BL, column_BL = group_BL.sort(dim=1, stable=True)
     place_BL = column_BL.argsort(dim=1)
     start_BL = torch.searchsorted(sorted_BL, group_BL)
     num_others_BL = torch.searchsorted(sorted_BL, group_BL, right=True) - start_BL - 1
     draw_BL = uniform_below(word_BL, num_others_BL)
-    draw_BL = start_BL + draw_BL + (draw_BL >= place_BL - start_BL)  # steps over the token itself
+    draw_BL = start_BL + draw_BL + (draw_BL >= place_BL - start_BL)  # skips the token itself
     return column_BL.gather(1, draw_BL.clamp(max=length - 1)), num_others_BL > 0
 
 
@@ -117,7 +117,7 @@ def _negatives(valid_BL: Tensor, word_BLK: Tensor) -> Tensor:
     count_B = valid_BL.sum(dim=1)
     first_B = count_B.cumsum(0) - count_B
     num_others_B11 = (count_B.sum() - count_B)[:, None, None]
-    # Valid tokens first, in flat order: those of one row are neighbours, and the draw steps over the own row.
+    # Valid tokens first, in flat order: those of one row are neighbours, and the draw skips the token's own row.
     token_T = (~valid_BL).flatten().to(torch.uint8).argsort(stable=True)
     draw_BLK = uniform_below(word_BLK, num_others_B11)
     draw_BLK = draw_BLK + (draw_BLK >= first_B[:, None, None]) * count_B[:, None, None]
@@ -159,14 +159,14 @@ def token_contrastive_loss(
         hidden_BLD: last encoder layer's output.
         embedding_BLD: the embedding layer's output that the encoder saw.
         positive_BL: int64, column of the same row.
-        negative_BLK: int64, flat numbers row * L + column.
+        negative_BLK: int64, flat indices row * L + column.
         anchor_mask_BL: bool.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: shapes or types that do not fit, or a temperature that is not positive.
+        ValueError: wrong shapes or dtypes, or a temperature that is not positive.
     """
     _check_loss(hidden_BLD, embedding_BLD, positive_BL, negative_BLK, temperature, anchor_mask_BL)
     num_rows, length, size = hidden_BLD.shape
@@ -194,9 +194,10 @@ class _ContrastiveLoss(torch.autograd.Function):
     """The loss and, since its derivative has a closed form, the gradient of g in the same forward pass.
 
     No [A, C, D] tensor of gathered candidates ever exists: `embedding_bag` sums weighted rows of a table as it reads
-    them, and its derivative by the weights is the dot product of the anchor with each row. At 16 x 256 x 512, K = 50 on
-    two threads this takes 1.0; gathering chunk by chunk (best chunk) 2.1 with multiply-and-sum and 4.6 with bmm;
-    multiplying each chunk of anchors with all tokens 12, or 6.6 with `embedding_bag` for the gradient.
+    them, and its derivative by the weights is the dot product of the anchor with each row. In relative time at
+    16 x 256 x 512, K = 50 on two threads, this takes 1.0; gathering chunk by chunk (best chunk) 2.1 with
+    multiply-and-sum and 4.6 with bmm; multiplying each chunk of anchors with all tokens 12, or 6.6 with
+    `embedding_bag` for the gradient.
     """
 
     @staticmethod
@@ -207,7 +208,7 @@ class _ContrastiveLoss(torch.autograd.Function):
         is_anchor_T: Tensor,
         candidate_TC: Tensor,
         temperature: float,
-        wants_gradient: bool,
+        needs_gradient: bool,
     ) -> Tensor:
         ctx.dtypes = hidden_TD.dtype, embedding_TD.dtype
         dtype = torch.promote_types(torch.promote_types(*ctx.dtypes), torch.float32)
@@ -222,7 +223,7 @@ class _ContrastiveLoss(torch.autograd.Function):
             unit_AD = unit_TD[anchor_A]
             logit_AC = _dot_products(unit_AD, unit_TD, candidate_AC).div_(temperature)
             loss = ((logit_AC.logsumexp(dim=-1) - logit_AC[:, 0]) * weight_A).sum()
-            if wants_gradient:
+            if needs_gradient:
                 slope_AC = logit_AC.softmax(dim=-1)
                 slope_AC[:, 0] -= 1
                 slope_AC.mul_((weight_A / temperature)[:, None])
@@ -248,7 +249,7 @@ def _inverse_norm(vector_TD: Tensor) -> Tensor:
 
 
 def _anchors_to_visit(is_anchor_T: Tensor) -> Tensor:
-    """Flat numbers of the anchors; on a GPU of all tokens, since finding out how many there are would wait for it."""
+    """Flat indices of the anchors; on a GPU of all tokens, since counting the anchors would wait for it."""
     if is_anchor_T.device.type == "cpu":
         return is_anchor_T.nonzero()[:, 0]
     return torch.arange(len(is_anchor_T), device=is_anchor_T.device)
@@ -257,8 +258,8 @@ def _anchors_to_visit(is_anchor_T: Tensor) -> Tensor:
 def _dot_products(vector_AD: Tensor, table_TD: Tensor, row_AC: Tensor) -> Tensor:
     """vector_AD[a] . table_TD[row_AC[a, c]] for all a, c, [A, C]."""
     num_anchors, num_candidates = row_AC.shape
-    # The gradient of embedding_bag by its weights is this product, row by row and without a gathered tensor. Called by
-    # its name: torch.autograd.grad would load sympy, a second at every start, to compare two shapes.
+    # The gradient of embedding_bag by its weights is this product, row by row and without a gathered tensor. Called
+    # directly: torch.autograd.grad would load sympy, a second at every start, to compare two shapes.
     anchor_A = torch.arange(num_anchors, device=row_AC.device)
     product_N: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(  # noqa: SLF001  # no public name
         vector_AD,
@@ -271,7 +272,7 @@ def _dot_products(vector_AD: Tensor, table_TD: Tensor, row_AC: Tensor) -> Tensor
     return product_N.view(num_anchors, num_candidates)
 
 
-# -- what does not fit -------------------------------------------------------------------------------------------------
+# -- checks ------------------------------------------------------------------------------------------------------------
 
 
 def _check_sampling(
