@@ -9,7 +9,7 @@ import torch
 
 
 class DeviceClock:
-    """Adds up the time that a GPU spends between marks; does nothing for a CPU, whose work the host's clock shows."""
+    """Adds up the time that a GPU spends between events; does nothing for a CPU, whose work the host's clock shows."""
 
     def __init__(self, device: torch.device) -> None:
         self.is_used = device.type == "cuda"
@@ -17,7 +17,7 @@ class DeviceClock:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """What the current stream is given inside is measured."""
+        """Measure what is queued on the current stream inside this context."""
         if not self.is_used:
             yield
             return
@@ -28,6 +28,6 @@ class DeviceClock:
         self._spans.append((first, last))
 
     def take(self) -> float:
-        """Seconds since the last call; call it when the host has waited for a result of the same stream."""
+        """Seconds since the last call; call it after the host has waited for a result of the same stream."""
         spans, self._spans = self._spans, []
         return sum(first.elapsed_time(last) for first, last in spans) / 1000

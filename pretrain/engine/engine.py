@@ -1,4 +1,4 @@
-"""What the trainer knows of DeepSpeed: configuration in, four verbs out.
+"""The trainer's view of DeepSpeed: configuration in, four verbs out.
 
 The trainer sees `train_step`, `evaluate`, `capture_state` and `load_state`; whether ZeRO splits optimizer state,
 gradients or parameters is decided here and nowhere else.
@@ -40,7 +40,7 @@ _NO_REQUESTS: Mapping[str, bool] = {}
 class EvalResult:
     """Means over the evaluated micro-batches and the `num_labels` masked tokens of all ranks.
 
-    `baseline_accuracy` is that of the most frequent label, given everywhere.
+    `baseline_accuracy` is the accuracy of predicting the most frequent label everywhere.
     """
 
     mlm_loss: float
@@ -51,7 +51,7 @@ class EvalResult:
 
 
 class Engine(ABC):
-    """DeepSpeed behind four verbs; a subclass says how micro-batches go through the model."""
+    """DeepSpeed behind four verbs; a subclass defines how micro-batches go through the model."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Engine(ABC):
             self.optimizer = build_optimizer(
                 model, config.optim, shard_group=shard_group, tensor_group=mesh.tensor_group
             )
-        # DeepSpeed warns of classes that it does not know; tests hold ours under ZeRO against one plain process.
+        # DeepSpeed warns of classes that it does not know; tests compare ours under ZeRO with one plain process.
         ZERO_SUPPORTED_OPTIMIZERS.append(type(self.optimizer))
         self.ds_config = build_ds_config(config, mesh.dp_size)
         self.engine, *_ = deepspeed.initialize(
@@ -93,19 +93,19 @@ class Engine(ABC):
 
     @abstractmethod
     def _forward_backward(self, micro_batches: Sequence[Batch]) -> list[PretrainingLosses]:
-        """Gradients of all micro-batches, averaged over data-parallel ranks; the losses that this rank computed."""
+        """Gradients of all micro-batches, averaged over data-parallel ranks; returns this rank's losses."""
 
     @abstractmethod
     def _update(self, *, keep_weights: bool) -> float | None:
-        """The optimizer's step; with `keep_weights` everything but the change of weights and moments.
+        """Take the optimizer's step; with `keep_weights`, without changing weights and moments.
 
         Returns:
-            The gradient norm where DeepSpeed keeps none.
+            The gradient norm if DeepSpeed keeps none.
         """
 
     @abstractmethod
     def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
-        """Forward without dropout; the losses that this rank computed, each with its micro-batch."""
+        """Forward without dropout; yields the losses that this rank computed, each with its micro-batch."""
 
     def train_step(
         self,
@@ -118,13 +118,13 @@ class Engine(ABC):
     ) -> StepResult:
         """Forward and backward over this rank's micro-batches, then one optimizer step at `learning_rate`.
 
-        `step.StepPlan` says what the other arguments mean; all ranks give the same names of `requests`.
+        `step.StepPlan` explains the other arguments; all ranks pass the same names in `requests`.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         own_losses = self._forward_backward(micro_batches)
         report, keep_weights = None, False
-        if may_not_update is not None:  # all ranks decide by the same loss, before any weight has changed
+        if may_not_update is not None:  # all ranks decide from the same loss, before any weight has changed
             report = self._report(own_losses, len(micro_batches), requests, work_seconds)
             keep_weights = may_not_update(report.loss)
         grad_norm = self._update(keep_weights=keep_weights)
@@ -151,14 +151,14 @@ class Engine(ABC):
         requests: Mapping[str, bool],
         work_seconds: float | None,
     ) -> _Report:
-        """The mean losses of a step, and what every rank says with them: one small collective per step."""
+        """The mean losses of a step, and the messages of all ranks: one small collective per step."""
         self.heartbeat.enter("losses")
         losses = torch.zeros(3, dtype=torch.float64, device=self.device)
         for micro_batch in own_losses:
             losses += torch.stack([micro_batch.total, micro_batch.mlm, micro_batch.contrastive])
         # All tensor ranks of the last stage compute the same losses.
         losses /= num_micro_batches * self.mesh.dp_size * self.mesh.tp_size
-        messages = losses.new_tensor([*map(float, requests.values()), *_own_place(work_seconds)])
+        messages = losses.new_tensor([*map(float, requests.values()), *_rank_slots(work_seconds)])
         sums: list[float] = collectives.sum_over_ranks(torch.cat([losses, messages])).tolist()
         votes, work = sums[3 : 3 + len(requests)], sums[3 + len(requests) :]
         granted = frozenset(name for name, count in zip(requests, votes, strict=True) if count > 0)
@@ -170,25 +170,25 @@ class Engine(ABC):
         return math.nan if norm is None else float(norm)
 
     def _is_applied(self, grad_norm: float) -> bool:
-        """Whether the optimizer's step was taken. Without ZeRO DeepSpeed looks at no gradient; `_update` did."""
+        """Whether the optimizer's step was taken. Without ZeRO DeepSpeed checks no gradients, but `_update` did."""
         return self.engine.was_step_applied() and (zero_stage(self.config) > 0 or math.isfinite(grad_norm))
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> EvalResult:
-        """Losses and masked-token accuracy without dropout; every rank must bring the same number of micro-batches.
+        """Losses and masked-token accuracy without dropout; every rank must pass the same number of micro-batches.
 
-        A micro-batch without labels and valid tokens counts nothing: ranks with less to do fill up with those.
+        A micro-batch without labels and valid tokens does not count: ranks with fewer micro-batches add such ones.
         """
         # Summed over micro-batches: mlm loss x labels, contrastive loss, micro-batches, correct labels, labels.
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         label_counts = torch.zeros(self.engine.module.vocab_size, dtype=torch.int64)
         for losses, batch in self._run_evaluation(micro_batches):
-            counts = batch.valid_BL.any() or (batch.masked_label_M >= 0).any()
+            is_counted = batch.valid_BL.any() or (batch.masked_label_M >= 0).any()
             sums += torch.stack(
                 [
                     losses.mlm.double() * losses.num_labels,
-                    losses.contrastive.double() * float(counts),
-                    torch.tensor(float(counts), dtype=torch.float64, device=self.device),
+                    losses.contrastive.double() * float(is_counted),
+                    torch.tensor(float(is_counted), dtype=torch.float64, device=self.device),
                     losses.num_correct.double(),
                     losses.num_labels.double(),
                 ]
@@ -208,14 +208,14 @@ class Engine(ABC):
         )
 
     def find_drift(self) -> list[Drift]:
-        """Parameters of which ranks hold copies that differ; the same list on every rank."""
+        """Parameters whose copies differ between ranks; the same list on every rank."""
         return self._replicas.find_drift()
 
     def reserve_copies(self) -> None:
-        """Take the CPU memory that `capture_state` copies to, before training begins; collective.
+        """Allocate the CPU memory that `capture_state` copies to, before training begins; collective.
 
         Raises:
-            CheckpointError: a rank does not get it.
+            CheckpointError: a rank cannot allocate it.
         """
         problem = None
         try:
@@ -230,8 +230,8 @@ class Engine(ABC):
         """This rank's share of weights and optimizer state as it is now; no rank waits for another here.
 
         Args:
-            copies: into memory of the CPU that training never touches, and that the next capture takes again; else
-                the state itself, good for writing until the next step.
+            copies: copy into CPU memory that training never touches and the next capture uses again; otherwise return
+                the state itself, valid until the next step.
         """
         self._wait_for_device()
         ranges = self.state.ranges()
@@ -243,7 +243,7 @@ class Engine(ABC):
         return CapturedState(collectives.rank(), ranges, values, self.state.shapes, self._counters(), problem)
 
     def save_state(self, folder: Path) -> list[FileRecord]:
-        """Capture and write at once; what was written, already durable.
+        """Capture and write at once; returns the records of the files, which are durable by then.
 
         Raises:
             OSError: the disk refuses; no other rank waits for this one here.
@@ -251,15 +251,15 @@ class Engine(ABC):
         return self.capture_state(copies=False).write(folder)
 
     def _wait_for_device(self) -> None:
-        """Let what was started on a GPU, in whatever stream, come to its end."""
+        """Wait until a GPU has finished what was started on it, in any stream."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def load_state(self, folder: Path) -> None:
-        """Take weights and optimizer state from `folder`, whatever layout wrote it; collective.
+        """Load weights and optimizer state from `folder`, whatever layout wrote it; collective.
 
         Raises:
-            CheckpointError: it is damaged, or of another model.
+            CheckpointError: it is damaged, or belongs to another model.
         """
         counters: dict[str, Any] = {}
         problem = None
@@ -287,7 +287,7 @@ class Engine(ABC):
 
 @dataclass(frozen=True)
 class _Report:
-    """What the ranks say to each other with the losses of a step; the same on all of them."""
+    """The values that ranks exchange with the losses of a step; the same on all of them."""
 
     loss: float
     mlm_loss: float
@@ -296,35 +296,35 @@ class _Report:
     work_seconds: tuple[float, ...]
 
 
-def _own_place(value: float | None) -> list[float]:
-    """One number per rank, zero but for this rank's own: the sum over ranks holds the number of each."""
+def _rank_slots(value: float | None) -> list[float]:
+    """One number per rank, zero except for this rank's own: the sum over ranks holds the number of each."""
     if value is None:
         return []
-    own = [0.0] * collectives.world_size()
-    own[collectives.rank()] = value
-    return own
+    slots = [0.0] * collectives.world_size()
+    slots[collectives.rank()] = value
+    return slots
 
 
 def _non_finite(own_losses: Sequence[PretrainingLosses], micro_batches: Sequence[Batch]) -> tuple[int, ...]:
-    """Global numbers of the micro-batches whose loss this rank computed, and which is NaN or infinite."""
+    """Global numbers of the micro-batches whose loss, computed on this rank, is non-finite."""
     pairs = zip(own_losses, micro_batches, strict=False)  # only the last stage of a pipeline computes losses
     return tuple(batch.micro_batch_index for losses, batch in pairs if not math.isfinite(float(losses.total)))
 
 
 def _deepspeed_adamw(model: torch.nn.Module, config: RunConfig) -> Holdable:
-    """AdamW by DeepSpeed's kernels, which it compiles at the first use on a machine (minutes, once)."""
+    """AdamW with DeepSpeed's kernels, which it compiles at the first use on a machine (minutes, once)."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
-    kind = FusedAdam if config.zero.offload_optimizer.device == "none" else DeepSpeedCPUAdam
-    holdable = type(kind.__name__, (Holdable, kind), {})
+    adam_class = FusedAdam if config.zero.offload_optimizer.device == "none" else DeepSpeedCPUAdam
+    holdable_class = type(adam_class.__name__, (Holdable, adam_class), {})
     optim = config.optim
     groups = parameter_groups(model, optim.weight_decay, one_each=False)
     try:
-        optimizer: Holdable = holdable(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:  # whatever its builder meets
+        optimizer: Holdable = holdable_class(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:  # any failure of its builder
         raise TacoError(
-            f"optim.implementation=deepspeed: DeepSpeed cannot build {kind.__name__} here: {error}; it needs ninja, a "
-            "C++ compiler, for FusedAdam nvcc and a TORCH_CUDA_ARCH_LIST of plain numbers (9.0, not 9.0a); or set "
-            "optim.implementation=torch"
+            f"optim.implementation=deepspeed: DeepSpeed cannot build {adam_class.__name__} here: {error}; it needs "
+            "ninja, a C++ compiler, and for FusedAdam nvcc and a TORCH_CUDA_ARCH_LIST of plain numbers (9.0, not "
+            "9.0a); or set optim.implementation=torch"
         ) from error
     return optimizer

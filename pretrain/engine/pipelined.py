@@ -1,7 +1,7 @@
-"""DeepSpeed's PipelineEngine behind the four verbs of `engine.py`: a model cut into stages, with ZeRO-1.
+"""DeepSpeed's PipelineEngine behind the four verbs of `engine.py`: a model split into stages, with ZeRO-1.
 
-Apart from `engine.py`, because a run without a pipeline should not import it. Losses are known on the last stage only;
-the collective that ends a step tells them to the others.
+Separate from `engine.py`, because a run without a pipeline should not import it. Only the last stage knows the losses;
+the collective that ends a step passes them to the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pretrain.model.pretraining import PretrainingLosses
 from pretrain.parallel.mesh import Mesh
 from pretrain.resilience.heartbeat import Heartbeat
 
-# Instructions in which a stage waits for no other one.
+# Instructions in which a stage waits for no other stage.
 _WORK = frozenset({"data", "load micro batch", "forward pass", "backward pass"})
 _OPTIMIZER_STEP = "optimizer step"
 
@@ -48,18 +48,20 @@ class PipelinedEngine(Engine):
             self.engine.optimizer.scaled_global_norm = lambda norm_type=2: _global_norm(self.engine.optimizer)
 
     def _watch_instructions(self) -> Callable[[Any], None]:
-        """Let the heartbeat see each instruction of DeepSpeed's schedule, and leave out the optimizer's step.
+        """Let the heartbeat see each instruction of DeepSpeed's schedule, and take out the optimizer's step.
 
-        The step is the last instruction of every stage; `_update` gives it, once the losses have been looked at.
+        The step is the last instruction of every stage; `_update` runs it, once the losses have been checked.
 
         Returns:
-            The instruction that was left out; it takes DeepSpeed's engine.
+            The instruction that was taken out; its argument is DeepSpeed's engine.
         """
         if not self.clock.is_used:
             self.heartbeat.work_stages = _WORK
-        instructions = {_in_words(kind): (kind, run) for kind, run in self.engine._INSTRUCTION_MAP.items()}
+        instructions = {
+            _in_words(instruction): (instruction, run) for instruction, run in self.engine._INSTRUCTION_MAP.items()
+        }
         optimizer_step, run_optimizer_step = instructions.pop(_OPTIMIZER_STEP)
-        watched = {kind: self._watched(name, run) for name, (kind, run) in instructions.items()}
+        watched = {instruction: self._watched(name, run) for name, (instruction, run) in instructions.items()}
         self.engine._INSTRUCTION_MAP = {**watched, optimizer_step: lambda engine: None}
         return self._watched(_OPTIMIZER_STEP, run_optimizer_step)
 
@@ -106,14 +108,14 @@ def _in_words(instruction: type) -> str:
 
 
 def _global_norm(zero: Any) -> torch.Tensor:
-    """The norm of all gradients of all stages, in one sum over the ranks; infinity where a gradient is no number.
+    """The norm of all gradients of all stages, in one sum over the ranks; infinity if a gradient is non-finite.
 
     DeepSpeed sums over the stages once per parameter group. LAMB has a group per parameter and stages have different
-    numbers of them, so that they would wait for each other for ever.
+    numbers of them, so they would wait for each other forever.
     """
     if zero.cpu_offload:
-        everything = [parameter for parameters in zero.params_in_partition for parameter in parameters]
-        norm = zero.complete_grad_norm_calculation_for_cpu_offload(everything)
+        all_parameters = [parameter for parameters in zero.params_in_partition for parameter in parameters]
+        norm = zero.complete_grad_norm_calculation_for_cpu_offload(all_parameters)
     else:
         pairs = [
             pair
@@ -121,7 +123,7 @@ def _global_norm(zero: Any) -> torch.Tensor:
             for pair in zip(_without_padding(zero.averaged_gradients[group]), parameters, strict=False)
         ]
         norm = zero.get_grad_norm_direct([gradient for gradient, _ in pairs], [parameter for _, parameter in pairs])
-    return torch.where(norm < 0, torch.inf, norm)  # DeepSpeed says -1
+    return torch.where(norm < 0, torch.inf, norm)  # DeepSpeed returns -1 then
 
 
 def _without_padding(gradients: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -129,7 +131,7 @@ def _without_padding(gradients: Iterable[torch.Tensor]) -> Iterator[torch.Tensor
 
 
 def _inputs_and_labels(batch: Batch) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """What the first stage takes and what the last one compares with."""
+    """The inputs of the first stage, and the labels that the last one compares with."""
     segment_BL, masked_index_M = torch.from_numpy(batch.segment_BL), torch.from_numpy(batch.masked_index_M)
     inputs = (torch.from_numpy(batch.input_ids_BL), segment_BL, masked_index_M)
     labels = (torch.from_numpy(batch.masked_label_M), torch.from_numpy(batch.valid_BL), segment_BL, masked_index_M)

@@ -29,7 +29,7 @@ class PlainEngine(Engine):
             self.engine.backward(losses.total)
             own_losses.append(PretrainingLosses(*(value.detach() for value in losses)))
             if number < len(micro_batches):
-                self.engine.step()  # counts the micro-batch; the optimizer's step is that of the last one
+                self.engine.step()  # counts the micro-batch; the optimizer steps at the last one
         return own_losses
 
     def _update(self, *, keep_weights: bool) -> float | None:
@@ -48,16 +48,16 @@ class PlainEngine(Engine):
     def _forward(self, batch: Batch) -> PretrainingLosses:
         arrays = (batch.input_ids_BL, batch.segment_BL, batch.valid_BL, batch.masked_index_M, batch.masked_label_M)
         # A batch may lie in page-locked memory, which its next owner overwrites. A training step holds its batches
-        # until it has waited for the losses; an evaluation lets them go one by one, so it waits for each copy.
+        # until it has waited for the losses; an evaluation releases them one by one, so it waits for each copy.
         is_held = self.engine.module.training
         tensors = [torch.from_numpy(array).to(self.device, non_blocking=is_held) for array in arrays]
         return PretrainingLosses(*self.engine(*tensors, batch.micro_batch_index))
 
     def _plain_grad_norm(self) -> float | None:
-        """The gradient norm where DeepSpeed keeps none: fp32 without ZeRO. Gradients are averaged over ranks by now."""
+        """The gradient norm if DeepSpeed keeps none: fp32 without ZeRO. Gradients are averaged over ranks by now."""
         if zero_stage(self.config) > 0:
             return None
-        squares = torch.zeros(2, device=self.device)  # of whole parameters, and of those that tensor ranks share
+        squares = torch.zeros(2, device=self.device)  # of whole parameters, and of tensor-parallel ones
         for parameter in self.engine.module.parameters():
             if parameter.grad is not None:
                 squares[int(is_tensor_parallel(parameter))] += parameter.grad.float().square().sum()

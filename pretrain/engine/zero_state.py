@@ -1,8 +1,8 @@
-"""Where ZeRO keeps what a run is: the fp32 weights and moments of each parameter that this rank is responsible for.
+"""Where ZeRO keeps the state of a run: the fp32 weights and moments of each parameter that this rank is to update.
 
-DeepSpeed flattens parameters and deals them out: stages 1 and 2 (and its bf16 optimizer) cut the concatenation of a
-group's parameters into one piece per data-parallel rank, stage 3 cuts every parameter. Here each piece gets its name
-back, so that `state_files.py` can write it and any other layout can take it up.
+DeepSpeed flattens parameters and distributes them: stages 1 and 2 (and its bf16 optimizer) split the concatenation of a
+group's parameters into one piece per data-parallel rank, stage 3 splits every parameter. Here each piece gets its name
+back, so that `state_files.py` can write it and any other layout can read it.
 
 Shape letters: N elements of a range.
 """
@@ -55,11 +55,11 @@ class ZeroState(ABC):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The one that updates weights, inside whatever DeepSpeed wraps around it."""
+        """The optimizer that updates weights, inside DeepSpeed's wrappers."""
         return self.engine.basic_optimizer
 
     def ranges(self) -> list[Range]:
-        """What this rank writes: every element of the model's state is written by exactly one rank."""
+        """The ranges that this rank writes: every element of the model's state is written by exactly one rank."""
         shares = ((piece.name, *self._share(piece)) for piece in self._pieces.values())
         return [
             self._range(kind, name, start, stop - start)
@@ -68,48 +68,48 @@ class ZeroState(ABC):
             for kind in (WEIGHT, *MOMENTS)
         ]
 
-    def values(self, wanted: Range) -> Tensor:
+    def values(self, state_range: Range) -> Tensor:
         """The elements [N] of a range of this rank, as a view; moments are zeros before the first step."""
-        piece = self._pieces[wanted.name]
+        piece = self._pieces[state_range.name]
         tensor = piece.optimized.detach()
-        if wanted.kind != WEIGHT:
+        if state_range.kind != WEIGHT:
             state = self.optimizer.state.get(piece.optimized)
             if not state:
-                return tensor.new_zeros(wanted.length)
-            tensor = state[wanted.kind]
-        return tensor.view(-1).narrow(0, piece.offset + wanted.start - piece.start, wanted.length)
+                return tensor.new_zeros(state_range.length)
+            tensor = state[state_range.kind]
+        return tensor.view(-1).narrow(0, piece.offset + state_range.start - piece.start, state_range.length)
 
     def read(self, reader: StateReader, num_steps: int) -> None:
         """Set weights and moments from files, after `num_steps` optimizer steps; `refresh` must follow on all ranks.
 
         Raises:
-            CheckpointError: the files are of another model.
+            CheckpointError: the files belong to another model.
         """
         for name, shape in self.shapes.items():
             if name not in reader.shapes or reader.shapes[name].full != shape.full:
-                found = reader.shapes[name].full if name in reader.shapes else "none"
-                raise CheckpointError(f"{reader.folder}: {name} is {found}, the model of this run has {shape.full}")
+                stored = reader.shapes[name].full if name in reader.shapes else "none"
+                raise CheckpointError(f"{reader.folder}: {name} is {stored}, the model of this run has {shape.full}")
         for tensor in self._optimized():
             self.optimizer.state[tensor] = initial_state(self.optimizer, tensor, num_steps)
         for piece in self._pieces.values():
             for kind in (WEIGHT, *MOMENTS):
-                wanted = self._range(kind, piece.name, piece.start, piece.length)
-                self.values(wanted).copy_(reader.read_range(wanted, self.shapes[piece.name]))
+                state_range = self._range(kind, piece.name, piece.start, piece.length)
+                self.values(state_range).copy_(reader.read_range(state_range, self.shapes[piece.name]))
 
     def num_steps(self) -> int:
-        """Updates that the optimizer has done; skipped steps are none.
+        """Updates that the optimizer has made; skipped steps do not count.
 
         Raises:
-            RuntimeError: parameters were updated different numbers of times, which no layout could take up.
+            RuntimeError: parameters were updated different numbers of times, which no layout could load.
         """
-        found = {int(state["step"]) for tensor in self._optimized() if (state := self.optimizer.state.get(tensor))}
-        if len(found) > 1:
-            raise RuntimeError(f"optimizer steps differ between parameters: {sorted(found)}")
-        return found.pop() if found else 0
+        counts = {int(state["step"]) for tensor in self._optimized() if (state := self.optimizer.state.get(tensor))}
+        if len(counts) > 1:
+            raise RuntimeError(f"optimizer steps differ between parameters: {sorted(counts)}")
+        return counts.pop() if counts else 0
 
     @abstractmethod
     def refresh(self) -> None:
-        """Make the weights that the model computes with from those that were set; collective."""
+        """Derive the weights that the model computes with from those that were set; collective."""
 
     @abstractmethod
     def _find_pieces(self) -> Iterator[Piece]: ...
@@ -127,14 +127,14 @@ class ZeroState(ABC):
         return Range(kind, name, part, num_parts, start, length)
 
     def _share(self, piece: Piece) -> tuple[int, int]:
-        """Start and stop of what this rank writes of a piece: nothing where another rank writes the same."""
+        """Start and stop of what this rank writes of a piece: nothing if another rank writes the same."""
         is_copy = self.mesh.tp_rank > 0 and self.shapes[piece.name].split_dim is None
         is_tied_copy = self.mesh.pp_rank > 0 and piece.name == TIED_WORD
         return (0, 0) if is_copy or is_tied_copy else (piece.start, piece.start + piece.length)
 
 
 class WholeState(ZeroState):
-    """Without ZeRO: all of it on every data-parallel rank, each of which writes its share."""
+    """Without ZeRO: every data-parallel rank has the whole state, and writes its share."""
 
     def refresh(self) -> None:
         """Nothing to do: the model computes with these very tensors."""
@@ -153,7 +153,7 @@ class WholeState(ZeroState):
 
 
 class FlatState(ZeroState):
-    """ZeRO-1, ZeRO-2 and the bf16 optimizer: each rank a partition of the flat buffer of a parameter group."""
+    """ZeRO-1, ZeRO-2 and the bf16 optimizer: each rank has a partition of the flat buffer of a parameter group."""
 
     def refresh(self) -> None:
         """Gather the 16-bit (or second fp32) weights from the partitions of all ranks."""
@@ -165,8 +165,8 @@ class FlatState(ZeroState):
         return list(wrapper.single_partition_of_fp32_groups if bf16 is None else bf16)
 
     def _find_pieces(self) -> Iterator[Piece]:
-        # Where a parameter's memory lies in the flat buffer of its group is what counts; DeepSpeed's own links to
-        # fragments (`_hp_mapping`) assume the order of the group, which round-robin dealing changes.
+        # Only the place of a parameter's memory in the flat buffer of its group is reliable: DeepSpeed's own links to
+        # fragments (`_hp_mapping`) assume the order of the group, which the round-robin option changes.
         wrapper = self.engine.optimizer
         flats = getattr(wrapper, "bf16_groups_flat", None) or wrapper.bit16_groups_flat
         partitions = self._optimized()
@@ -179,7 +179,7 @@ class FlatState(ZeroState):
 
 
 def _place(parameter: Tensor, flats: Sequence[Tensor]) -> tuple[int, int]:
-    """Which of the flat buffers a parameter is a view of, and where in it, in elements."""
+    """The number of the flat buffer that a parameter is a view of, and its offset there, in elements."""
     for group, flat in enumerate(flats):
         begin, rest = divmod(parameter.data_ptr() - flat.data_ptr(), flat.element_size())
         if 0 <= begin < flat.numel() and rest == 0:
@@ -188,10 +188,10 @@ def _place(parameter: Tensor, flats: Sequence[Tensor]) -> tuple[int, int]:
 
 
 class PartitionedState(ZeroState):
-    """ZeRO-3: a slice of every parameter, padded at the end of the last one."""
+    """ZeRO-3: a slice of every parameter; the last slice is padded."""
 
     def refresh(self) -> None:
-        """Take the slices of the model's own weights from the fp32 ones, as after an optimizer step."""
+        """Update the slices of the model's own weights from the fp32 ones, as after an optimizer step."""
         wrapper = self.engine.optimizer
         wrapper._partition_all_parameters()
         for group in range(len(wrapper.fp32_partitioned_groups_flat)):
@@ -213,8 +213,8 @@ class PartitionedState(ZeroState):
 
 def zero_state(engine: Any, stage: int, mesh: Mesh, shapes: Mapping[str, ParameterShape]) -> ZeroState:
     """The state of a DeepSpeed engine that runs ZeRO `stage`."""
-    kinds: tuple[type[ZeroState], ...] = (WholeState, FlatState, FlatState, PartitionedState)
-    return kinds[stage](engine, mesh, shapes)
+    classes: tuple[type[ZeroState], ...] = (WholeState, FlatState, FlatState, PartitionedState)
+    return classes[stage](engine, mesh, shapes)
 
 
 def describe_parameters(model: Any) -> dict[str, ParameterShape]:
@@ -226,7 +226,7 @@ def describe_parameters(model: Any) -> dict[str, ParameterShape]:
 
 
 def read_loss_scale(engine: Any) -> dict[str, float | int]:
-    """Where fp16's loss scaling stands; empty in other precisions."""
+    """The state of fp16's loss scaling; empty in other precisions."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if scaler is None or not getattr(scaler, "dynamic", False):
         return {}
@@ -234,7 +234,7 @@ def read_loss_scale(engine: Any) -> dict[str, float | int]:
 
 
 def set_loss_scale(engine: Any, saved: Mapping[str, float | int]) -> None:
-    """Continue loss scaling where it stood; nothing where this run or the saved one has none."""
+    """Restore the state of loss scaling; does nothing if this run or the saved one has none."""
     if read_loss_scale(engine):
         for name in saved.keys() & set(_LOSS_SCALE_FIELDS):
             setattr(engine.optimizer.loss_scaler, name, saved[name])

@@ -35,7 +35,7 @@ def masked_lm_loss(
     """Mean cross-entropy in fp32 over the labels that are not -100, and how often the top prediction is correct.
 
     With `shard` the logits cover this rank's words only, and one small collective extends the loss to all words; labels
-    are ids of the whole vocabulary all the same.
+    remain ids of the whole vocabulary.
 
     Returns:
         loss: scalar, 0 with zero gradient if there is no label.
