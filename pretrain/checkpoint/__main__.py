@@ -1,4 +1,4 @@
-"""`taco checkpoint`: what checkpoints a run has, whether they still are what was written, and other files of the same.
+"""`taco checkpoint`: lists, verifies, prunes and rewrites the checkpoints of a run.
 
 taco checkpoint ls RUN
 taco checkpoint verify RUN
@@ -30,7 +30,7 @@ def checkpoint() -> None:
 
 @app.command("ls", epilog="Example: taco checkpoint ls runs/taco_base")
 def ls(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Step, size, age and state of every checkpoint, newest first (complete or unreadable; `verify` proves it)."""
+    """Show step, size, age and state (complete or unreadable) of every checkpoint, newest first; `verify` proves it."""
     rows = [_describe(folder) for folder in _folders(run)]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
@@ -63,26 +63,26 @@ def verify(run: RunArgument, as_json: JsonOption = False) -> None:
 @app.command("prune", epilog="Example: taco checkpoint prune runs/taco_base --keep 2 --every 50000 --dry-run")
 def prune(
     run: Annotated[Path, typer.Argument(help="run folder or its checkpoints/")],
-    keep: Annotated[int, typer.Option(min=1, help="newest checkpoints that stay")] = 3,
-    every: Annotated[int | None, typer.Option(min=1, help="checkpoints of steps that this divides stay too")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be removed, and remove nothing")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="how many of the newest checkpoints to keep")] = 3,
+    every: Annotated[int | None, typer.Option(min=1, help="also keep steps that are multiples of this")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be removed, and remove nothing")] = False,
 ) -> None:
-    """Remove older checkpoints; the newest one whose files are what was written always stays.
+    """Remove older checkpoints; the newest one that verifies always stays.
 
-    Not for a run that is going on: it prunes by itself (checkpoint.keep, checkpoint.keep_every).
+    Not for a run in progress, which prunes by itself (checkpoint.keep, checkpoint.keep_every).
     """
     from pretrain.checkpoint.manifest import find_problems, list_checkpoints
     from pretrain.checkpoint.store import remove_checkpoint, superfluous
 
     root = _folders(run)[0].parent
-    found = list_checkpoints(root)
-    doomed = superfluous(found, keep, every)
-    good = next((folder for folder in found if not find_problems(folder)), None)
-    if good is None:
+    checkpoints = list_checkpoints(root)
+    doomed = superfluous(checkpoints, keep, every)
+    newest_good = next((folder for folder in checkpoints if not find_problems(folder)), None)
+    if newest_good is None:
         typer.echo(f"{root}: no checkpoint is good, so none is removed; see `taco checkpoint verify`", err=True)
         raise typer.Exit(1)
     for folder in doomed:
-        if folder == good:
+        if folder == newest_good:
             typer.echo(f"kept: {folder} is the newest good one")
             continue
         if not dry_run:
@@ -94,15 +94,15 @@ def prune(
 def reshape(
     checkpoint: Annotated[Path, typer.Argument(help="run folder (its newest checkpoint) or a step-NNNNNNN folder")],
     out: Annotated[Path, typer.Argument(help="new folder for the rewritten checkpoint")],
-    files: Annotated[int, typer.Option(min=1, max=100_000, help="state files to cut weights and moments into")] = 1,
+    files: Annotated[int, typer.Option(min=1, max=100_000, help="number of state files to write")] = 1,
     weights_only: Annotated[
-        bool, typer.Option("--weights-only", help="leave the optimizer out: what run.init_from starts from")
+        bool, typer.Option("--weights-only", help="leave out optimizer state; run.init_from can start from it")
     ] = False,
 ) -> None:
-    """Rewrite a checkpoint of any layout as so many files, or as its weights alone.
+    """Rewrite a checkpoint of any layout with another number of files, or as weights only.
 
-    To continue a run in another layout nothing needs rewriting: `taco train` reads a checkpoint of any tensor, pipeline
-    and data-parallel size and ZeRO stage.
+    Not needed to continue a run in another layout: `taco train` reads a checkpoint of any tensor, pipeline and
+    data-parallel size and ZeRO stage.
     """
     from pretrain.checkpoint.manifest import find_checkpoint
     from pretrain.checkpoint.reshape import reshape_checkpoint

@@ -1,6 +1,6 @@
-"""One rank's share of a run's state at one moment: checked for numbers that are none, copied, and written later.
+"""One rank's share of a run's state at one moment: checked for non-finite values, copied, and written later.
 
-A copy lies in memory of the CPU that training never touches, so that a thread can write it while steps go on.
+The copy lies in CPU memory that training never touches, so that a thread can write it while training continues.
 
 Shape letters: N elements of a range.
 """
@@ -30,7 +30,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class CapturedState:
-    """What one rank has to write; `problem` says in one line which values are not finite, and is None where all are."""
+    """The state that one rank has to write; `problem` is one line about non-finite values, None if there are none."""
 
     rank: int
     ranges: Sequence[Range]
@@ -40,7 +40,7 @@ class CapturedState:
     problem: str | None
 
     def write(self, folder: Path) -> list[FileRecord]:
-        """Write the files of this rank into `folder`; what it wrote, already durable.
+        """Write the files of this rank into `folder`; returns the records of the files, which are durable by then.
 
         Raises:
             OSError: the disk refuses.
@@ -52,18 +52,18 @@ class CapturedState:
 
 
 def find_non_finite(ranges: Sequence[Range], values: Callable[[Range], Tensor]) -> str | None:
-    """One line about the values [N] of any device that are NaN or infinite; None where all are finite.
+    """One line about the non-finite values [N], on any device; None if all are finite.
 
-    The smallest and the largest value tell, in one pass over the memory and without a second tensor: NaN is both.
+    One pass over the memory finds the smallest and the largest value, without a second tensor; a NaN is both of them.
     """
     if not ranges:
         return None
-    extremes = [torch.stack(values(found).aminmax()).float() for found in ranges]
+    extremes = [torch.stack(values(state_range).aminmax()).float() for state_range in ranges]
     is_good = torch.stack([pair.cpu() for pair in extremes]).isfinite().all(dim=1).tolist()
-    bad = [found for found, good in zip(ranges, is_good, strict=True) if not good]
-    if not bad:
+    bad_ranges = [state_range for state_range, good in zip(ranges, is_good, strict=True) if not good]
+    if not bad_ranges:
         return None
-    first, more = bad[0], f"; and {len(bad) - 1} more" if len(bad) > 1 else ""
+    first, more = bad_ranges[0], f"; and {len(bad_ranges) - 1} more" if len(bad_ranges) > 1 else ""
     count = int((~values(first).isfinite()).sum())
     return (
         f"{_WORDS[first.kind]} of {first.name}: {count:,} of the {first.length:,} values from {first.start:,} on "
@@ -72,10 +72,10 @@ def find_non_finite(ranges: Sequence[Range], values: Callable[[Range], Tensor]) 
 
 
 class HostMemory:
-    """Memory of the CPU for a copy of a rank's state, taken once and used again by every copy.
+    """CPU memory for a copy of a rank's state, allocated once and reused by every copy.
 
     Args:
-        is_page_locked: for state on a GPU, which then copies by itself and several times as fast.
+        is_page_locked: for state on a GPU, which then copies asynchronously and several times as fast.
     """
 
     def __init__(self, *, is_page_locked: bool) -> None:
@@ -83,40 +83,40 @@ class HostMemory:
         self._flat = torch.empty(0)
 
     def reserve(self, ranges: Sequence[Range]) -> None:
-        """Take the memory for these ranges, and touch it, so that the first save need not.
+        """Allocate the memory for these ranges, and touch it, so that the first save need not.
 
         Raises:
-            CheckpointError: it is not there.
+            CheckpointError: there is not enough.
         """
-        total = sum(found.length for found in ranges)
+        total = sum(state_range.length for state_range in ranges)
         if self._flat.numel() == total:
             return
-        self._flat = torch.empty(0)  # the old memory goes before the new one comes
+        self._flat = torch.empty(0)  # free the old memory before allocating the new
         try:
             self._flat = torch.empty(total).fill_(0.0)
         except RuntimeError:
             num_bytes = total * self._flat.element_size()
             raise CheckpointError(
                 f"checkpoint.asynchronous: {num_bytes:,} bytes of CPU memory for a copy of this rank's state cannot be "
-                "had; set checkpoint.asynchronous=false, or start more data-parallel ranks"
+                "allocated; set checkpoint.asynchronous=false, or start more data-parallel ranks"
             ) from None
         if self._is_page_locked:
             _lock_pages(self._flat)
 
     def copy(self, ranges: Sequence[Range], values: Callable[[Range], Tensor]) -> Callable[[Range], Tensor]:
-        """Copy the values [N] of all ranges, as fp32; the function that gives the copies.
+        """Copy the values [N] of all ranges, as fp32; returns the function that gives the copies.
 
-        Copies from a GPU are only started: wait for the device before they are read.
+        Copies from a GPU are only started: wait for the device before reading them.
         """
         self.reserve(ranges)
-        parts = self._flat.split([found.length for found in ranges])
-        for found, part_N in zip(ranges, parts, strict=True):
-            part_N.copy_(values(found), non_blocking=self._is_page_locked)
+        parts = self._flat.split([state_range.length for state_range in ranges])
+        for state_range, part_N in zip(ranges, parts, strict=True):
+            part_N.copy_(values(state_range), non_blocking=self._is_page_locked)
         return dict(zip(ranges, parts, strict=True)).__getitem__
 
 
 def _lock_pages(flat: Tensor) -> None:
-    """Page-lock memory as it lies: what torch pins by itself takes the next power of two in bytes."""
+    """Page-lock memory in place: torch's own pinned memory takes the next power of two in bytes."""
     runtime: Any = torch.cuda.cudart()
     code = int(runtime.cudaHostRegister(flat.data_ptr(), flat.nbytes, _PORTABLE))
     if code == 0:

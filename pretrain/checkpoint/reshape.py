@@ -1,7 +1,7 @@
-"""Other files, same state: a checkpoint rewritten as so many files, or as its weights alone.
+"""Rewrites a checkpoint with another number of files but the same state, or as weights only.
 
-No layout needs this, since every one reads every checkpoint (`state_files.py`). It is for people: one file to archive
-or to look into, or weights without optimizer state to start other runs from.
+No layout needs this, since each reads every checkpoint (`state_files.py`). It is for people: one file to archive or to
+inspect, or weights without optimizer state to start other runs from.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from pretrain.model.parameter_shape import ParameterShape
 
 
 def reshape_checkpoint(source: Path, out: Path, *, num_files: int, weights_only: bool) -> Path:
-    """Write the checkpoint folder `source` anew below `out`, a new folder; the new checkpoint's folder.
+    """Rewrite the checkpoint folder `source` below `out`, a new folder; returns the new checkpoint's folder.
 
     Raises:
-        CheckpointError: the source is damaged, or `out` is there already or cannot be written.
+        CheckpointError: the source is damaged, or `out` exists or cannot be written.
     """
     if out.exists():
         raise CheckpointError(f"{out}: exists; choose a new folder")
@@ -44,8 +44,8 @@ def reshape_checkpoint(source: Path, out: Path, *, num_files: int, weights_only:
     try:
         store.prepare()
         if weights_only:
-            started = replace(manifest, kind="weights", files=())
-            return store.save(started, lambda folder: [write_weights(folder, read_weights(source))], extras)
+            weights_manifest = replace(manifest, kind="weights", files=())
+            return store.save(weights_manifest, lambda folder: [write_weights(folder, read_weights(source))], extras)
         return store.save(replace(manifest, files=()), lambda folder: _write_files(source, folder, num_files), extras)
     except CheckpointError:
         shutil.rmtree(out, ignore_errors=True)
@@ -56,14 +56,14 @@ def _write_files(source: Path, folder: Path, num_files: int) -> list[FileRecord]
     with StateReader(source) as reader:
         whole = {name: ParameterShape(shape.full) for name, shape in reader.shapes.items()}
         records = [
-            write_state(folder, number, ranges, lambda wanted: reader.read_range(wanted, whole[wanted.name]), whole)
-            for number, ranges in enumerate(_deal_out(whole, num_files))
+            write_state(folder, number, ranges, lambda part: reader.read_range(part, whole[part.name]), whole)
+            for number, ranges in enumerate(_split_evenly(whole, num_files))
         ]
     return [*records, write_counters(folder, read_counters(source))]
 
 
-def _deal_out(shapes: dict[str, ParameterShape], num_files: int) -> Iterator[list[Range]]:
-    """For each file its even share of all elements, in the order of the names."""
+def _split_evenly(shapes: dict[str, ParameterShape], num_files: int) -> Iterator[list[Range]]:
+    """For each file an equal share of all elements, in the order of the names."""
     sizes = {name: shape.num_elements for name, shape in sorted(shapes.items())}
     total = sum(sizes.values())
     for number in range(num_files):

@@ -1,4 +1,4 @@
-"""Files that hold the state of a run without knowing its layout: what any ranks wrote, any others can read.
+"""Files that hold the state of a run independently of its layout: what some ranks wrote, any others can read.
 
     state/
       rank-00000.safetensors     flat ranges of parameters and optimizer moments, written by rank 0
@@ -6,12 +6,12 @@
       counters.json              optimizer steps, loss scale
 
 A range is a one-dimensional fp32 tensor named KIND|NAME|PART/PARTS|START: elements START, START + 1, ... of the
-flattened part number PART that one of PARTS tensor-parallel ranks holds of the parameter NAME. KIND is `weight`,
-`exp_avg` or `exp_avg_sq`. Every element of every parameter lies in exactly one range, whatever ZeRO stage, pipeline or
-number of ranks wrote it; each file says the full shapes of its parameters in its header.
+flattened part PART of the parameter NAME, which PARTS tensor-parallel ranks share. KIND is `weight`, `exp_avg` or
+`exp_avg_sq`. Every element of every parameter lies in exactly one range, whatever ZeRO stage, pipeline or number of
+ranks wrote it; each file's header holds the full shapes of its parameters.
 
-DeepSpeed's own files know only the layout that wrote them, and its converters refuse some moves (ZeRO-3 to ZeRO-1) and
-run pickles. These are plain safetensors: no code in them, no converter between them.
+DeepSpeed's own files fit only the layout that wrote them, and its converters refuse some moves (ZeRO-3 to ZeRO-1) and
+run pickles. These are plain safetensors: they hold no code and need no converter.
 
 Shape letters: N elements of a range.
 """
@@ -45,7 +45,7 @@ _CHUNK_ELEMENTS = 1 << 24
 
 
 class Range(NamedTuple):
-    """Which elements of which tensor: `start` counts in the flattened part `part` of `num_parts`."""
+    """Some elements of a tensor: `start` counts in the flattened part `part` of `num_parts`."""
 
     kind: str
     name: str
@@ -69,14 +69,14 @@ class Range(NamedTuple):
         """The range that `key` names.
 
         Raises:
-            ValueError: it is no key of this format.
+            ValueError: it is not a key of this format.
         """
         kind, name, parts, start = key.split("|")
         part, num_parts = parts.split("/")
-        found = cls(kind, name, int(part), int(num_parts), int(start), length)
-        if not (0 <= found.part < found.num_parts and found.start >= 0 and kind in (WEIGHT, *MOMENTS)):
+        parsed = cls(kind, name, int(part), int(num_parts), int(start), length)
+        if not (0 <= parsed.part < parsed.num_parts and parsed.start >= 0 and kind in (WEIGHT, *MOMENTS)):
             raise ValueError(f"{key!r} is out of range")
-        return found
+        return parsed
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -97,8 +97,8 @@ def write_state(
     """Write one rank's ranges durably into a checkpoint folder.
 
     Args:
-        values: gives the elements [N] of a range, of any float type and device; they become fp32 in small pieces, so
-            that no second copy of the state is ever in memory.
+        values: gives the elements [N] of a range, of any float dtype and device; they are converted to fp32 in small
+            pieces, so that memory never holds a second copy of the state.
         shapes: of every parameter that occurs, by name.
 
     Raises:
@@ -111,8 +111,8 @@ def write_state(
     with hashing_writer(path) as file:
         file.write(struct.pack("<Q", len(header)))
         file.write(header)
-        for found in ranges:
-            for chunk in values(found).detach().split(_CHUNK_ELEMENTS):
+        for state_range in ranges:
+            for chunk in values(state_range).detach().split(_CHUNK_ELEMENTS):
                 file.write(memoryview(chunk.to("cpu", torch.float32).contiguous().numpy()).cast("B"))
     return FileRecord(path.relative_to(checkpoint).as_posix(), file.num_bytes, file.hexdigest())
 
@@ -131,29 +131,29 @@ def write_counters(checkpoint: Path, counters: Mapping[str, Any]) -> FileRecord:
 
 
 def read_counters(checkpoint: Path) -> dict[str, Any]:
-    """What `write_counters` wrote.
+    """The counters that `write_counters` wrote.
 
     Raises:
-        CheckpointError: the file is missing or no such table.
+        CheckpointError: the file is missing or does not hold such a table.
     """
     path = checkpoint / STATE_FOLDER / COUNTERS_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"expected a table, found {type(found).__name__}")
+        counters = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(counters, dict):
+            raise ValueError(f"expected a table, found {type(counters).__name__}")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    return found
+    return counters
 
 
 def _header(ranges: Sequence[Range], shapes: Mapping[str, ParameterShape]) -> dict[str, Any]:
-    names = sorted({found.name for found in ranges})
+    names = sorted({state_range.name for state_range in ranges})
     described = {name: [list(shapes[name].full), shapes[name].split_dim] for name in names}
     header: dict[str, Any] = {"__metadata__": {"parameters": json.dumps(described, separators=(",", ":"))}}
     end = 0
-    for found in ranges:
-        begin, end = end, end + found.length * _BYTES
-        header[found.key] = {"dtype": "F32", "shape": [found.length], "data_offsets": [begin, end]}
+    for state_range in ranges:
+        begin, end = end, end + state_range.length * _BYTES
+        header[state_range.key] = {"dtype": "F32", "shape": [state_range.length], "data_offsets": [begin, end]}
     return header
 
 
@@ -167,7 +167,7 @@ class _Stored:
 
 
 class StateReader:
-    """All state files of a checkpoint, opened together; tensors are read from the disk when they are asked for.
+    """All state files of a checkpoint, opened together; tensors are read from the disk on request.
 
     Raises:
         CheckpointError: a file cannot be read, or the ranges leave elements out, overlap or contradict each other.
@@ -198,25 +198,27 @@ class StateReader:
 
     def read_full(self, name: str, kind: str = WEIGHT) -> Tensor:
         """The whole parameter or moment, fp32 on the CPU in its full shape."""
-        stored = self._of(name, kind)
+        stored = self._find(name, kind)
         num_parts, shape = stored[0].range.num_parts, self.shapes[name]
         part_shape = shape.part_shape(num_parts)
         size = torch.Size(part_shape).numel()
         return shape.join([self._gather(stored, part, 0, size).view(part_shape) for part in range(num_parts)])
 
-    def read_range(self, wanted: Range, shape: ParameterShape) -> Tensor:
-        """Values [N] of a range, in whatever ranges and parts they are stored.
+    def read_range(self, state_range: Range, shape: ParameterShape) -> Tensor:
+        """Values [N] of a range, whatever ranges and parts the files hold.
 
         Args:
-            shape: the parameter's in the layout of the range: a file does not know a split that its writer had not.
+            shape: the parameter's shape in the layout of the range: a file only knows the split of its own layout.
         """
-        stored = self._of(wanted.name, wanted.kind)
-        if stored[0].range.num_parts == wanted.num_parts:
-            return self._gather(stored, wanted.part, wanted.start, wanted.stop)
-        part = shape.part_of(self.read_full(wanted.name, wanted.kind), wanted.part, wanted.num_parts)
-        return part.flatten()[wanted.start : wanted.stop]
+        stored = self._find(state_range.name, state_range.kind)
+        if stored[0].range.num_parts == state_range.num_parts:
+            return self._gather(stored, state_range.part, state_range.start, state_range.stop)
+        part = shape.part_of(
+            self.read_full(state_range.name, state_range.kind), state_range.part, state_range.num_parts
+        )
+        return part.flatten()[state_range.start : state_range.stop]
 
-    def _of(self, name: str, kind: str) -> list[_Stored]:
+    def _find(self, name: str, kind: str) -> list[_Stored]:
         try:
             return self._stored[name, kind]
         except KeyError:
@@ -225,11 +227,11 @@ class StateReader:
     @staticmethod
     def _gather(stored: list[_Stored], part: int, start: int, stop: int) -> Tensor:
         values_N = torch.empty(stop - start)
-        for item in stored:
-            found = item.range
-            low, high = max(start, found.start), min(stop, found.stop)
-            if found.part == part and low < high:
-                piece = item.file.get_slice(found.key)[low - found.start : high - found.start]
+        for entry in stored:
+            span = entry.range
+            low, high = max(start, span.start), min(stop, span.stop)
+            if span.part == part and low < high:
+                piece = entry.file.get_slice(span.key)[low - span.start : high - span.start]
                 values_N[low - start : high - start] = piece
         return values_N
 
@@ -241,10 +243,10 @@ class StateReader:
             for key in file.keys():  # noqa: SIM118  # not a dict
                 view = file.get_slice(key)
                 (length,) = view.get_shape()
-                found = Range.parse(key, length)
-                if view.get_dtype() != "F32" or found.name not in shapes:
+                state_range = Range.parse(key, length)
+                if view.get_dtype() != "F32" or state_range.name not in shapes:
                     raise ValueError(f"{key!r} is {view.get_dtype()}, or of no parameter that the header describes")
-                self._stored.setdefault((found.name, found.kind), []).append(_Stored(found, file))
+                self._stored.setdefault((state_range.name, state_range.kind), []).append(_Stored(state_range, file))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: cannot be read as state: {type(error).__name__}: {error}") from None
         for name, shape in shapes.items():
@@ -253,15 +255,15 @@ class StateReader:
 
     def _check_complete(self, stored: list[_Stored]) -> None:
         """Every element once: the ranges of each part follow each other from its first element to its last."""
-        stored.sort(key=lambda item: (item.range.part, item.range.start))
+        stored.sort(key=lambda entry: (entry.range.part, entry.range.start))
         first = stored[0].range
         size = torch.Size(self.shapes[first.name].part_shape(first.num_parts)).numel()
         part, start = 0, 0
-        for item in stored:
-            found = item.range
-            if (found.part, found.start) != (part, start) or found.num_parts != first.num_parts or found.stop > size:
-                raise CheckpointError(f"{self.folder}: elements are missing or there twice before {found.key}")
-            part, start = (part, found.stop) if found.stop < size else (part + 1, 0)
+        for entry in stored:
+            span = entry.range
+            if (span.part, span.start) != (part, start) or span.num_parts != first.num_parts or span.stop > size:
+                raise CheckpointError(f"{self.folder}: elements are missing or there twice before {span.key}")
+            part, start = (part, span.stop) if span.stop < size else (part + 1, 0)
         if part < first.num_parts:
             raise CheckpointError(
                 f"{self.folder}: {first.kind} of {first.name} lacks elements from {start} on of part {part} of "

@@ -1,7 +1,7 @@
 """The commit protocol of checkpoints: save, verify, fall back, prune.
 
     checkpoints/
-      latest                 name of the newest checkpoint, replaced last (a hint for people; loading looks for itself)
+      latest                 name of the newest checkpoint, replaced last (a hint for people; loading does not need it)
       step-0001000/
         manifest.json        what this is, name, size and hash of every other file, and its own hash; written last
         config.yaml          resolved configuration of the run
@@ -9,10 +9,10 @@
         state/               see state_files.py: one file per rank that wrote (kind "training")
         weights.safetensors  full fp32 weights                    (kind "weights", from taco import-hf)
       step-0002000.tmp/      a save that did not finish: ignored, removed at the next start
-      step-0003000.bad/      failed its verification: kept aside, never loaded
+      step-0003000.bad/      failed its verification: set aside, never loaded
 
 All ranks write into the `.tmp` folder and fsync; rank 0 writes the manifest and renames. A folder without `.tmp` is
-therefore complete, and its manifest says whether it still is what was written.
+therefore complete, and its manifest shows whether it still holds what was written.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ log = get_logger(__name__)
 
 
 class NoGoodCheckpointError(CheckpointError):
-    """There were checkpoints, and all of them are damaged: whether to begin again is for people to say."""
+    """There are checkpoints, but all of them are damaged: a person must decide whether to begin again."""
 
 
 class CheckpointStore:
-    """The checkpoints of one run; every method is called by all ranks together.
+    """The checkpoints of one run; all ranks call every method together.
 
     Args:
-        group: what ranks vote in; one of its own where saves run in a thread beside training.
+        group: the group in which ranks vote; a separate one if saves run in a thread beside training.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class CheckpointStore:
         self._group = group
 
     def prepare(self) -> None:
-        """Make the folder and remove what an interrupted save left.
+        """Make the folder and remove the leftovers of an interrupted save.
 
         Raises:
             CheckpointError: the folder cannot be written.
@@ -79,7 +79,7 @@ class CheckpointStore:
     def save(
         self, manifest: CheckpointManifest, write_state: Callable[[Path], list[FileRecord]], extra: Iterable[Path] = ()
     ) -> Path:
-        """Write, hash, commit and prune; on any error the older checkpoints are untouched and every rank hears of it.
+        """Write, hash, commit and prune; on any error the older checkpoints are untouched and every rank raises it.
 
         Args:
             write_state: writes this rank's files into the folder and returns their records.
@@ -112,28 +112,28 @@ class CheckpointStore:
     def newest_good(self, every_steps: int | None = None) -> Path | None:
         """The newest checkpoint that verifies on all ranks; bad ones are renamed `.bad` with a warning.
 
-        With `every_steps` one whose step that divides, if there is such a one at all.
+        With `every_steps`, only those at multiples of it count, if there are any.
 
         Raises:
             NoGoodCheckpointError: none is good, or all were set aside by an earlier start.
-            CheckpointError: a bad one cannot be set aside, or one is of another release.
+            CheckpointError: a bad one cannot be set aside, or one belongs to another release.
         """
         # Rank 0's listing: ranks on other nodes may see an older state of a shared folder.
         listing = (list_checkpoints(self.root), sorted(self.root.glob("step-*.bad")))
-        found, aside = collectives.gather_objects(listing, self._group)[0]
+        checkpoints, set_aside = collectives.gather_objects(listing, self._group)[0]
         if every_steps is not None:
-            found = [folder for folder in found if _step_of(folder) % every_steps == 0] or found
-        bad = [f"{folder}: was set aside by an earlier start" for folder in aside]
-        for folder in found:
+            checkpoints = [folder for folder in checkpoints if _step_of(folder) % every_steps == 0] or checkpoints
+        problems = [f"{folder}: was set aside by an earlier start" for folder in set_aside]
+        for folder in checkpoints:
             self._refuse_other_release(folder)
             failure = find_damage_together(folder, self._group)
             if failure is None:
                 return folder
             log.warning("checkpoint %s is not used: %s", folder.name, failure)
-            bad.append(failure)
+            problems.append(failure)
             self._on_rank_0(lambda folder=folder: _set_aside(folder), f"{folder}: cannot be set aside")  # type: ignore[misc]
-        if bad:
-            reasons = "\n  ".join(bad)
+        if problems:
+            reasons = "\n  ".join(problems)
             raise NoGoodCheckpointError(
                 f"{self.root}: no checkpoint is good; they are kept as *.bad. Restore one, or train from step 0 with "
                 f"--from-scratch\n  {reasons}"
@@ -176,8 +176,8 @@ class CheckpointStore:
         durable.write_text(temporary / MANIFEST, complete.to_json())
         for folder in {(temporary / record.name).parent for record in files} | {temporary}:
             durable.sync_folder(folder)
-        # Saved again after a resume from an older step: the same state, so the older copy may go, but only after the
-        # new one is in its place, and under a name that never looks finished.
+        # A run that resumed from an older step saves this step again. The state is the same, so the old copy may go,
+        # but only after the new one is in its place, and under a name that never looks finished.
         old = final.with_name(final.name + ".old.tmp")
         if final.exists():
             final.rename(old)
@@ -208,13 +208,13 @@ class CheckpointStore:
 
 
 def find_damage_together(folder: Path, group: distributed.ProcessGroup | None = None) -> str | None:
-    """What differs from what was written, the same on all ranks: each looks at its share of the files; collective."""
+    """The first problem in the files, the same on all ranks: each checks its share of the files; collective."""
     problems = find_problems(folder, part=collectives.rank(), num_parts=collectives.world_size())
     return collectives.first_failure(problems[0] if problems else None, group)
 
 
 def verify_together(folder: Path) -> None:
-    """Refuse a checkpoint folder that is not what was written, on all ranks; collective.
+    """Refuse a checkpoint folder that does not hold what was written, on all ranks; collective.
 
     Raises:
         CheckpointError: with the first problem of any rank.
@@ -225,7 +225,7 @@ def verify_together(folder: Path) -> None:
 
 
 def superfluous(newest_first: list[Path], keep: int, keep_every: int | None) -> list[Path]:
-    """The checkpoints beyond the `keep` newest whose step is no multiple of `keep_every`."""
+    """The checkpoints beyond the `keep` newest whose step is not a multiple of `keep_every`."""
     return [path for path in newest_first[keep:] if keep_every is None or _step_of(path) % keep_every]
 
 

@@ -1,4 +1,4 @@
-"""Full fp32 weights out of any checkpoint, by parameter name; what an export and a fresh start from weights read."""
+"""Full fp32 weights from any checkpoint, by parameter name, for exports and for runs that start from weights."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ WEIGHTS_FILE = "weights.safetensors"
 
 
 class WeightFiles:
-    """The weights of a checkpoint folder, opened; a tensor is read from the disk when it is asked for.
+    """The opened weights of a checkpoint folder; a tensor is read from the disk on request.
 
-    Nothing is held against the manifest's hashes here: a caller verifies the checkpoint first, once.
+    Nothing is compared with the manifest's hashes here: a caller verifies the checkpoint once, before.
 
     Attributes:
         shapes: full shape of every parameter by name.
@@ -73,7 +73,7 @@ class WeightFiles:
 
 
 def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Full fp32 weights of a checkpoint folder that was verified, parameter name -> tensor on CPU.
+    """Full fp32 weights of a verified checkpoint folder, parameter name -> tensor on CPU.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -83,7 +83,7 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> FileRecord:
-    """Write fp32 weights durably into `folder`; the file's record for the manifest.
+    """Write fp32 weights durably into `folder`; returns the file's record for the manifest.
 
     Raises:
         OSError: the disk refuses.
@@ -101,10 +101,10 @@ def load_weights_into(model: Bert | BertPipeline, checkpoint: Path, mesh: Mesh, 
     """Set every parameter of `model`, or this rank's part of it, from a checkpoint folder; collective.
 
     The folder is verified, each rank hashing its share of the files. One rank of each data-parallel group reads what
-    its model needs, and sends it to the others by `device`.
+    its model needs, and sends it to the others through `device`.
 
     Raises:
-        CheckpointError: the folder is damaged, or names or shapes differ, each one listed.
+        CheckpointError: the folder is damaged, or names or shapes differ; each is listed.
     """
     verify_together(checkpoint)
     group = mesh.data_group
@@ -129,14 +129,14 @@ def load_weights_into(model: Bert | BertPipeline, checkpoint: Path, mesh: Mesh, 
                 parameter.data.copy_(sent)
 
 
-def _check_shapes(model: Bert | BertPipeline, theirs: Mapping[str, tuple[int, ...]], checkpoint: Path) -> None:
-    own = {name: parameter_shape(parameter, model.layers).full for name, parameter in model.named_parameters()}
+def _check_shapes(model: Bert | BertPipeline, saved: Mapping[str, tuple[int, ...]], checkpoint: Path) -> None:
+    expected = {name: parameter_shape(parameter, model.layers).full for name, parameter in model.named_parameters()}
     if hasattr(model, "stage_id"):  # a pipeline stage has some of the parameters
-        theirs = {name: shape for name, shape in theirs.items() if name in own}
+        saved = {name: shape for name, shape in saved.items() if name in expected}
     problems = [
-        f"{name}: the model has {own.get(name, 'no such parameter')}, the checkpoint {theirs.get(name, 'none')}"
-        for name in sorted(own.keys() | theirs.keys())
-        if own.get(name) != theirs.get(name)
+        f"{name}: the model has {expected.get(name, 'no such parameter')}, the checkpoint {saved.get(name, 'none')}"
+        for name in sorted(expected.keys() | saved.keys())
+        if expected.get(name) != saved.get(name)
     ]
     if problems:
         listing = "\n  ".join(problems[:10])
