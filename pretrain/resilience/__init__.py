@@ -1,1 +1,1 @@
-"""What can go wrong while a run goes on: signals, bad steps, hangs, stragglers, drift, limits of the machine."""
+"""What can go wrong during a run: signals, bad steps, hangs, stragglers, drift, limits of the machine."""

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is non-finite: they are counted and written down, and too many in a row end the run."""
+"""Steps whose loss or gradient is non-finite: they are counted and recorded, and too many in a row end the run."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ log = get_logger(__name__)
 
 
 class NonFiniteLossError(TacoError):
-    """Losses or gradients are NaN or infinite, again and again; what is on the disk is still good."""
+    """Losses or gradients are non-finite again and again; the checkpoints on the disk are still good."""
 
 
 @dataclass
 class BadSteps:
-    """Counts steps whose loss or gradient is not finite, and writes down what was in them.
+    """Counts steps whose loss or gradient is non-finite, and records their rows.
 
-    Such a step changes no weight and the run goes on with the next rows; `limit` of them in a row end it. A finite loss
-    with an infinite gradient is everyday business of fp16's loss scaling, which looks for its scale: it is no bad step.
+    Such a step changes no weight and the run continues with the next rows; `limit` of them in a row end it. A finite
+    loss with a non-finite gradient is normal while fp16's loss scaling searches for its scale: it is not a bad step.
 
     Args:
-        folder: the run's, where `bad_steps.jsonl` is.
+        folder: the run folder, where `bad_steps.jsonl` is.
         limit: bad steps in a row that are too many.
         is_scaled: whether losses are scaled (fp16).
     """
@@ -44,20 +44,20 @@ class BadSteps:
         """Whether optimizer step `step` was bad.
 
         Raises:
-            NonFiniteLossError: it was one too many, or the weights have taken it in.
+            NonFiniteLossError: it was bad and has changed the weights.
         """
         if math.isfinite(loss + grad_norm) or (self.is_scaled and is_skipped and math.isfinite(loss)):
             self.num_in_a_row = 0
             return False
         self.num_in_a_row += 1
-        what = f"step {step}: loss {loss}, gradient norm {grad_norm}"
+        description = f"step {step}: loss {loss}, gradient norm {grad_norm}"
         if not is_skipped:
-            raise NonFiniteLossError(f"{what}; nothing of it is saved; lower optim.lr or look at the data")
-        log.warning("%s: skipped, %d in a row (the run ends at %d)", what, self.num_in_a_row, self.limit)
+            raise NonFiniteLossError(f"{description}; nothing of it is saved; lower optim.lr or look at the data")
+        log.warning("%s: skipped, %d in a row (the run ends at %d)", description, self.num_in_a_row, self.limit)
         return True
 
     def check_limit(self, step: int, last_saved: int) -> None:
-        """End the run where too many steps in a row were bad.
+        """End the run if too many steps in a row were bad.
 
         Raises:
             NonFiniteLossError: with the last good checkpoint and what to do.
@@ -65,26 +65,26 @@ class BadSteps:
         if self.num_in_a_row >= self.limit:
             raise NonFiniteLossError(
                 f"step {step}: loss or gradient not finite for {self.num_in_a_row} steps in a row "
-                f"(train.max_bad_steps); nothing of them is saved, the last checkpoint is of step {last_saved}. Their "
+                f"(train.max_bad_steps); none of them is saved, the last checkpoint is of step {last_saved}. Their "
                 f"rows are in {self.folder / BAD_STEPS_FILE}; lower optim.lr, look at the data, or continue with "
                 "another run.seed and --allow-change run.seed"
             )
 
     def write_down(self, step: int, loss: float, grad_norm: float, rows: Sequence[tuple[int, int]]) -> None:
-        """Append which rows of the training stream (first, one past the last) a bad step had; rank 0 calls it."""
+        """Append the rows of the training stream (first, one past the last) of a bad step; rank 0 calls it."""
         record = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "rows": [list(pair) for pair in rows]}
         try:
             with (self.folder / BAD_STEPS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            log.warning("the rows of a bad step are not written down: %s", error)
+            log.warning("the rows of a bad step could not be recorded: %s", error)
 
 
 class BadStepWatcher(Watcher):
-    """Ends a run of too many bad steps; every rank names the rows that it knows to be bad.
+    """Ends a run after too many bad steps; every rank names the rows that it knows to be bad.
 
     Args:
-        settle_saves: waits for the save on its way; returns the step of the newest checkpoint, the same on all ranks.
+        settle_saves: waits for the pending save; returns the step of the newest checkpoint, the same on all ranks.
     """
 
     def __init__(self, counter: BadSteps, micro_batch_size: int, settle_saves: Callable[[], int]) -> None:
@@ -93,10 +93,10 @@ class BadStepWatcher(Watcher):
         self._settle_saves = settle_saves
 
     def after_step(self, step: DoneStep) -> Action:
-        """Count the step; a bad one is written down with its rows.
+        """Count the step; a bad one is recorded with its rows.
 
         Raises:
-            NonFiniteLossError: it was one too many, or the weights have taken it in.
+            NonFiniteLossError: it was one bad step too many, or it has changed the weights.
         """
         result = step.result
         if self._counter.note(step.number, result.loss, result.grad_norm, is_skipped=result.is_skipped):
@@ -108,8 +108,10 @@ class BadStepWatcher(Watcher):
         return Action.CONTINUE
 
     def _find_rows(self, step: DoneStep) -> list[tuple[int, int]]:
-        """First and last + 1 of the rows whose loss was non-finite, or of all rows of the step where none was."""
+        """First and last + 1 of the rows whose loss was non-finite, or of all rows of the step if none was."""
         shares = collectives.gather_objects(step.result.bad_micro_batches)
         size = self._micro_batch_size
-        bad = sorted({number for share in shares for number in share})
-        return [(number * size, (number + 1) * size) for number in bad] or [(step.first_row, step.end_row)]
+        bad_micro_batches = sorted({number for share in shares for number in share})
+        return [(number * size, (number + 1) * size) for number in bad_micro_batches] or [
+            (step.first_row, step.end_row)
+        ]

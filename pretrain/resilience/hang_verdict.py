@@ -1,6 +1,6 @@
-"""Who hangs: what the signs of life of all ranks say when one of them has waited too long.
+"""Which rank hangs: what the signs of life of all ranks show when one of them has waited too long.
 
-With collectives every rank waits for the one that does not come, so many look stuck and the culprit is who is behind.
+In a collective every rank waits for the one that does not join, so many look stuck; the culprit is the one behind.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _SHOWN = 4
 
 
 def describe_hang(before: Mapping[int, Sign], now: Mapping[int, Sign], world_size: int) -> str:
-    """One line that names the ranks which hold up the others, and why.
+    """One line that names the ranks that hold up the others, and why.
 
     Args:
-        before, now: signs by rank, read so far apart that every process which runs has given another one in between.
+        before, now: signs by rank, read far enough apart that every running process has given another in between.
     """
     stopped = [rank for rank in range(world_size) if not _has_run(before.get(rank), now.get(rank))]
     running = [now[rank] for rank in range(world_size) if rank not in stopped]
@@ -41,7 +41,7 @@ def _has_run(before: Sign | None, now: Sign | None) -> bool:
 def _find_behind(signs: Sequence[Sign]) -> tuple[list[int], str]:
     """Ranks in an earlier stage, or else outside the collective in which others wait.
 
-    Ticks go on where the number of the step goes back, as it does when a run returns to a checkpoint.
+    Ticks keep growing when the step number goes back, as it does when a run returns to a checkpoint.
     """
     fewest = min(sign.ticks for sign in signs)
     last = [sign for sign in signs if sign.ticks == fewest]
@@ -49,7 +49,7 @@ def _find_behind(signs: Sequence[Sign]) -> tuple[list[int], str]:
         return [sign.rank for sign in last], "is behind"
     waiting = [sign for sign in signs if sign.is_waiting]
     if len(signs) == 1:
-        return [signs[0].rank], "does not go on"
+        return [signs[0].rank], "makes no progress"
     if waiting:
         return [sign.rank for sign in signs if not sign.is_waiting], "does not join the others"
     return [], ""
@@ -60,8 +60,8 @@ def _describe_stopped(sign: Sign | None, rank: int, silent: float) -> str:
     if sign is None:
         return f"rank {rank} has given no sign of life in this start ({reasons})"
     return (
-        f"rank {rank} on {sign.host} (process {sign.process}) does not run ({reasons}): for {silent:.0f} s nothing of "
-        f"it, last heard of in {sign.stage} of step {sign.step}"
+        f"rank {rank} on {sign.host} (process {sign.process}) does not run ({reasons}): silent for {silent:.0f} s, "
+        f"last heard of in {sign.stage} of step {sign.step}"
     )
 
 

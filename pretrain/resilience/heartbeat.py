@@ -1,7 +1,7 @@
-"""How far a rank is: what it does, in which step, and how long its own work takes.
+"""The progress of a rank: its current stage and step, and how long its own work takes.
 
-The training thread says what it begins, in memory, half a microsecond each time; the watchdog's thread reads it, and
-puts it every few seconds into RUN/heartbeats/rank_00003.json, where every other rank can look.
+The training thread notes in memory what it begins, in half a microsecond; the watchdog's thread reads this and writes
+it every few seconds to RUN/heartbeats/rank_00003.json, where every other rank can read it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from typing import Literal
 Kind = Literal["start", "step", "evaluation", "checkpoint", "end"]
 
 _REMEMBERED = 100  # durations of each kind
-_SIGN_BYTES = 1024  # a sign is written over the one before in one piece, so that no reader sees half of it
+_SIGN_BYTES = 1024  # a sign overwrites the one before in one piece, so that no reader sees half of it
 
 
 class Heartbeat:
-    """Where the training thread of this rank is; only that thread writes.
+    """The position of this rank's training thread; only that thread writes it.
 
     Attributes:
-        kind: what a time-out is chosen by.
-        stage: what the rank does at this moment.
-        step: the optimizer step that it works for.
+        kind: selects the time-out.
+        stage: what the rank is doing now.
+        step: the optimizer step that it is working on.
         pulse: changes whenever anything begins.
-        ticks: how many stages have begun that all ranks go through in the same order: who has fewer is behind.
-        work_stages: those that no other rank can delay; their seconds add up.
+        ticks: how many stages have begun that all ranks go through in the same order: a rank with fewer is behind.
+        work_stages: the stages that no other rank can delay; their seconds add up.
     """
 
     def __init__(self, step: int = 0) -> None:
@@ -47,7 +47,7 @@ class Heartbeat:
         self._num_steps = 0
 
     def enter(self, stage: str, *, in_lockstep: bool = True) -> None:
-        """Say that `stage` begins; `in_lockstep`: every rank goes through it, and through the same number of them."""
+        """Note that `stage` begins; `in_lockstep`: every rank goes through it, and equally often."""
         now = time.monotonic()
         if self.stage in self.work_stages:
             self._work_seconds += now - self._since
@@ -56,14 +56,14 @@ class Heartbeat:
         self.ticks += in_lockstep
 
     def begin_step(self, step: int) -> None:
-        """The next optimizer step begins, with its data; until the first one has ended, this is the start."""
+        """Note that the next optimizer step begins, with its data; until the first one has ended, this is the start."""
         self.step = step
         self.kind = "step" if "step" in self._durations else "start"
         self.enter("data")
         self._step_since = self._since
 
     def end_step(self) -> None:
-        """The optimizer step is done. The first one compiles and connects, and says nothing about the others."""
+        """Note that the optimizer step is done. The first one compiles and connects, so its duration does not count."""
         self.enter("between steps")
         if self.kind == "start":
             self._durations["step"] = deque(maxlen=_REMEMBERED)
@@ -75,9 +75,9 @@ class Heartbeat:
 
     @contextmanager
     def during(self, kind: Kind) -> Iterator[None]:
-        """What happens inside is of this kind, has its time-out, and is remembered with its duration.
+        """Inside this context the work is of this kind and has its time-out; its duration is remembered.
 
-        After an error inside, the heartbeat stays where it was: that is what the error is about.
+        After an error inside, the heartbeat stays where it was, because the error is about that place.
         """
         kind_before, stage_before, start = self.kind, self.stage, time.monotonic()
         self.kind = kind
@@ -88,15 +88,15 @@ class Heartbeat:
         self.enter(stage_before)
 
     def slowest(self, kind: Kind) -> float:
-        """Seconds that the slowest of the last hundred of this kind took; 0 before the first."""
+        """Seconds that the slowest of the last hundred of this kind has taken; 0 before the first."""
         return max(self._durations.get(kind, ()), default=0.0)
 
     def add_work(self, seconds: float) -> None:
-        """Add work that this thread's clock does not show: a GPU's."""
+        """Add work that this thread's clock does not show: that of a GPU."""
         self._work_seconds += seconds
 
     def take_work(self) -> tuple[float, float]:
-        """Seconds of this rank's own work in a step, and of a whole step, on average since the last call."""
+        """Seconds of this rank's own work per step, and of a whole step, averaged since the last call."""
         steps, work, whole = max(self._num_steps, 1), self._work_seconds, self._step_seconds
         self._work_seconds, self._step_seconds, self._num_steps = 0.0, 0.0, 0
         return work / steps, whole / steps
@@ -104,11 +104,11 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Sign:
-    """A sign of life: what one rank lets the others see.
+    """A sign of life: what one rank shows the others.
 
-    `count` grows with every sign, so that one which does not grow is of a process that does not run. `silent_seconds`
-    is how long nothing has begun; `is_waiting` says that the rank is inside a collective, and `place` where it is in
-    this program, both known only where it has been silent. `start` tells this start of the run from earlier ones.
+    `count` grows with every sign; if it stops growing, the process is not running. `silent_seconds` is how long nothing
+    has begun; `is_waiting` says that the rank is inside a collective, and `place` where it is in this program, both
+    known only while it is silent. `start` distinguishes this start of the run from earlier ones.
     """
 
     start: str
@@ -127,7 +127,7 @@ class Sign:
 
 
 class SignFolder:
-    """RUN/heartbeats: one small file per rank, and `hang.json` once somebody has found a hang."""
+    """RUN/heartbeats: one small file per rank, and `hang.json` once a rank has found a hang."""
 
     def __init__(self, path: Path, start: str) -> None:
         self.path = path
@@ -135,7 +135,7 @@ class SignFolder:
         self._verdict = path / "hang.json"
 
     def write(self, sign: Sign) -> None:
-        """Put a sign in place of the rank's last one. Closing the file is what makes other nodes see it on NFS."""
+        """Replace the rank's last sign. Closing the file makes other nodes see it on NFS."""
         text = json.dumps(asdict(sign)).encode().ljust(_SIGN_BYTES)
         descriptor = os.open(self._file(sign.rank), os.O_WRONLY | os.O_CREAT, 0o644)
         try:
@@ -144,7 +144,7 @@ class SignFolder:
             os.close(descriptor)
 
     def read(self, world_size: int) -> dict[int, Sign]:
-        """The last sign of every rank that has given one in this start."""
+        """The last sign of every rank that has given one in this start of the run."""
         signs = (self._read(rank) for rank in range(world_size))
         return {sign.rank: sign for sign in signs if sign is not None and sign.start == self.start}
 
@@ -158,7 +158,7 @@ class SignFolder:
         return self.path / f"rank_{rank:05d}.json"
 
     def declare(self, verdict: str) -> str:
-        """Tell all ranks that the run hangs; the verdict that counts, which is that of the first to say so."""
+        """Tell all ranks that the run hangs; returns the verdict that counts, that of the first rank to declare one."""
         temporary = self.path / f"hang.{os.getpid()}.tmp"
         temporary.write_text(json.dumps({"start": self.start, "verdict": verdict}), encoding="utf-8")
         try:
@@ -170,9 +170,9 @@ class SignFolder:
         return verdict
 
     def verdict(self) -> str | None:
-        """What some rank has declared, if one has."""
+        """The verdict that a rank has declared; None if there is none."""
         try:
-            found = json.loads(self._verdict.read_text(encoding="utf-8"))
+            record = json.loads(self._verdict.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return str(found["verdict"]) if found.get("start") == self.start else None
+        return str(record["verdict"]) if record.get("start") == self.start else None

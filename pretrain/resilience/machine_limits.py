@@ -1,4 +1,4 @@
-"""What libraries raise when a machine has no more to give, turned into one line with the numbers of this run."""
+"""Turns what libraries raise when a machine has run out of something into one line with the numbers of this run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from pretrain.config.sections import RunConfig
     from pretrain.parallel.launch import Launch
 
-# torch's allocator on the CPU, C++'s, and a thread whose stack finds no place raise plain RuntimeErrors.
+# torch's CPU allocator, C++'s, and a thread without memory for its stack raise plain RuntimeErrors.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "can't start new thread")
 _GUESSED_VOCAB_SIZE = 32_768
 
 
 class OutOfMemoryError(TacoError):
-    """This rank wanted more memory than there is."""
+    """This rank needs more memory than there is."""
 
 
 class PortInUseError(TacoError):
-    """The port where ranks meet belongs to somebody else on this machine."""
+    """Another program on this machine uses the port where ranks meet."""
 
 
 @contextmanager
 def machine_limits_explained(config: RunConfig, launch: Launch) -> Iterator[None]:
-    """Say what a run needs where memory ran out, and which port is taken, instead of what a library says.
+    """Explain what a run needs if memory ran out, or which port is taken, instead of a library's message.
 
     Raises:
         OutOfMemoryError: with an estimate per rank, and the keys that lower it.
@@ -58,17 +58,17 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _explain_memory(config: RunConfig, launch: Launch, error: BaseException) -> str:
     from pretrain.planner.memory import estimate_memory
 
-    needed = estimate_memory(config, _vocab_size(config), launch.world_size)
-    said = " ".join(str(error).split())[:200] or type(error).__name__
+    estimate = estimate_memory(config, _vocab_size(config), launch.world_size)
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return (
-        f"{socket.gethostname()}: out of memory ({said}); {needed.num_parameters:,} parameters with ZeRO-"
-        f"{config.zero.stage} on {launch.world_size} processes need about {needed}. Lower train.micro_batch_size, "
+        f"{socket.gethostname()}: out of memory ({reason}); {estimate.num_parameters:,} parameters with ZeRO-"
+        f"{config.zero.stage} on {launch.world_size} processes need about {estimate}. Lower train.micro_batch_size, "
         "raise train.recompute_layers, zero.stage or parallel.tensor, start more processes, or lift the limit"
     )
 
 
 def _vocab_size(config: RunConfig) -> int:
-    """Of the first dataset, or a usual one where memory does not even allow to look."""
+    """That of the first dataset, or a typical one if there is not even memory to look."""
     from pretrain.data.dataset.manifest import Manifest
 
     try:

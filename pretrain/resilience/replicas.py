@@ -1,10 +1,10 @@
-"""Whether ranks that hold copies of one parameter still hold the same bits, and who is wrong where they do not.
+"""Whether ranks that hold copies of one parameter still hold the same bits, and which rank is wrong if they do not.
 
 Data-parallel ranks hold copies of what ZeRO-3 does not slice, tensor-parallel ranks of what is not split (LayerNorm,
 row biases, position embeddings), and the first and last pipeline stage of the word matrix. Each copy becomes one
-integer on its own device, and one small collective compares them; only where they differ do ranks tell each other
-more. Equal inputs and equal kernels keep copies equal to the bit, so any difference is a fault: broken memory, a broken
-link, or an error in the code. (BLOOM's LayerNorm weights drifted apart for weeks before anybody saw it.)
+integer on its own device, and one small collective compares them; only if they differ do ranks exchange more. Equal
+inputs and equal kernels keep copies equal bit for bit, so any difference is a fault: broken memory, a broken link, or a
+bug. (BLOOM's LayerNorm weights drifted apart for weeks before anybody noticed.)
 
 Shape letters: N elements of a parameter, C of them at once, K copied parameters.
 """
@@ -35,7 +35,7 @@ _ABSENT = torch.iinfo(torch.int64).min
 
 
 class ReplicaDriftError(TacoError):
-    """Copies of a parameter differ; nothing of it is saved."""
+    """Copies of a parameter differ; nothing is saved."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Drift:
 
     @property
     def wrong_ranks(self) -> tuple[int, ...]:
-        """All ranks outside the largest group; none where two groups are the largest."""
+        """All ranks outside the largest group; none if the two largest groups are equally large."""
         if len(self.groups[0]) == len(self.groups[1]):
             return ()
         return tuple(sorted(rank for group in self.groups[1:] for rank in group))
@@ -59,10 +59,10 @@ class Drift:
 
 
 class ReplicaCheck:
-    """Compares the copies that the ranks of a run hold; making one and each call are collective.
+    """Compares the copies that the ranks of a run hold; the constructor and each call are collective.
 
     Args:
-        module: this rank's part of the model, as DeepSpeed has it.
+        module: this rank's part of the model, as DeepSpeed holds it.
     """
 
     def __init__(self, module: nn.Module, mesh: Mesh, device: torch.device) -> None:
@@ -80,32 +80,32 @@ class ReplicaCheck:
         """Every parameter whose copies differ, the same list on every rank."""
         if not self._names:
             return []
-        sums_2K = self._own_checksums()
+        sums_2K = self._local_checksums()
         distributed.all_reduce(sums_2K, op=distributed.ReduceOp.MAX)
         # ~x falls where x rises, so the second row holds the complement of the smallest checksum.
-        is_off_K = (sums_2K[0] != ~sums_2K[1]) & (sums_2K[1] != _ABSENT)
-        if not bool(is_off_K.any()):
+        differs_K = (sums_2K[0] != ~sums_2K[1]) & (sums_2K[1] != _ABSENT)
+        if not bool(differs_K.any()):
             return []
-        return self._explain([self._names[place] for place in is_off_K.nonzero().flatten().tolist()])
+        return self._explain([self._names[place] for place in differs_K.nonzero().flatten().tolist()])
 
-    def _own_checksums(self) -> Tensor:
-        """Checksums and their complements, int64 [2, K]; the smallest number where this rank has no copy."""
+    def _local_checksums(self) -> Tensor:
+        """Checksums and their complements, int64 [2, K]; the smallest int64 where this rank has no copy."""
         sums_2K = torch.full((2, len(self._names)), _ABSENT, dtype=torch.int64, device=self._device)
-        own = {self._place[name]: checksum(part).to(self._device) for name, part in self._copies()}
-        if own:
-            found = torch.stack(list(own.values()))
-            sums_2K[:, torch.tensor(list(own), device=self._device)] = torch.stack([found, ~found])
+        sum_by_place = {self._place[name]: checksum(part).to(self._device) for name, part in self._copies()}
+        if sum_by_place:
+            sums = torch.stack(list(sum_by_place.values()))
+            sums_2K[:, torch.tensor(list(sum_by_place), device=self._device)] = torch.stack([sums, ~sums])
         return sums_2K
 
     def _explain(self, names: Sequence[str]) -> list[Drift]:
-        own = {name: int(checksum(part)) for name, part in self._copies() if name in names}
-        by_rank = collectives.gather_objects(own)
+        sum_by_name = {name: int(checksum(part)) for name, part in self._copies() if name in names}
+        by_rank = collectives.gather_objects(sum_by_name)
         drifts = []
         for name in names:
             groups: dict[int, list[int]] = {}
-            for rank, found in enumerate(by_rank):
-                if name in found:
-                    groups.setdefault(found[name], []).append(rank)
+            for rank, sums in enumerate(by_rank):
+                if name in sums:
+                    groups.setdefault(sums[name], []).append(rank)
             ordered = sorted(groups.values(), key=lambda ranks: (-len(ranks), ranks))
             drifts.append(Drift(name, tuple(tuple(ranks) for ranks in ordered)))
         return drifts
@@ -114,7 +114,7 @@ class ReplicaCheck:
         return ((name, part) for name, part in self._parts() if name in self._place)
 
     def _parts(self) -> Iterator[tuple[str, Tensor]]:
-        """What this rank holds, each part under a name that says all about it: equal names mean copies."""
+        """The parts that this rank holds, each under a name that describes it in full: equal names mean copies."""
         for name, parameter in self._module.named_parameters():
             part_of = f" part {self._mesh.tp_rank}" if is_tensor_parallel(parameter) and self._mesh.tp_size > 1 else ""
             if getattr(parameter, "ds_persist", not hasattr(parameter, "ds_tensor")):
@@ -124,7 +124,7 @@ class ReplicaCheck:
 
 
 def _slice(parameter: nn.Parameter, rank: int) -> Tensor:
-    """This rank's slice under ZeRO-3, without what fills up the last one; a placeholder while it lies on a disk."""
+    """This rank's slice under ZeRO-3, without the padding of the last one; a placeholder while it lies on a disk."""
     tensor: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
     length = min(tensor.ds_numel, parameter.ds_numel - rank * tensor.ds_numel)  # type: ignore[attr-defined]
     return tensor.flatten()[: max(0, length)]
@@ -134,7 +134,7 @@ def checksum(tensor: Tensor) -> Tensor:
     """An int64 scalar on the tensor's device that changes with every bit and with the order of the elements.
 
     The sum of every element's bits, as an integer, times a factor of its place, modulo 2^64: nothing is rounded, the
-    order of summation does not matter, one changed element always shows, and several cancel by a chance of 2^-64 only.
+    order of summation does not matter, one changed element always shows, and several cancel with a chance of 2^-64.
     """
     bits_N = tensor.detach().contiguous().flatten()
     bits_N = bits_N.view(_INTEGERS[bits_N.element_size()])
@@ -168,9 +168,9 @@ def describe_drift(drifts: Sequence[Drift], step: int, last_saved_step: int) -> 
     where = ", ".join(f"rank {rank} runs on {hosts[rank]}" for rank in suspects)
     saved = f"the last checkpoint is of step {last_saved_step}" if last_saved_step else "there is no checkpoint yet"
     return (
-        f"step {step}: copies of a parameter are not equal any more: {shown}{more} ({where}); nothing of this is "
+        f"step {step}: copies of a parameter are no longer equal: {shown}{more} ({where}); none of this is "
         f"saved, {saved}; give the same command again to continue from there, and if it comes back on the same ranks, "
-        "leave their GPUs or node out"
+        "leave out their GPUs or node"
     )
 
 

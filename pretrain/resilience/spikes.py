@@ -1,10 +1,10 @@
 """Loss spikes: what counts as one, and what happens then.
 
-A loss is a spike when it lies above mean + `spike.sigmas` standard deviations of the steps before, once there were
-`spike.window` of them. Mean and variance forget exponentially, and a spike enters them as if it had been at the bound:
-one wild step moves the bound little, and a loss that stays up is taken for the new normal in the end. The losses are
-the same on every rank, so all ranks decide alike without asking each other; what they go by is part of every
-checkpoint, so that a run that was killed decides as if it had not been.
+A loss is a spike if it exceeds the mean of the previous steps by `spike.sigmas` standard deviations, once there have
+been `spike.window` of them. Mean and variance are exponentially weighted, and a spike enters them as if it were at the
+bound: one outlier moves the bound little, and a loss that stays high becomes the new normal in the end. The losses are
+the same on every rank, so all ranks decide alike without communicating; the history is part of every checkpoint, so a
+run that was killed decides as if it had not been.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pretrain.runlog import get_logger
 from pretrain.step import Action, DoneStep, StepPlan, Watcher
 
 SPIKES_FILE = "spikes.jsonl"
-# In a very smooth run a change that nobody would call a spike has many standard deviations.
+# In a very smooth run a change that nobody would call a spike spans many standard deviations.
 _LEAST_DEVIATION = 0.01
 
 log = get_logger(__name__)
@@ -35,7 +35,7 @@ class TooManySpikesError(TacoError):
 
 @dataclass
 class SpikeHistory:
-    """What is known of the losses so far, plain numbers that a checkpoint holds.
+    """Statistics of the losses so far, in plain numbers that a checkpoint holds.
 
     `skipped_rows`: first and one past the last row of the training stream of each span that a rollback left out.
     """
@@ -66,7 +66,7 @@ class Spikes(Watcher):
             plan.may_not_update = self.is_spike
 
     def after_step(self, step: DoneStep) -> Action:
-        """Take in the loss of a step; a spike is reported, or rolled back under that policy.
+        """Add the loss of a step; report a spike, or ask for a rollback under that policy.
 
         Raises:
             TooManySpikesError: the run was rolled back as often as it may be.
@@ -85,7 +85,7 @@ class Spikes(Watcher):
         return Action.CONTINUE
 
     def report(self, **changes: Any) -> None:
-        """Say what became of the newest spike, on the console and, by rank 0, in spikes.jsonl."""
+        """Report what became of the newest spike, on the console and, by rank 0, in spikes.jsonl."""
         record = self.newest | changes
         log.warning(
             "step %d: loss %.4f is a spike (bound %.4f): %s",
@@ -99,7 +99,7 @@ class Spikes(Watcher):
 
     @property
     def bound(self) -> float:
-        """The loss above which a step is a spike; infinity before there were enough steps, or where nobody asks."""
+        """The loss above which a step is a spike; infinity until there are enough steps, or if the policy is "off"."""
         history = self.history
         if self.section.policy == "off" or history.num_steps < self.section.window:
             return math.inf
@@ -107,11 +107,11 @@ class Spikes(Watcher):
         return history.mean + self.section.sigmas * deviation
 
     def is_spike(self, loss: float) -> bool:
-        """Whether a step with this loss would be one; NaN and infinity are no spikes but bad steps."""
+        """Whether a step with this loss would be one; NaN and infinity are bad steps, not spikes."""
         return math.isfinite(loss) and loss > self.bound
 
     def add(self, loss: float) -> None:
-        """Take the loss of a step into mean and variance (exponentially weighted; West 1979 for the variance)."""
+        """Add the loss of a step to mean and variance (exponentially weighted; West 1979 for the variance)."""
         if not math.isfinite(loss):
             return
         history, loss = self.history, min(loss, self.bound)
@@ -122,18 +122,18 @@ class Spikes(Watcher):
         history.variance = (1 - weight) * (history.variance + weight * change**2)
 
     def roll_back(self, saved: Mapping[str, Any], skipped_rows: tuple[int, int]) -> None:
-        """Take up what a checkpoint knew, and count this return to it."""
+        """Restore the history of a checkpoint, and count this return to it."""
         past = self.history
         self.restore(saved)
         self.history.num_rollbacks = past.num_rollbacks + 1
         self.history.skipped_rows = [*past.skipped_rows, list(skipped_rows)]
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Continue with what a checkpoint knew; with nothing if it is of a release that kept no account of it."""
+        """Continue with the history of a checkpoint; it is empty if an older release wrote none."""
         self.history = SpikeHistory(**saved)
 
     def check_limit(self, step: int, loss: float) -> None:
-        """End the run that has been rolled back too often.
+        """End a run that has been rolled back too often.
 
         Raises:
             TooManySpikesError: with what to do.
@@ -141,7 +141,7 @@ class Spikes(Watcher):
         if self.history.num_rollbacks >= self.section.max_rollbacks:
             raise TooManySpikesError(
                 f"step {step}: loss {loss:.4f} is above {self.bound:.4f}, and the run was rolled back "
-                f"{self.history.num_rollbacks} times already (spike.max_rollbacks); nothing of this is saved; look at "
+                f"{self.history.num_rollbacks} times already (spike.max_rollbacks); none of this is saved; look at "
                 f"{self._file}, lower optim.lr, or raise the limit with --allow-change spike"
             )
 
@@ -151,7 +151,7 @@ class Spikes(Watcher):
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            log.warning("a loss spike is not written down: %s", error)
+            log.warning("a loss spike could not be recorded: %s", error)
 
 
 def _describe_action(record: Mapping[str, Any]) -> str:
@@ -160,4 +160,4 @@ def _describe_action(record: Mapping[str, Any]) -> str:
         return f"back to the checkpoint of step {record['continued_from']}, leaving out rows {first} to {stop - 1}"
     if record["action"] == "skip":
         return "no weight has changed"
-    return str(record.get("reason", "the run goes on with it (spike.policy)"))
+    return str(record.get("reason", "the run continues with it (spike.policy)"))

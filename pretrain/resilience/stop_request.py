@@ -1,7 +1,6 @@
 """Requests to stop a run, by a signal or a file.
 
-A request becomes a flag, and the run ends at the next step boundary with everything
-saved.
+A request becomes a flag, and the run ends at the next step boundary with everything saved.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ class PreemptedError(TacoError):
     exit_code = EXIT_PREEMPTED
 
 
-# A terminal and a scheduler signal every process of a job, and a launcher forwards what it got: one wish, heard twice.
+# A terminal or scheduler signals every process of a job, and a launcher forwards its signals: one request comes twice.
 ECHO_SECONDS = 5.0
-# How often a stop file is looked for: a step may take milliseconds, a shared file system does not like that.
+# Interval between looks for a stop file: a step may take milliseconds, too often for a shared file system.
 LOOK_SECONDS = 1.0
 
 
@@ -47,11 +46,11 @@ class StopRequest(Watcher):
         self._looked = -LOOK_SECONDS
 
     def before_step(self, plan: StepPlan) -> None:
-        """Let all ranks hear of a request that this one got."""
+        """Pass on to all ranks a request that this one received."""
         plan.requests["stop"] = self.is_set
 
     def after_step(self, step: DoneStep) -> Action:
-        """Stop where any rank was asked to."""
+        """Stop if any rank was asked to."""
         return Action.STOP if "stop" in step.result.requests else Action.CONTINUE
 
     @property
@@ -65,16 +64,16 @@ class StopRequest(Watcher):
         return True
 
     def watch(self, file: Path) -> None:
-        """Take this file, as soon as somebody makes it, for a request to stop; one rank is enough for all."""
+        """Treat this file, once it exists, as a request to stop; it is enough if one rank watches."""
         self._file = file
 
     def _is_file_there(self) -> bool:
         if self._file is None or time.monotonic() - self._looked < LOOK_SECONDS:
             return False
         self._looked = time.monotonic()
-        if not os.path.exists(self._file):  # never raises: a file system that fails for a moment stops no run
+        if not os.path.exists(self._file):  # never raises: a brief failure of a file system must not stop a run
             return False
-        log.warning("%s: is there; will save at the end of this step and stop; remove it to go on later", self._file)
+        log.warning("%s: exists; will save at the end of this step and stop; remove it to continue later", self._file)
         return True
 
     def install(self) -> None:
@@ -89,11 +88,9 @@ class StopRequest(Watcher):
             return
         self._since = time.monotonic()
         self.signal_name = signal.Signals(number).name
-        # Not by the logger: the signal may have come while the same thread writes a line of its own, which Python's
-        # streams answer with a RuntimeError.
-        text = (
-            f"{self._who}{self.signal_name}: will save at the end of this step and stop; after that, once more stops "
-        )
+        # Not through the logger: the signal may interrupt a line that the same thread is writing, and Python's streams
+        # would raise a RuntimeError.
+        text = f"{self._who}{self.signal_name}: will save at the end of this step and stop; a later signal stops "
         line_end = "\n" if os.isatty(2) else ""  # of a progress bar
         with contextlib.suppress(OSError):
             os.write(2, f"{line_end}{text}at once\n".encode())

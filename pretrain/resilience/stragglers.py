@@ -1,8 +1,8 @@
-"""Ranks that are slower than the others, named before they become a hang.
+"""Names ranks that are slower than the others, before they become a hang.
 
-Every rank adds up the time of those stages in which no other rank can delay it, and tells it with the losses of every
-`train.log_every`-th step: no collective and no wait is added. Stages of a pipeline have different work, so a rank is
-compared with those of its own stage.
+Every rank adds up the time of the stages in which no other rank can delay it, and shares it with the losses of every
+`train.log_every`-th step: this adds no collective and no wait. Pipeline stages have different work, so a rank is
+compared with the ranks of its own stage.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from pretrain.resilience.heartbeat import Heartbeat
 from pretrain.runlog import get_logger
 from pretrain.step import Action, DoneStep, StepPlan, Watcher
 
-# A difference that is less of a step delays nobody noticeably, whatever its share of the work.
+# A smaller share of a step than this delays nobody noticeably, whatever its share of the work.
 _SHARE_OF_STEP = 0.05
-# Slow for so many intervals in a row: not a moment in which the machine did something else.
+# A rank must be slow for this many intervals in a row: a machine may be busy with something else for a moment.
 _INTERVALS = 3
 
 log = get_logger(__name__)
 
 
 class Stragglers(Watcher):
-    """What rank 0 says of slow ranks: a warning when one stays slow, a record as long as it is.
+    """Rank 0's reports of slow ranks: a warning when one stays slow, a record for as long as it is.
 
     Args:
-        slow_share: of the median work by which a slow rank exceeds it.
-        hosts: of all ranks.
-        num_stages: of the pipeline; ranks of a stage follow each other.
+        slow_share: share of the median work by which a slow rank exceeds the median.
+        hosts: host name of each rank.
+        num_stages: stages of the pipeline; the ranks of a stage are consecutive.
         heartbeat: measures this rank's own work.
-        every: how many steps apart the ranks compare their work.
+        every: steps between two comparisons of the ranks' work.
     """
 
     def __init__(
@@ -55,23 +55,23 @@ class Stragglers(Watcher):
         self._in_a_row: Counter[int] = Counter()
 
     def before_step(self, plan: StepPlan) -> None:
-        """On every `every`-th step, share what this rank has worked since the last of them."""
+        """On every `every`-th step, share this rank's work since the last such step."""
         if plan.number % self._every == 0:
             plan.work_seconds, self._step_seconds = self._heartbeat.take_work()
 
     def after_step(self, step: DoneStep) -> Action:
-        """Compare the work of all ranks where they have shared it."""
+        """Compare the work of all ranks if they have shared it."""
         if step.result.work_seconds and collectives.rank() == 0:
             self.note(step.number, step.result.work_seconds, self._step_seconds)
         return Action.CONTINUE
 
     def note(self, step: int, work_seconds: Sequence[float], step_seconds: float) -> None:
-        """Take the work of every rank per step, and the duration of a step, on average since the last call."""
+        """Judge the work of every rank per step, given with the duration of a step, averaged since the last call."""
         slow = self.find(work_seconds, step_seconds)
         for rank in self._in_a_row.keys() - slow.keys():
             if self._in_a_row.pop(rank) >= _INTERVALS:
                 log.info("step %d: rank %d on %s is as fast as its peers again", step, rank, self.hosts[rank])
-        for rank, (share, usual) in slow.items():
+        for rank, (share, peer_median) in slow.items():
             self._in_a_row[rank] += 1
             if self._in_a_row[rank] < _INTERVALS:
                 continue
@@ -82,17 +82,17 @@ class Stragglers(Watcher):
                 log.warning(
                     "step %d: rank %d on %s is slow: %.3g s of its own work per step, %.0f %% more than the median "
                     "(%.3g s) of its peers, and all ranks wait for it",
-                    step, rank, self.hosts[rank], work_seconds[rank], 100 * share, usual,
+                    step, rank, self.hosts[rank], work_seconds[rank], 100 * share, peer_median,
                 )  # fmt: skip
 
     def find(self, work_seconds: Sequence[float], step_seconds: float) -> dict[int, tuple[float, float]]:
-        """Slow ranks: by which share each exceeds the median of its peers, and that median in seconds."""
+        """Slow ranks: the share by which each exceeds the median of its peers, and that median in seconds."""
         slow = {}
         for rank, seconds in enumerate(work_seconds):
             first = rank // self._per_stage * self._per_stage
             peers = [work_seconds[peer] for peer in range(first, first + self._per_stage) if peer != rank]
-            usual = median(peers) if peers else seconds
-            excess = seconds - usual
-            if excess > self.slow_share * usual and excess > _SHARE_OF_STEP * step_seconds:
-                slow[rank] = (excess / usual if usual else 1.0, usual)
+            peer_median = median(peers) if peers else seconds
+            excess = seconds - peer_median
+            if excess > self.slow_share * peer_median and excess > _SHARE_OF_STEP * step_seconds:
+                slow[rank] = (excess / peer_median if peer_median else 1.0, peer_median)
         return slow

@@ -1,12 +1,12 @@
-"""Ends a run that hangs: every rank leaves its stacks, one line says which rank holds up the others, exit code 124.
+"""Ends a run that hangs: every rank writes its stacks, one line names the rank that holds up the others, exit code 124.
 
-A thread beside the training thread: it runs while that one waits in a collective, in a read or for a GPU. What it
-cannot outlive, a process that is stopped or C code that keeps the interpreter, the other ranks see from outside, by
-signs of life that do not come any more. A guard process (`watchdog_guard.py`) is the second line for the latter.
+A thread beside the training thread: it runs while the latter waits in a collective, in a read or for a GPU. It cannot
+run itself if its process is stopped or C code keeps the interpreter; the other ranks notice this from outside, because
+the signs of life stop. A guard process (`watchdog_guard.py`) is the second line of defence for C code.
 
-How long silence may last is learnt from the run: `watchdog.factor` times the slowest of the last hundred steps (or
-evaluations, or saves), and never less than the configured floor. Time in which this process itself was stopped, as by a
-job that is suspended, does not count.
+The time-out is learnt from the run: `watchdog.factor` times the slowest of the last hundred steps (or evaluations, or
+saves), and never less than the configured floor. Time in which this process itself was stopped, as in a suspended job,
+does not count.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from pretrain.run_folder import RunFolder
 from pretrain.runlog import get_logger
 
 EXIT_HANG = 124
-# In units of watchdog.heartbeat_seconds: apart enough that every process that runs has given a sign in between.
+# In units of watchdog.heartbeat_seconds: far enough apart that every running process has given a sign in between.
 _BETWEEN_LOOKS = 2.5
-# Ranks that notice later leave the reading of all signs to rank 0, then to the first rank of each node.
+# The other ranks wait longer, so that rank 0 reads all signs first, then the first rank of each node.
 _STAGGER = 4.0
 _LAST_WORDS = 8.0
-# The other ranks name this one before its guard kills it: the end of one rank is the end of all.
+# The other ranks need time to name this one before its guard kills it: the end of one rank is the end of all.
 _GUARD_PATIENCE = 12.0
-# A learnt time-out stays below that of the process group, whose message knows less.
+# A learnt time-out stays below that of the process group, whose message says less.
 _SHARE_OF_LAST_LINE = 0.8
 _PACKAGE = os.sep + "pretrain" + os.sep
 _COLLECTIVES = os.sep + os.path.join("torch", "distributed", "")
@@ -52,12 +52,12 @@ log = get_logger(__name__)
 
 
 class LostContactError(TacoError):
-    """Another rank, or the network to it, has gone in the middle of a collective."""
+    """Another rank, or the network to it, disappeared in the middle of a collective."""
 
 
 def lost_contact(error: RuntimeError, heartbeat: Heartbeat, checkpoints: Path) -> LostContactError:
-    """One line for what a collective says when another rank has gone."""
-    text = " ".join(str(error).split()).partition(". ")[0]  # what follows is advice that does not fit here
+    """One line for what a collective raises when another rank is gone."""
+    text = " ".join(str(error).split()).partition(". ")[0]  # the rest is advice that does not apply here
     return LostContactError(
         f"lost contact with another rank in step {heartbeat.step} ({heartbeat.stage}): {text}; look for the first rank "
         f"that ended, {_where_to_continue(checkpoints)}"
@@ -66,13 +66,13 @@ def lost_contact(error: RuntimeError, heartbeat: Heartbeat, checkpoints: Path) -
 
 def _where_to_continue(checkpoints: Path) -> str:
     saved = list_checkpoints(checkpoints)
-    return f"the same command continues from {saved[0].name}" if saved else "the same command starts anew"
+    return f"the same command continues from {saved[0].name}" if saved else "the same command starts over"
 
 
 def start_watchdog(
     section: WatchdogSection, folder: RunFolder, heartbeat: Heartbeat, launch: Launch, start: str
 ) -> Watchdog | None:
-    """Watch this thread, if that is wanted; `start` is the name of this start of the run, the same on all ranks."""
+    """Watch this thread, if enabled; `start` is the name of this start of the run, the same on all ranks."""
     if not section.enabled:
         return None
     watchdog = Watchdog(section, heartbeat, SignFolder(folder.heartbeats, start), folder, launch)
@@ -81,7 +81,7 @@ def start_watchdog(
 
 
 def silence_limit(section: WatchdogSection, kind: Kind, slowest: float) -> float:
-    """Seconds without progress after which a rank counts as hanging; infinity where that is turned off.
+    """Seconds without progress after which a rank counts as hanging; infinity if that is turned off.
 
     Args:
         slowest: duration of the slowest recent one of this kind.
@@ -100,10 +100,10 @@ def silence_limit(section: WatchdogSection, kind: Kind, slowest: float) -> float
 
 
 class Watchdog:
-    """Watches the training thread of this rank, which makes it, and the signs of the others.
+    """Watches the training thread of this rank, which creates it, and the signs of the other ranks.
 
     Args:
-        folder: of the run: stacks go to its logs.
+        folder: the run folder; stacks go to its logs.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """End watching; a hang that has been found already still ends the process."""
+        """Stop watching; a hang that has been found already still ends the process."""
         self._is_over.set()
         if self._thread.is_alive():
             self._thread.join(timeout=self._period)
@@ -165,7 +165,7 @@ class Watchdog:
                     self.stacks.unlink()
 
     def wait_for_verdict(self) -> None:
-        """Give the watchdog the time to end this process where another rank has found a hang and left."""
+        """Give the watchdog time to end this process if another rank has found a hang and left."""
         time.sleep(self._period)
         if self.signs.verdict() is not None:
             time.sleep((_LAST_WORDS + 2) * self._period)
@@ -176,7 +176,7 @@ class Watchdog:
         last = time.monotonic()
         while not self._is_over.wait(self._period):
             now = time.monotonic()
-            # Longer than it should be: this process was stopped, and so was what it watches.
+            # A longer wait means that this process was stopped, and with it the thread that it watches.
             self._look(min(now - last, 2 * self._period))
             last = now
 
@@ -198,16 +198,16 @@ class Watchdog:
         self._suspect(seconds)
 
     def _suspect(self, seconds: float) -> None:
-        """Look at all ranks twice, so far apart that those which run have changed."""
+        """Look at all ranks twice, far enough apart that those that run have changed."""
         if self._before is None:
             self._before, self._suspicious = self._read_signs(), 0.0
             return
         self._suspicious += seconds
         if self._suspicious < _BETWEEN_LOOKS * self._period:
             return
-        found = describe_hang(self._before, self._read_signs(), self._launch.world_size)
+        description = describe_hang(self._before, self._read_signs(), self._launch.world_size)
         verdict = (
-            f"{found}; stacks are in {self.stacks.parent}/rank_*.stacks; exit code {EXIT_HANG}, "
+            f"{description}; stacks are in {self.stacks.parent}/rank_*.stacks; exit code {EXIT_HANG}, "
             f"{_where_to_continue(self._checkpoints)}"
         )
         with contextlib.suppress(OSError):
@@ -215,16 +215,16 @@ class Watchdog:
         self._give_up(verdict)
 
     def _read_signs(self) -> dict[int, Sign]:
-        """Of all ranks; this one's own also where the folder cannot be read."""
+        """The signs of all ranks; this rank's own even if the folder cannot be read."""
         signs = self.signs.read(self._launch.world_size)
         return signs if self._sign is None else signs | {self._launch.rank: self._sign}
 
     def _give_up(self, verdict: str) -> None:
-        """Say what was found and end the process; a disk that does not answer cannot prevent it."""
+        """Report the verdict and end the process; a disk that does not answer cannot prevent it."""
         patience = _LAST_WORDS * self._period
         threading.Thread(target=_exit_after, args=(patience + 1,), daemon=True).start()
         who = "" if self._launch.rank == 0 else f"[rank {self._launch.rank}] "
-        # Not by the logger: the thread that hangs may hold its lock.
+        # Not through the logger: the thread that hangs may hold its lock.
         os.write(2, f"{who}error: {verdict}\n".encode())
         with contextlib.suppress(OSError), self._log_file.open("a", encoding="utf-8") as file:
             file.write(f"CRITICAL {verdict}\n")
@@ -245,19 +245,19 @@ class Watchdog:
         self._stack_file.flush()
 
     def _wait_for_others(self, patience: float) -> None:
-        """Launchers end all ranks as soon as one has ended: let those that run write their stacks first."""
+        """Launchers end all ranks as soon as one has ended: let running ranks write their stacks first."""
         start, first = time.monotonic(), self.signs.read(self._launch.world_size)
         while (waited := time.monotonic() - start) < patience:
             signs = self.signs.read(self._launch.world_size)
-            left = [rank for rank, sign in signs.items() if not sign.has_given_up]
+            pending = [rank for rank, sign in signs.items() if not sign.has_given_up]
             if waited > _BETWEEN_LOOKS * self._period:
-                left = [rank for rank in left if rank in first and signs[rank].count > first[rank].count]
-            if not left:
+                pending = [rank for rank in pending if rank in first and signs[rank].count > first[rank].count]
+            if not pending:
                 return
             time.sleep(min(0.2, self._period))
 
     def _give_sign(self, *, has_given_up: bool = False) -> None:
-        """Let the others see where this rank is. Failing to write is said once, and ends nothing."""
+        """Show the others where this rank is. A failure to write is reported once, and ends nothing."""
         self._count += 1
         is_waiting, place = _where(self._watched) if self._silent else (False, "")
         self._sign = Sign(
