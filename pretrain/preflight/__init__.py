@@ -1,1 +1,1 @@
-"""What must hold on machines before a run."""
+"""Checks of machines, data and network before a run."""

@@ -1,10 +1,10 @@
-"""`taco preflight`: what must hold before a run, told in seconds, with the machine and the remedy.
+"""`taco preflight`: checks before a run, done in seconds; each problem names the machine and the remedy.
 
     taco preflight machine --config configs/taco_large.yaml                  # this machine, for people
     taco preflight plan | report | compare | all-reduce ...                  # the parts, for slurm/job.sh
 
-The job script runs `plan` once, `report` on every node, `compare` on what they said, `all-reduce` on all ranks. Each
-tells people what is wrong on standard error; standard output is for the script.
+The job script runs `plan` once, `report` on every node, `compare` on the reports, `all-reduce` on all ranks. Each
+reports problems to people on standard error; standard output is for the script.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 app = new_program()
 
 ConfigOption = Annotated[Path, typer.Option(help="YAML file that describes the run; configs/ holds examples")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as wanted")]
-ScratchOption = Annotated[bool, typer.Option("--from-scratch", help="what training is told; checks nothing")]
-AllowOption = Annotated[list[str] | None, typer.Option(help="key that may differ from the run's folder")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, any number of them")]
+ScratchOption = Annotated[bool, typer.Option("--from-scratch", help="an option of training; checks nothing here")]
+AllowOption = Annotated[list[str] | None, typer.Option(help="key that may have changed since the run began")]
 NodesOption = Annotated[str, typer.Option(help="names of all machines, separated by spaces, in the order of ranks")]
 
 
@@ -38,16 +38,16 @@ def preflight() -> None:
 
 @app.command("machine", epilog="Example: taco preflight machine --config configs/taco_large.yaml")
 def machine(config: ConfigOption, overrides: Overrides = None, gpus: int | None = None) -> None:
-    """Look at this machine: GPUs, names, disk space, data; exit code 1 if something is wrong."""
+    """Check this machine: GPUs, names, disk space, data; exit code 1 if something is wrong."""
     from pretrain.config.load import load_config
 
-    found = _inspect(load_config(config, overrides or ()), gpus)
-    typer.echo(f"{found.node}: address {found.address}, {_count_gpus(found.gpus)}")
-    for name, value in {**found.versions, **found.data}.items():
+    node_report = _inspect(load_config(config, overrides or ()), gpus)
+    typer.echo(f"{node_report.node}: address {node_report.address}, {_count_gpus(node_report.gpus)}")
+    for name, value in {**node_report.versions, **node_report.data}.items():
         typer.echo(f"  {name}: {value}")
-    for problem in found.problems:
+    for problem in node_report.problems:
         typer.echo(f"  problem: {problem}")
-    if found.problems:
+    if node_report.problems:
         raise typer.Exit(1)
 
 
@@ -61,16 +61,16 @@ def plan(
 ) -> None:
     """Print `STEPS RUN_FOLDER/` of a run that could start now.
 
-    Exit code 2: it could not, and trying again would not help: the configuration does not fit, or another run holds
-    the folder.
+    Exit code 2: it cannot start, and a retry would not help: the configuration does not fit, or another run holds the
+    folder.
     """
     from pretrain.config.load import load_config
     from pretrain.run_folder import RunFolder
 
-    wanted = load_config(config, overrides or (), world_size=processes)
-    RunFolder(wanted.run.output_dir).check_free(wanted, allow_change or ())
-    # The slash keeps a newline at the end of a name from the shell, which cuts those off.
-    typer.echo(f"{wanted.train.steps} {wanted.run.output_dir.absolute()}/")
+    resolved = load_config(config, overrides or (), world_size=processes)
+    RunFolder(resolved.run.output_dir).check_free(resolved, allow_change or ())
+    # The slash protects a newline at the end of a name from the shell, which would strip it.
+    typer.echo(f"{resolved.train.steps} {resolved.run.output_dir.absolute()}/")
 
 
 @app.command("report", epilog="Example: taco preflight report --config configs/taco_large.yaml")
@@ -79,9 +79,9 @@ def report(
     overrides: Overrides = None,
     allow_change: AllowOption = None,
     from_scratch: ScratchOption = False,
-    gpus: Annotated[int | None, typer.Option(help="processes on this machine, each with a GPU of its own")] = None,
+    gpus: Annotated[int | None, typer.Option(help="processes on this machine, each with its own GPU")] = None,
 ) -> None:
-    """Print about this machine, for `compare`."""
+    """Print a report on this machine, for `compare`."""
     from pretrain.config.load import load_config
 
     typer.echo("\n".join(_inspect(load_config(config, overrides or ()), gpus).to_lines()))
@@ -91,7 +91,7 @@ def report(
 def compare(nodes: NodesOption) -> None:
     """Read reports from standard input; print the machines that fail, separated by commas.
 
-    Exit code 1: those machines fail. Exit code 2: all of them, so leaving some out would not help.
+    Exit code 1: those machines fail. Exit code 2: all machines fail, so leaving some out would not help.
     """
     from pretrain.preflight.node_checks import NodeReport, find_failing
 
@@ -101,8 +101,8 @@ def compare(nodes: NodesOption) -> None:
     for line in _describe_failing(failing, names):
         print(line, file=sys.stderr)
     if not failing:
-        known = [f"{found.node} {found.address}" for found in reports]
-        print(f"preflight: {len(names)} machines are well: {', '.join(known)}", file=sys.stderr)
+        addresses = [f"{node_report.node} {node_report.address}" for node_report in reports]
+        print(f"preflight: {len(names)} machines are well: {', '.join(addresses)}", file=sys.stderr)
         return
     if set(failing) >= set(names):
         raise typer.Exit(2)
@@ -136,23 +136,23 @@ def all_reduce(
 
 
 def _inspect(config: RunConfig, gpus: int | None) -> NodeReport:
-    """This machine's report; GPUs are asked for by the configuration, or by the job where that leaves it open."""
+    """This machine's report; the configuration says whether it needs GPUs, or the job if that leaves it open."""
     from pretrain.preflight.node_checks import inspect_machine
 
     device = config.run.device
-    granted = any(os.environ.get(name) for name in ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"))
-    wants_gpus = device == "cuda" or (device == "auto" and (gpus is not None and granted))
-    return inspect_machine(config, num_gpus=max(1, gpus or 1) if wants_gpus else 0)
+    has_granted_gpus = any(os.environ.get(name) for name in ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"))
+    needs_gpus = device == "cuda" or (device == "auto" and (gpus is not None and has_granted_gpus))
+    return inspect_machine(config, num_gpus=max(1, gpus or 1) if needs_gpus else 0)
 
 
 def _describe_failing(failing: dict[str, list[str]], nodes: list[str]) -> list[str]:
-    """What is the same on all machines is told once."""
-    everywhere = [text for text in next(iter(failing.values()), []) if all(text in failing.get(n, []) for n in nodes)]
+    """One line per problem; a problem of all machines gets a single line."""
+    shared = [text for text in next(iter(failing.values()), []) if all(text in failing.get(n, []) for n in nodes)]
     if len(nodes) < 2:
-        everywhere = []
-    lines = [f"preflight: all {len(nodes)} machines: {text}" for text in everywhere]
+        shared = []
+    lines = [f"preflight: all {len(nodes)} machines: {text}" for text in shared]
     for node, problems in failing.items():
-        lines += [f"preflight: {node}: {text}" for text in problems if text not in everywhere]
+        lines += [f"preflight: {node}: {text}" for text in problems if text not in shared]
     return lines
 
 

@@ -1,8 +1,8 @@
 """A short all-reduce over all ranks before a run: whether they meet, whether sums are right, how fast.
 
-A network fault shows here in seconds, with the machines that did not come, rather than as a hang of the first step.
-Ranks sign a list in a store of their own that rank 0 keeps, so what is missing has a name. DeepSpeed is not needed
-here, so this is not `parallel.start_process_group`.
+A network fault shows here in seconds, with the names of the missing machines, rather than as a hang in the first step.
+Ranks register in a separate store that rank 0 keeps, so missing ranks can be named. DeepSpeed is not needed here, so
+this is not `parallel.start_process_group`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _REPEATS = 5
 
 
 class MissingRanksError(TacoError):
-    """Ranks did not come, or did not come through; `nodes` are the machines to leave out, if these are a minority."""
+    """Ranks did not connect, or did not finish; `nodes` are the machines to leave out, if these are a minority."""
 
     def __init__(self, message: str, nodes: Sequence[str]) -> None:
         super().__init__(message)
@@ -37,11 +37,11 @@ class MissingRanksError(TacoError):
 
 
 def check_all_reduce(launch: Launch, device: torch.device, nodes: Sequence[str], timeout: float) -> str:
-    """Meet all ranks at MASTER_ADDR:MASTER_PORT and sum over them; what it took, in words.
+    """Meet all ranks at MASTER_ADDR:MASTER_PORT and sum over them; returns size and speed in words.
 
     Args:
         nodes: names of the machines in the order of their ranks.
-        timeout: seconds for the meeting, and again for the sums.
+        timeout: seconds to connect, and again for the sums.
 
     Raises:
         MissingRanksError: on rank 0, with the machines of the ranks that are missing.
@@ -90,7 +90,7 @@ def _sum_and_time(launch: Launch, device: torch.device, store: distributed.Store
     if not bool((numbers == expected).all()):
         raise TacoError(
             f"{socket.gethostname()}: an all-reduce of 1 ... {launch.world_size} gave {numbers.unique().tolist()[:4]} "
-            f"and not {expected}: a link or a GPU changes data; take the machine out"
+            f"instead of {expected}: a link or a GPU changes data; leave the machine out"
         )
     start = time.monotonic()
     for _ in range(_REPEATS):
@@ -126,19 +126,19 @@ def _missing(store: distributed.Store, name: str, launch: Launch) -> list[int]:
 
 
 def _missing_ranks(missing: list[int], launch: Launch, nodes: Sequence[str], timeout: float) -> MissingRanksError:
-    owners = [nodes[rank // launch.local_world_size] for rank in missing if nodes]
-    names = list(dict.fromkeys(owners))
-    some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+    missing_nodes = [nodes[rank // launch.local_world_size] for rank in missing if nodes]
+    names = list(dict.fromkeys(missing_nodes))
+    shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
     return MissingRanksError(
-        f"all-reduce: {len(missing)} of {launch.world_size} ranks missing after {timeout:.0f} s: {some} on "
+        f"all-reduce: {len(missing)} of {launch.world_size} ranks missing after {timeout:.0f} s: {shown} on "
         f"{', '.join(names) or 'unknown machines'}; look at their network, firewall and messages",
-        # When most are missing, or all because the sums hang, nobody can say whose fault that is.
+        # If most are missing, or all because the sums hang, nobody can say which machine is at fault.
         names if 2 * len(names) <= len(nodes) else [],
     )
 
 
 def _give_up(launch: Launch, nodes: Sequence[str], store: distributed.Store, timeout: float) -> None:
-    """End a process whose sums hang; rank 0 says who has not come through."""
+    """End a process whose sums hang; rank 0 names the ranks that have not finished."""
     if launch.rank == 0:
         error = _missing_ranks(_missing(store, "done", launch), launch, nodes, timeout)
         print(f"error: {error}", file=sys.stderr, flush=True)

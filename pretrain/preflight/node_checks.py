@@ -1,8 +1,8 @@
-"""What one machine says about itself before a run, and which of several machines stands out.
+"""What one machine reports about itself before a run, and which of several machines stands out.
 
-Torch-free. Every machine makes a `NodeReport`: its GPUs, names, versions and the data files that it sees, and the
-problems that it finds by itself. `find_failing` lays the reports side by side: a machine that sees other data or has
-another driver than most is as useless for a run as one with a broken GPU.
+Imports no torch. Every machine makes a `NodeReport`: its GPUs, names, versions and the data files that it sees, and the
+problems that it finds by itself. `find_failing` compares the reports: a machine that sees other data or has another
+driver than most is as useless for a run as one with a broken GPU.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ GPU_FIELDS = (
     "remapped_rows.pending",
     "remapped_rows.failure",
 )
-# A GPU in nobody's hands holds a few hundred MiB of its driver's; a model left behind holds more.
+# An idle GPU holds a few hundred MiB for its driver; a model left behind holds more.
 MAX_IDLE_GPU_MIB = 1024
 MIN_FREE_TEMPORARY = 1 << 30
 MIN_FREE_SHARED_MEMORY = 512 << 20
 _SAMPLE_BYTES = 1 << 20
-_PIECE = 512  # characters of a line of a report, beside its node's name
+_PIECE = 512  # characters per line of a report, besides the node's name
 # fp32 weights and both AdamW moments, and a 16-bit copy with headers: what a checkpoint holds per parameter.
 _CHECKPOINT_BYTES_PER_PARAMETER = 14
 
@@ -60,7 +60,7 @@ class NodeReport:
     def to_lines(self) -> list[str]:
         """The report as text: `report NODE I/N PIECE`, one line for each of N pieces.
 
-        srun mixes what its tasks print, and keeps lines whole only as long as they are shorter than 1024 bytes.
+        srun mixes the output of its tasks, and keeps lines whole only if they are shorter than 1024 bytes.
         """
         text = json.dumps(asdict(self))
         pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
@@ -68,19 +68,19 @@ class NodeReport:
 
     @classmethod
     def from_lines(cls, lines: Iterable[str]) -> list[NodeReport]:
-        """All complete reports among `lines`, whatever else is there and in whatever order."""
-        found: dict[str, dict[str, str]] = {}
+        """All complete reports among `lines`, in any order and mixed with anything else."""
+        pieces_by_node: dict[str, dict[str, str]] = {}
         for line in lines:
             mark, _, rest = line.rstrip("\n").partition(" ")
             node, _, rest = rest.partition(" ")
             place, _, piece = rest.partition(" ")
             if mark == "report" and "/" in place:
-                found.setdefault(node, {})[place] = piece
-        return [report for pieces in found.values() if (report := cls._join(pieces)) is not None]
+                pieces_by_node.setdefault(node, {})[place] = piece
+        return [report for pieces in pieces_by_node.values() if (report := cls._join(pieces)) is not None]
 
     @classmethod
     def _join(cls, pieces: Mapping[str, str]) -> NodeReport | None:
-        """The report of all pieces `I/N`; None where one is missing or is not what was printed."""
+        """The report of all pieces `I/N`; None if one is missing or is not what was printed."""
         try:
             count = int(next(iter(pieces)).partition("/")[2])
             return cls(**json.loads("".join(pieces[f"{number}/{count}"] for number in range(count))))
@@ -89,7 +89,7 @@ class NodeReport:
 
 
 def inspect_machine(config: RunConfig, *, num_gpus: int, environment: Mapping[str, str] | None = None) -> NodeReport:
-    """Look at this machine; `num_gpus` processes want a GPU each (0: none is asked for)."""
+    """Check this machine; `num_gpus` processes need a GPU each (0: none does)."""
     variables = os.environ if environment is None else environment
     gpus, problems = inspect_gpus(num_gpus) if num_gpus else ([], [])
     address, meeting_point, name_problems = inspect_names(variables.get("MASTER_ADDR"))
@@ -113,7 +113,7 @@ def inspect_machine(config: RunConfig, *, num_gpus: int, environment: Mapping[st
 
 
 def inspect_gpus(expected: int) -> tuple[list[str], list[str]]:
-    """Names with driver of the GPUs that nvidia-smi shows here, and what is wrong with them."""
+    """Names and drivers of the GPUs that nvidia-smi shows here, and what is wrong with them."""
     command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -122,13 +122,13 @@ def inspect_gpus(expected: int) -> tuple[list[str], list[str]]:
     except subprocess.TimeoutExpired:
         return [], ["GPUs: nvidia-smi does not answer within 60 s; reboot the machine"]
     if answer.returncode:
-        said = " ".join((answer.stdout + answer.stderr).split())[:200]
-        return [], [f"GPUs: nvidia-smi ends with code {answer.returncode}: {said}; reset the GPU or reboot"]
+        output = " ".join((answer.stdout + answer.stderr).split())[:200]
+        return [], [f"GPUs: nvidia-smi ends with code {answer.returncode}: {output}; reset the GPU or reboot"]
     return read_gpu_table(answer.stdout, expected)
 
 
 def read_gpu_table(table: str, expected: int) -> tuple[list[str], list[str]]:
-    """Names and problems from nvidia-smi's answer to `GPU_FIELDS`, a line per GPU; fields it lacks are no numbers."""
+    """Names and problems from nvidia-smi's answer to `GPU_FIELDS`, a line per GPU; missing fields hold text."""
     rows = [[cell.strip() for cell in line.split(",")] for line in table.splitlines() if line.strip()]
     problems = []
     if len(rows) < expected:
@@ -149,7 +149,7 @@ def read_gpu_table(table: str, expected: int) -> tuple[list[str], list[str]]:
 
 
 def _number(text: str) -> float:
-    """The value of a cell; 0 where the GPU does not know it ("[N/A]")."""
+    """The value of a cell; 0 if the GPU does not know it ("[N/A]")."""
     try:
         return float(text)
     except ValueError:
@@ -161,7 +161,7 @@ def _number(text: str) -> float:
 
 def inspect_names(meeting_point: str | None) -> tuple[str | None, str | None, list[str]]:
     """This host's address and the meeting point's as this machine resolves them, and what is wrong with that."""
-    problems, found = [], []
+    problems, addresses = [], []
     for name in (socket.gethostname(), meeting_point):
         address = None
         if name:
@@ -169,12 +169,12 @@ def inspect_names(meeting_point: str | None) -> tuple[str | None, str | None, li
                 address = socket.gethostbyname(name)
             except OSError as error:
                 problems.append(f"host name {name!r} has no address here ({error}); add it to DNS or /etc/hosts")
-        found.append(address)
-    return found[0], found[1], problems
+        addresses.append(address)
+    return addresses[0], addresses[1], problems
 
 
 def find_disk_problems(folder: Path, num_bytes: int) -> list[str]:
-    """Whether `num_bytes` can be written where `folder` is or will be; makes nothing that stays."""
+    """Whether `num_bytes` can be written where `folder` is or will be; leaves nothing behind."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     try:
         with tempfile.TemporaryFile(dir=place) as file:
@@ -205,7 +205,7 @@ def find_temporary_problems(*, uses_gpus: bool) -> list[str]:
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """About what one checkpoint takes, bytes, without the data at hand: a vocabulary of 32,768 is assumed."""
+    """Approximate bytes of one checkpoint, without the data at hand: a vocabulary of 32,768 is assumed."""
     model = config.model
     embeddings = (32768 + model.max_position_embeddings + model.type_vocab_size) * model.hidden_size
     layer = 4 * model.hidden_size**2 + 2 * model.hidden_size * model.ffn_hidden_size
@@ -215,18 +215,18 @@ def checkpoint_bytes(config: RunConfig) -> int:
 def fingerprint_data(prefixes: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Size and hash of each data file as this machine sees it, and those that are missing.
 
-    The manifest is hashed whole, .bin and .idx by their first and last MiB: minutes are not to be spent here, and
-    `taco data verify` reads every byte.
+    The manifest is hashed whole, .bin and .idx by their first and last MiB: this must not take minutes, and `taco data
+    verify` reads every byte.
     """
-    found, problems = {}, []
+    fingerprints, problems = {}, []
     for prefix in prefixes:
         for suffix in (".bin", ".idx", ".json"):
             path = dataset_path(prefix, suffix)
             try:
-                found[str(path)] = _fingerprint(path)
+                fingerprints[str(path)] = _fingerprint(path)
             except OSError as error:
                 problems.append(f"{path}: cannot be read here: {error.strerror}; copy it, or mount its file system")
-    return found, problems
+    return fingerprints, problems
 
 
 def _fingerprint(path: Path) -> str:
@@ -240,7 +240,7 @@ def _fingerprint(path: Path) -> str:
 
 
 def describe_versions() -> dict[str, str]:
-    """What must be installed alike on all machines: Python, the libraries, this project's own code."""
+    """Versions that must be equal on all machines: Python, the libraries, this project's own code."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "deepspeed", "megatron-core"):
         try:
@@ -257,15 +257,15 @@ def describe_versions() -> dict[str, str]:
 
 
 def find_failing(reports: Sequence[NodeReport], nodes: Sequence[str]) -> dict[str, list[str]]:
-    """What is wrong with each machine, all of `nodes` together; machines that are good do not appear.
+    """The problems of each machine, with all `nodes` compared; good machines do not appear.
 
-    A value that more than half of the machines share is right, and whoever has another one fails. Without such a
-    majority nobody can say who is wrong, and every machine does.
+    A value that more than half of the machines share is right, and a machine with another value fails. Without such a
+    majority nobody can say which one is wrong, and every machine fails.
     """
     failing = {report.node: list(report.problems) for report in reports if report.problems}
-    heard = {report.node for report in reports}
+    reporting = {report.node for report in reports}
     for node in nodes:
-        if node not in heard:
+        if node not in reporting:
             failing[node] = ["did not answer in time, or its program failed; look for its messages above"]
     for name, values in _comparable(reports).items():
         common, count = Counter(values.values()).most_common(1)[0]
@@ -281,7 +281,7 @@ def find_failing(reports: Sequence[NodeReport], nodes: Sequence[str]) -> dict[st
 
 
 def _comparable(reports: Sequence[NodeReport]) -> dict[str, dict[str, str]]:
-    """Field -> machine -> value, for every field that must be the same; what a machine lacks it has named itself."""
+    """Field -> machine -> value, for every field that must be the same; a machine itself reports what it lacks."""
     table: dict[str, dict[str, str]] = {}
     for report in reports:
         values = {**report.versions, **report.data}
@@ -295,7 +295,7 @@ def _comparable(reports: Sequence[NodeReport]) -> dict[str, dict[str, str]]:
 
 
 def _shared_addresses(reports: Sequence[NodeReport]) -> dict[str, list[str]]:
-    """Addresses that several hosts take for their own: most often 127.0.1.1, where no other machine reaches them."""
+    """Addresses that several hosts claim as their own: most often 127.0.1.1, where no other machine reaches them."""
     hosts: dict[str, dict[str, str]] = {}
     for report in reports:
         if report.address:
