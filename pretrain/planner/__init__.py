@@ -1,1 +1,1 @@
-"""What a run would need: memory per rank, and the stages of a pipeline."""
+"""Estimates of what a run needs: memory per rank, and the stages of a pipeline."""

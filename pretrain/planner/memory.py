@@ -1,9 +1,9 @@
-"""About how much memory a rank needs, from the formulas of ZeRO and of activations; free of torch.
+"""Estimates how much memory a rank needs, from the formulas of ZeRO and of activations; imports no torch.
 
 Weights, gradients and optimizer state: Rajbhandari et al. 2020, section 3 and 5, with the second fp32 copy of its share
 of the weights that DeepSpeed keeps under ZeRO-1 to 3. Activations of a layer: Korthikanti et al. 2022, section 4, times
-two in fp32. Buckets, libraries and data come on top: half a gigabyte and more. The first pipeline stage is described,
-which holds the most.
+two in fp32. Buckets, libraries and data come on top: half a gigabyte and more. The estimate is for the first pipeline
+stage, which holds the most.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes per rank, and what they follow from."""
+    """Bytes per rank, and the parameters of the whole model."""
 
     weights: int
     gradients: int
@@ -38,17 +38,17 @@ class MemoryEstimate:
 
 
 def estimate_memory(config: RunConfig, vocab_size: int, world_size: int) -> MemoryEstimate:
-    """What a rank of the first pipeline stage holds at the end of a forward pass of `world_size` processes."""
-    size, stage = config.parallel, zero_stage(config)
-    dp_size = max(1, world_size // (size.tensor * size.pipeline))
-    held = _parameters_of_first_stage(config, vocab_size) // size.tensor
-    number = 4 if config.precision == "fp32" else 2
-    # fp32 without ZeRO updates the weights themselves; all else has fp32 master weights beside both moments.
+    """The memory of a rank of the first pipeline stage at the end of a forward pass, with `world_size` processes."""
+    parallel, stage = config.parallel, zero_stage(config)
+    dp_size = max(1, world_size // (parallel.tensor * parallel.pipeline))
+    held = _parameters_of_first_stage(config, vocab_size) // parallel.tensor
+    value_bytes = 4 if config.precision == "fp32" else 2
+    # fp32 without ZeRO updates the weights themselves; all else has fp32 master weights besides both moments.
     optimizer = held * (8 if stage == 0 else 12)
     is_offloaded = config.zero.offload_optimizer.device != "none" and config.run.device != "cpu"
     return MemoryEstimate(
-        weights=held * number // (dp_size if stage == 3 else 1),
-        gradients=held * number // (dp_size if stage >= 2 else 1),
+        weights=held * value_bytes // (dp_size if stage == 3 else 1),
+        gradients=held * value_bytes // (dp_size if stage >= 2 else 1),
         optimizer=0 if is_offloaded else optimizer // (dp_size if stage >= 1 else 1),
         activations=_activations(config, vocab_size, dp_size),
         num_parameters=count_parameters(config, vocab_size),
@@ -87,20 +87,22 @@ def _layers_of_first_stage(config: RunConfig) -> int:
 
 
 def _activations(config: RunConfig, vocab_size: int, dp_size: int) -> int:
-    """Bytes kept for backward by the layers of the first stage, and by the logits where it is the last one too."""
-    model, train, size = config.model, config.train, config.parallel
-    number = 4 if config.precision == "fp32" else 2
+    """Bytes kept for backward by the layers of the first stage, and by the logits if it is also the last one."""
+    model, train, parallel = config.model, config.train, config.parallel
+    value_bytes = 4 if config.precision == "fp32" else 2
     tokens = train.micro_batch_size * config.data.seq_length
-    row = tokens * model.hidden_size * number // 2
-    shared = size.tensor if size.sequence else 1  # what tensor parallelism alone leaves whole
-    # Feed-forward layers of four times the hidden size are behind 16 of the 34 bytes per 16-bit element.
+    row = tokens * model.hidden_size * value_bytes // 2
+    shared = parallel.tensor if parallel.sequence else 1  # tensor parallelism alone splits none of this
+    # Feed-forward layers of four times the hidden size take 16 of the 34 bytes per 16-bit element.
     inner = 8 + 16 * model.ffn_hidden_size // (4 * model.hidden_size)
     weights = 5 * model.num_attention_heads * config.data.seq_length // model.hidden_size
-    layer = row * 10 // shared + row * (inner + (weights if model.attention_dropout > 0 else 0)) // size.tensor
+    layer = row * 10 // shared + row * (inner + (weights if model.attention_dropout > 0 else 0)) // parallel.tensor
     layers = _layers_of_first_stage(config)
     kept = max(0, layers - config.recompute_layers)
-    again = layers - kept
-    in_flight = min(size.pipeline, config.grad_accum_steps(dp_size)) or 1
-    in_layers = in_flight * (kept * layer + again * 2 * row) + (layer if again else 0)
-    logits = 8 * int(tokens * config.objective.mask_rate) * vocab_size // size.tensor if size.pipeline == 1 else 0
+    recomputed = layers - kept
+    in_flight = min(parallel.pipeline, config.grad_accum_steps(dp_size)) or 1
+    in_layers = in_flight * (kept * layer + recomputed * 2 * row) + (layer if recomputed else 0)
+    logits = (
+        8 * int(tokens * config.objective.mask_rate) * vocab_size // parallel.tensor if parallel.pipeline == 1 else 0
+    )
     return in_layers + logits

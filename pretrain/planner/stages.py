@@ -1,4 +1,4 @@
-"""How a pipeline deals out the encoder: by modelled time per stage, with head and losses counted, not by parameters.
+"""How a pipeline distributes the encoder: by modelled time per stage, head and losses included, not by parameters.
 
 Times are in floating-point operations of the forward pass per micro-batch; backward is twice that everywhere, so it
 changes no ratio.
@@ -22,14 +22,14 @@ class StagePlan:
 
 
 def plan_stages(config: RunConfig, vocab_size: int, num_micro_batches: int) -> StagePlan:
-    """The dealing that makes the slowest stage fastest, or the one that `parallel.stage_layers` demands.
+    """The distribution that makes the slowest stage fastest, or the one that `parallel.stage_layers` sets.
 
     The bubble is that of 1F1B (Narayanan et al. 2021): m micro-batches through p stages take m + p - 1 times the
-    slowest stage; what a stage does not use of that it waits.
+    slowest stage; a stage waits for the part of that time that it does not use.
     """
     num_stages = config.parallel.pipeline
     layer, first, last = layer_cost(config), 0.0, last_stage_cost(config, vocab_size)
-    layers = config.parallel.stage_layers or _deal_out(config.model.num_layers, num_stages, layer, last)
+    layers = config.parallel.stage_layers or _distribute(config.model.num_layers, num_stages, layer, last)
     costs = [number * layer for number in layers]
     costs[0] += first
     costs[-1] += last
@@ -55,14 +55,14 @@ def last_stage_cost(config: RunConfig, vocab_size: int) -> float:
     return float(config.train.micro_batch_size * (head + contrast))
 
 
-def _deal_out(num_layers: int, num_stages: int, layer: float, last: float) -> tuple[int, ...]:
-    """As even as whole layers allow, the last stage with fewer; never none."""
+def _distribute(num_layers: int, num_stages: int, layer: float, last: float) -> tuple[int, ...]:
+    """As even as whole layers allow, with fewer on the last stage, and at least one on each."""
     best: tuple[float, tuple[int, ...]] | None = None
     for in_last in range(1, num_layers - num_stages + 2):
         share, rest = divmod(num_layers - in_last, num_stages - 1)
         layers = tuple(share + (stage < rest) for stage in range(num_stages - 1)) + (in_last,)
         slowest = max(max(layers[:-1]) * layer, in_last * layer + last)
-        # Of equals the one with more layers at the end: the stages before it hold more micro-batches in memory.
+        # On a tie, more layers at the end: the stages before it hold more micro-batches in memory.
         if best is None or slowest <= best[0]:
             best = slowest, layers
     assert best is not None  # check_config refuses more stages than layers
