@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 
 def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric; where a step was trained twice the last record counts."""
+    """Steps and values of one metric; if a step was trained twice, the last record counts."""
     by_step = {record["step"]: record[name] for record in records if record.get(name) is not None}
     steps = sorted(by_step)
     return steps, [by_step[step] for step in steps]
@@ -66,6 +66,6 @@ def _show_small_values(axis: Axes, records: Sequence[Record]) -> None:
 
 def _draw_learning_rate(axis: Axes, records: Sequence[Record]) -> None:
     steps, values = series(records, "lr")
-    other = axis.twinx()
-    other.plot(steps, values, color="tab:gray", linestyle="--", linewidth=1)
-    other.set_ylabel("learning rate (dashed)")
+    twin_axis = axis.twinx()
+    twin_axis.plot(steps, values, color="tab:gray", linestyle="--", linewidth=1)
+    twin_axis.set_ylabel("learning rate (dashed)")

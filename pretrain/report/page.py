@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that needs nothing beside it."""
+"""The page of a run: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGE_FILE = "report.html"
 
 
 def write_page(run: Path, records: Sequence[Record], picture: Path) -> Path:
-    """One HTML file that needs nothing beside it: the picture, the last figures and the configuration."""
+    """Write one self-contained HTML file with the picture, the last values and the configuration; returns its path."""
     from pretrain import durable
 
     image = base64.b64encode(picture.read_bytes()).decode("ascii")
