@@ -1,4 +1,4 @@
-"""`taco fill-mask`: what an exported model puts in place of [MASK]; loads with Hugging Face alone."""
+"""`taco fill-mask`: what an exported model puts in place of [MASK]; it is loaded by Hugging Face alone."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def fill_mask(
     top: Annotated[int, typer.Option(min=1, help="candidates per mask")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
-    """The likeliest tokens for [MASK] in each text."""
+    """Show the likeliest tokens for [MASK] in each text."""
     answers = predict(model, texts, top)
     if as_json:
-        rows = [{"text": text, "candidates": found} for text, found in zip(texts, answers, strict=True)]
+        rows = [{"text": text, "candidates": predictions} for text, predictions in zip(texts, answers, strict=True)]
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    for text, found in zip(texts, answers, strict=True):
-        candidates = ", ".join(f"{c['token']} {100 * c['probability']:.1f} %" for c in found)
+    for text, predictions in zip(texts, answers, strict=True):
+        candidates = ", ".join(f"{c['token']} {100 * c['probability']:.1f} %" for c in predictions)
         typer.echo(f"{text}\n    {candidates}")
 
 
@@ -35,7 +35,7 @@ def predict(model: Path, texts: list[str], top: int) -> list[list[dict[str, Any]
     """For each text the `top` likeliest tokens of its mask with their probabilities.
 
     Raises:
-        DataError: the folder is no exported model, or a text is too long or has not exactly one mask.
+        DataError: the folder is not an exported model, or a text is too long or does not have exactly one mask.
     """
     import torch
     from safetensors import SafetensorError
@@ -48,24 +48,24 @@ def predict(model: Path, texts: list[str], top: int) -> list[list[dict[str, Any]
         raise DataError(f"{model}: no config.json; give a folder that `taco export` wrote")
     transformers_logging.disable_progress_bar()
     try:
-        # Said, because transformers would otherwise ask at a terminal whether it may run the folder's own code.
+        # Explicit, because transformers would otherwise ask at a terminal whether it may run the folder's own code.
         options = {"local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(str(model), **options)
         network = AutoModelForMaskedLM.from_pretrained(str(model), **options, use_safetensors=True).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{model}: cannot be loaded ({error}); write it again with `taco export`") from None
-    longest, num_tokens = network.config.max_position_embeddings, network.config.vocab_size
+    max_tokens, num_tokens = network.config.max_position_embeddings, network.config.vocab_size
     answers = []
     for text in texts:
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
-        places = (ids[0] == tokenizer.mask_token_id).nonzero()
-        if len(places) != 1:
+        masks = (ids[0] == tokenizer.mask_token_id).nonzero()
+        if len(masks) != 1:
             mask = tokenizer.mask_token
-            raise DataError(f"text {text!r}: expected one {mask}, found {len(places)}; write {mask} for one word of it")
-        if ids.shape[1] > longest:
-            raise DataError(f"text {text!r}: has {ids.shape[1]} tokens, the model reads {longest}; shorten it")
+            raise DataError(f"text {text!r}: expected one {mask}, found {len(masks)}; write {mask} for one word of it")
+        if ids.shape[1] > max_tokens:
+            raise DataError(f"text {text!r}: has {ids.shape[1]} tokens, the model reads {max_tokens}; shorten it")
         with torch.no_grad():
-            probabilities = network(input_ids=ids).logits[0, int(places[0])].softmax(-1).topk(min(top, num_tokens))
+            probabilities = network(input_ids=ids).logits[0, int(masks[0])].softmax(-1).topk(min(top, num_tokens))
         tokens = tokenizer.convert_ids_to_tokens(probabilities.indices.tolist())
         pairs = zip(tokens, probabilities.values.tolist(), strict=True)
         answers.append([{"token": token, "probability": value} for token, value in pairs])
