@@ -1,7 +1,7 @@
-"""What every benchmark shares: contenders in processes of their own, interleaved, and a report of their medians.
+"""What every benchmark shares: contenders in separate processes, interleaved, and a report of their medians.
 
-A machine that is noisy is then noisy for all of them. Figures are CPU seconds (user + system) wherever a contender
-should use one core, since other work on the machine stretches the wall clock; what counts is a ratio within one run.
+A noisy machine is then noisy for all of them. Figures are CPU seconds (user + system) if a contender should use one
+core, since other work on the machine stretches wall-clock time; only ratios within one run count.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run_contest(
     rounds: int,
     environment: Mapping[str, str] | None = None,
 ) -> Runs:
-    """What each contender answered in each of `rounds` rounds; one process `python -m MODULE --contender NAME` each.
+    """Every contender's answer in each of `rounds` rounds, from one process `python -m MODULE --contender NAME` each.
 
     `environment` adds variables (ONE_CORE). A contender prints its answer, one JSON object, as the last line of
     standard output.
@@ -61,7 +61,7 @@ def run_contest(
 
 def medians(runs: Runs, key: str) -> dict[str, float]:
     """The median of `key` over the rounds of every contender that answered with it."""
-    return {name: median(run[key] for run in found) for name, found in runs.items() if key in found[0]}
+    return {name: median(run[key] for run in answers) for name, answers in runs.items() if key in answers[0]}
 
 
 def cpu_seconds() -> float:
@@ -73,7 +73,7 @@ def cpu_seconds() -> float:
 def peak_bytes() -> int:
     """The largest resident memory of this process so far."""
     status = Path("/proc/self/status")
-    if status.exists():  # the other figure goes on from the parent's
+    if status.exists():  # the other figure starts at the parent's
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -102,7 +102,7 @@ def versions(*names: str) -> dict[str, str]:
 
 
 def publish(report: dict[str, Any], table: str, out: Path | None, *, as_json: bool) -> None:
-    """Prints the report as JSON or as `table`, and writes the JSON to `out` where that is given."""
+    """Prints the report as JSON or as `table`, and writes the JSON to `out` if that is given."""
     text = json.dumps(report, indent=1)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`taco bench data`: megabytes of text per CPU second from JSON lines to a token dataset, beside three peers.
+"""`taco bench data`: megabytes of text per CPU second from JSON lines to a token dataset, against three peers.
 
     taco             `taco data preprocess` with one worker, the whole program
     taco-sentences   the same with --split-sentences
@@ -8,8 +8,8 @@
     sentencepiece    the sentencepiece library, a thousand documents at a time (for a .model)
     limit-...        reading the file, parsing it, tokenizing, splitting into sentences and writing, each alone
 
-Every contender is a process of its own; its start (imports, tokenizer) is given apart. The slow ones get the first part
-of the corpus. Every peer's ids are held against ours.
+Every contender runs in a separate process; its start-up (imports, tokenizer) is reported separately. Slow ones get only
+the first part of the corpus. Every peer's ids are compared with ours.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _SAMPLE = Path(__file__).parents[2] / "data_tools" / "sample_corpus" / "public_d
 @app.command(epilog="Example: taco bench data --input books.jsonl.zst --tokenizer vocab.txt --json")
 def data(
     input: Annotated[
-        Path | None, typer.Option(help="JSON lines, plain, .gz or .zst; else the sample, repeated")
+        Path | None, typer.Option(help="JSON lines, plain, .gz or .zst; default: the sample corpus, repeated")
     ] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="vocab.txt or SentencePiece .model; else learnt first")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="vocab.txt or SentencePiece .model; default: learnt")] = None,
     cased: Annotated[bool, typer.Option("--cased", help="keep capitals and accents (vocab.txt only)")] = False,
-    json_key: Annotated[str, typer.Option(help="where the text stands in a JSON line")] = "text",
-    megabytes: Annotated[float, typer.Option(min=0.01, help="text to do; peers get a part of it")] = 60.0,
+    json_key: Annotated[str, typer.Option(help="key of the text in a JSON line")] = "text",
+    megabytes: Annotated[float, typer.Option(min=0.01, help="text to process; peers get a part of it")] = 60.0,
     rounds: Annotated[int, typer.Option(min=1, help="processes per contender")] = 3,
-    quick: Annotated[bool, typer.Option("--quick", help="one round on little text: does it work?")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="one round on little text, to see that it works")] = False,
     out: Annotated[Path | None, typer.Option(help="also write the JSON here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
     contender: Annotated[str | None, typer.Option(hidden=True, help="measure this one in this process")] = None,
@@ -63,9 +63,9 @@ def data(
         megabytes, rounds = min(megabytes, 0.3), 1
     with tempfile.TemporaryDirectory(prefix="taco-bench-") as scratch:
         sizes = prepare_corpus(Path(scratch), input, json_key, megabytes)
-        found = tokenizer or _learn_vocabulary(Path(scratch))
-        arguments = [f"--folder={scratch}", f"--tokenizer={found}", *(["--cased"] if cased else [])]
-        contenders = _contenders(found)
+        tokenizer_path = tokenizer or _learn_vocabulary(Path(scratch))
+        arguments = [f"--folder={scratch}", f"--tokenizer={tokenizer_path}", *(["--cased"] if cased else [])]
+        contenders = _contenders(tokenizer_path)
         runs = run_contest("pretrain.bench.data", contenders, arguments, rounds, ONE_CORE)
     setting = {"input": str(input) if input else "sample corpus, repeated", "tokenizer": str(tokenizer or "learnt")}
     report = summarise({**setting, "cased": cased, **sizes}, runs)
@@ -73,7 +73,7 @@ def data(
 
 
 def _contenders(tokenizer: Path) -> tuple[str, ...]:
-    """Ours first: the others are held against the dataset that it writes."""
+    """Ours first: the others are compared with the dataset that it writes."""
     if tokenizer.suffix not in PEERS:
         raise ConfigError(f"--tokenizer {tokenizer}: expected a vocab.txt or a SentencePiece .model")
     return (*OURS, *PEERS[tokenizer.suffix], *LIMITS)
@@ -82,22 +82,22 @@ def _contenders(tokenizer: Path) -> tuple[str, ...]:
 def prepare_corpus(folder: Path, source: Path | None, json_key: str, megabytes: float) -> dict[str, int]:
     """Writes the corpus and its parts as plain JSON lines into `folder`; returns how many bytes of text they hold.
 
-    The sample corpus is repeated until there is enough; a file of one's own is used once.
+    The sample corpus is repeated until there is enough; a given file is used once.
 
     Raises:
         DataError: the file cannot be read, or a line holds no text under `json_key`.
     """
     from pretrain.bench.data_contenders import CORPUS, ONE_LINE, PART, SMALL_PART
 
-    # Peers of 2 MB/s and of 0.5 MB/s get as much as they do in a few seconds.
+    # Peers at 2 MB/s and at 0.5 MB/s get as much as they can process in a few seconds.
     limits = {CORPUS: megabytes * 1e6, PART: min(megabytes, 6.0) * 1e6, SMALL_PART: min(megabytes, 2.0) * 1e6}
     sizes = dict.fromkeys((*limits, ONE_LINE), 0)
     files = {name: (folder / name).open("w", encoding="utf-8") for name in sizes}
     for text in _texts(source, json_key):
-        wanted = [name for name, limit in limits.items() if sizes[name] < limit]
-        if CORPUS not in wanted:
+        unfilled = [name for name, limit in limits.items() if sizes[name] < limit]
+        if CORPUS not in unfilled:
             break
-        for name in [*wanted, *([] if sizes[ONE_LINE] else [ONE_LINE])]:
+        for name in [*unfilled, *([] if sizes[ONE_LINE] else [ONE_LINE])]:
             files[name].write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
             sizes[name] += len(text.encode())
     for file in files.values():
@@ -108,7 +108,7 @@ def prepare_corpus(folder: Path, source: Path | None, json_key: str, megabytes: 
 
 
 def _texts(source: Path | None, json_key: str) -> Iterator[str]:
-    """Texts that are not blank; of the sample corpus again and again."""
+    """Texts that are not blank; those of the sample corpus repeat without end."""
     import orjson
     import pyarrow as pa
 
@@ -143,27 +143,27 @@ def _learn_vocabulary(folder: Path) -> Path:
 
 
 def summarise(setting: dict[str, Any], runs: Runs) -> dict[str, Any]:
-    """The report: megabytes (10^6) of text per CPU second of work, start-up apart, and ours over every peer's."""
+    """The report: megabytes (10^6) of text per CPU second of work, without start-up, and ours over every peer's."""
     seconds, start = medians(runs, "seconds"), medians(runs, "start_seconds")
-    speed = {name: found[0]["text_bytes"] / 1e6 / seconds[name] for name, found in runs.items()}
+    speed = {name: answers[0]["text_bytes"] / 1e6 / seconds[name] for name, answers in runs.items()}
     return {
         "benchmark": "data",
         "setting": setting,
         "machine": machine(),
-        "versions": {name: version for found in runs.values() for name, version in found[0]["versions"].items()},
+        "versions": {name: version for answers in runs.values() for name, version in answers[0]["versions"].items()},
         "megabytes_per_cpu_second": speed,
         "start_cpu_seconds": {name: value for name, value in start.items() if name not in LIMITS},
-        "peak_bytes": {name: max(run["peak_bytes"] for run in found) for name, found in runs.items()},
+        "peak_bytes": {name: max(run["peak_bytes"] for run in answers) for name, answers in runs.items()},
         "is_equal": {
-            name: all(run["is_equal"] for run in found) for name, found in runs.items() if _is_compared(found)
+            name: all(run["is_equal"] for run in answers) for name, answers in runs.items() if _is_compared(answers)
         },
         "ratios": {f"taco_over_{name}": speed["taco"] / value for name, value in speed.items() if name != "taco"},
         "runs": runs,
     }
 
 
-def _is_compared(found: list[dict[str, Any]]) -> bool:
-    return found[0]["is_equal"] is not None
+def _is_compared(answers: list[dict[str, Any]]) -> bool:
+    return answers[0]["is_equal"] is not None
 
 
 def table(report: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""The contenders of `taco bench data`, each a process of its own: this project's preprocessing, its peers, and limits.
+"""The contenders of `taco bench data`, each in its own process: this project's preprocessing, its peers, and limits.
 
-Each answers CPU seconds of the work and, apart, of its start (imports, tokenizer), the text it did, and whether its ids
-are those of the dataset that `taco` wrote before it in the same round.
+Each answers with CPU seconds of the work and, separately, of its start (imports, tokenizer), the bytes of text, and
+whether its ids are those of the dataset that `taco` wrote before it in the same round.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ CORPUS, PART, SMALL_PART, ONE_LINE = "corpus.jsonl", "part.jsonl", "small_part.j
 _BATCH = 1000  # documents per call of a batch function: the default of datasets.map
 _GROUP = 256  # the sequence length of TACO's authors
 _BLOCK = 1 << 20
-_SHORTEST = 1e-3  # seconds; on a very small corpus the work vanishes in what starts differ by
+_SHORTEST = 1e-3  # seconds; on a very small corpus the work is less than starts differ by
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be measured: the folder with the corpus and its parts, and the tokenizer of everyone."""
+    """What to measure: the folder with the corpus and its parts, and the tokenizer that every contender uses."""
 
     folder: Path
     tokenizer: str
@@ -45,7 +45,7 @@ class Job:
 
 def measure(contender: str, job: Job) -> dict[str, Any]:
     """The answer of one contender: seconds, start_seconds, text_bytes, is_equal, peak_bytes and versions."""
-    kind: dict[str, Callable[[Job], dict[str, Any]]] = {
+    contenders: dict[str, Callable[[Job], dict[str, Any]]] = {
         "taco": lambda job: _preprocess(job, "taco"),
         "taco-sentences": lambda job: _preprocess(job, "taco-sentences", "--split-sentences"),
         "tokenizers": _tokenizers,
@@ -58,7 +58,7 @@ def measure(contender: str, job: Job) -> dict[str, Any]:
         "limit-sentences": _limit_sentences,
         "limit-write": _limit_write,
     }
-    return {"is_equal": None, "versions": {}, **kind[contender](job), "peak_bytes": peak_bytes()}
+    return {"is_equal": None, "versions": {}, **contenders[contender](job), "peak_bytes": peak_bytes()}
 
 
 def text_bytes(path: Path) -> int:
@@ -91,11 +91,11 @@ class _Clock:
         self.start_seconds = self._begun = 0.0
 
     def begin(self) -> None:
-        """The work begins."""
+        """Note that the work begins."""
         self.start_seconds = self._begun = cpu_seconds()
 
     def answer(self, corpus: Path, **more: Any) -> dict[str, Any]:
-        """The work on the texts of `corpus` ends."""
+        """Note that the work on the texts of `corpus` has ended; returns its measurements."""
         seconds = cpu_seconds() - self._begun
         return {"seconds": seconds, "start_seconds": self.start_seconds, "text_bytes": text_bytes(corpus), **more}
 
@@ -104,7 +104,7 @@ class _Clock:
 
 
 def _preprocess(job: Job, name: str, *options: str) -> dict[str, Any]:
-    """The program itself; its start is what it costs on one document."""
+    """The program itself; its start is its cost on one document."""
     command = [sys.executable, "-m", "pretrain.cli", "data", "preprocess", "--tokenizer", job.tokenizer]
     command += ["--workers", "1", "--overwrite", *options, *(["--cased"] if job.cased else [])]
     start = _run([*command, "--input", str(job.folder / ONE_LINE), "--output-prefix", str(job.folder / "one_line")])
@@ -128,14 +128,14 @@ def _run(command: Sequence[str]) -> float:
 
 
 def _is_sound(prefix: Path, job: Job) -> bool:
-    """Whether a dataset agrees with its hashes, and a WordPiece one split into sentences with the one that is not."""
+    """Whether a dataset matches its hashes and, with WordPiece, has the tokens of the one without split sentences."""
     from pretrain.data.dataset.indexed_dataset import IndexedDataset
     from pretrain.data.dataset.verification import verify
 
     if verify(prefix):
         return False
-    mine, whole = IndexedDataset(prefix), IndexedDataset(job.prefix)
-    return not job.tokenizer.endswith(".txt") or np.array_equal(mine.tokens, whole.tokens)
+    dataset, whole = IndexedDataset(prefix), IndexedDataset(job.prefix)
+    return not job.tokenizer.endswith(".txt") or np.array_equal(dataset.tokens, whole.tokens)
 
 
 def _documents(job: Job) -> Iterator[np.ndarray]:
@@ -145,10 +145,10 @@ def _documents(job: Job) -> Iterator[np.ndarray]:
     return map(dataset.document, range(len(dataset)))
 
 
-def _is_equal(job: Job, found: Iterator[np.ndarray]) -> bool:
-    """Whether `found` are the first documents of the dataset, empty ones apart, which preprocessing drops."""
+def _is_equal(job: Job, documents: Iterator[np.ndarray]) -> bool:
+    """Whether `documents` are the first of the dataset, except for empty ones, which preprocessing drops."""
     ours = _documents(job)
-    return all(np.array_equal(ids, next(ours, ())) for ids in found if len(ids))
+    return all(np.array_equal(ids, next(ours, ())) for ids in documents if len(ids))
 
 
 def _is_equal_dataset(job: Job, prefix: Path) -> bool:
@@ -159,7 +159,7 @@ def _is_equal_dataset(job: Job, prefix: Path) -> bool:
 
 
 class _PlainWriter:
-    """The least that a peer's route must do to leave a dataset: ids to PREFIX.bin, batch by batch, then the index."""
+    """The least that a peer must do to write a dataset: ids to PREFIX.bin, batch by batch, then the index."""
 
     def __init__(self, prefix: Path, dtype: np.dtype) -> None:
         self._prefix, self._dtype, self._lengths = prefix, dtype, [np.zeros(0, np.int64)]
@@ -200,7 +200,7 @@ def _tokenizers(job: Job) -> dict[str, Any]:
     writer, clock = _PlainWriter(job.folder / "tokenizers", best_dtype(library.get_vocab_size())), _Clock()
     clock.begin()
     for batch in _batches(job.folder / PART):
-        writer.add([item.ids for item in encode(batch, add_special_tokens=False)])
+        writer.add([encoding.ids for encoding in encode(batch, add_special_tokens=False)])
     writer.close()
     answer = clock.answer(job.folder / PART, versions=versions("tokenizers"))
     return {**answer, "is_equal": _is_equal_dataset(job, job.folder / "tokenizers")}
@@ -272,7 +272,7 @@ def _datasets(job: Job) -> dict[str, Any]:
 
 
 def _is_grouped_equal(job: Job, rows: Sequence[Sequence[int]], tokenizer: Any) -> bool:
-    """Whether the groups are our documents, framed, each thousand of them one line cut every 256 places."""
+    """Whether the groups are our documents, framed, each thousand of them joined and cut every 256 tokens."""
     cls, sep, ours = tokenizer.cls_token_id, tokenizer.sep_token_id, _documents(job)
     expected: list[list[int]] = []
     for batch in _batches(job.folder / SMALL_PART):
@@ -310,9 +310,9 @@ def _limit_tokenize(job: Job) -> dict[str, Any]:
     tokenizer, clock = load_tokenizer(job.tokenizer, cased=job.cased), _Clock()
     batches = list(_batches(job.folder / CORPUS))
     clock.begin()
-    found = [tokenizer.encode(batch) for batch in batches]
+    encoded = [tokenizer.encode(batch) for batch in batches]
     answer = clock.answer(job.folder / CORPUS)
-    ids = np.concatenate([ids for ids, _ in found])
+    ids = np.concatenate([ids for ids, _ in encoded])
     return {**answer, "is_equal": np.array_equal(ids, np.concatenate(list(_documents(job))))}
 
 
@@ -322,15 +322,15 @@ def _limit_sentences(job: Job) -> dict[str, Any]:
 
     batches, clock = list(_batches(job.folder / CORPUS)), _Clock()
     clock.begin()
-    found = [split_sentences(batch) for batch in batches]
+    splits = [split_sentences(batch) for batch in batches]
     answer = clock.answer(job.folder / CORPUS)
-    sentences = chain.from_iterable(part for part, _ in found)
+    sentences = chain.from_iterable(part for part, _ in splits)
     is_equal = _without_blanks(sentences) == _without_blanks(_texts(job.folder / CORPUS))
     return {**answer, "is_equal": is_equal}
 
 
 def _without_blanks(texts: Iterable[str]) -> int:
-    """A hash of all characters that are no whitespace."""
+    """A hash of all characters except whitespace."""
     import xxhash
 
     digest = xxhash.xxh64()

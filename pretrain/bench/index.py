@@ -1,17 +1,17 @@
-"""`taco bench index`: CPU time and memory of the sample index and the order, per row, beside megatron-core's.
+"""`taco bench index`: CPU time and memory of the sample index and the order, per row, against megatron-core's.
 
     taco-stream, taco-document         the row index of a dataset, built
     taco-sentence, taco-pack           the table of rows of sentences, of packed documents, built; 1 and 2 threads
-    taco-blend                         look-ups in a blend of 8 datasets, of which nothing is stored
-    taco-locate                        look-ups of where random rows begin, of which no table exists
-    taco-order, taco-order-1e12        look-ups in the shuffled order, of which nothing is stored; of 10^12 samples
+    taco-blend                         look-ups in a blend of 8 datasets; nothing is stored
+    taco-locate                        look-ups of where random rows begin; there is no table
+    taco-order, taco-order-1e12        look-ups in the shuffled order; nothing is stored; of 10^12 samples
     megatron-stream, megatron-shuffle  build_sample_idx and the shuffled array that goes with it
     megatron-locate                    reading random samples from these arrays
     megatron-sentence                  build_mapping, the index of its BERT dataset, shuffle included
     megatron-blend                     build_blending_indices over 8 datasets
     memory                             reading the lengths once
 
-Every contender has a process of its own, and but for those of two threads one core. Documents and sentences are
+Every contender has its own process and, except for those with two threads, one core. Documents and sentences are
 synthetic, the same for all.
 """
 
@@ -55,7 +55,7 @@ def index(
     samples: Annotated[int, typer.Option(min=10_000, help="samples to order and to blend")] = 50_000_000,
     rounds: Annotated[int, typer.Option(min=1, help="processes per contender")] = 3,
     min_seconds: Annotated[float, typer.Option(min=0.0, help="CPU seconds to measure per process")] = 1.0,
-    quick: Annotated[bool, typer.Option("--quick", help="one round on few rows: does it work?")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="one round on few rows, to see that it works")] = False,
     out: Annotated[Path | None, typer.Option(help="also write the JSON here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
     contender: Annotated[str | None, typer.Option(hidden=True, help="measure this one in this process")] = None,
@@ -88,7 +88,9 @@ def summarise(setting: dict[str, Any], runs: Runs) -> dict[str, Any]:
         "wall_nanoseconds_per_row": {k: v * 1e9 for k, v in medians(runs, "wall_seconds_per_row").items()},
         "bytes_per_row": medians(runs, "bytes_per_row"),
         "fill_rate": medians(runs, "fill_rate"),
-        "is_equal": {name: found[0]["is_equal"] for name, found in runs.items() if found[0]["is_equal"] is not None},
+        "is_equal": {
+            name: answers[0]["is_equal"] for name, answers in runs.items() if answers[0]["is_equal"] is not None
+        },
         "ratios": {
             "stream_megatron_over_taco": sum(seconds[f"megatron-{part}"] for part in ("stream", "shuffle", "locate"))
             / sum(seconds[f"taco-{part}"] for part in ("stream", "order", "locate")),
@@ -96,7 +98,7 @@ def summarise(setting: dict[str, Any], runs: Runs) -> dict[str, Any]:
             "sentence_build_megatron_over_taco": seconds["megatron-sentence"] / seconds["taco-sentence"],
             "blend_megatron_over_taco": seconds["megatron-blend"] / seconds["taco-blend"],
             "order_megatron_over_taco": seconds["megatron-shuffle"] / seconds["taco-order"],
-            # How near the limit: both read the length of every sentence once.
+            # How close to the limit: both read the length of every sentence once.
             "sentence_build_taco_over_memory": _whole(runs, seconds, "taco-sentence") / _whole(runs, seconds, "memory"),
         },
         "runs": runs,

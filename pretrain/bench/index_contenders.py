@@ -1,7 +1,7 @@
-"""The contenders of `taco bench index`, each a process of its own: this project's indexes and megatron-core's.
+"""The contenders of `taco bench index`, each in its own process: this project's indexes and megatron-core's.
 
-Each answers CPU seconds and bytes per row (or per look-up). Those that should agree with a plain or foreign version are
-held against it on a smaller input, outside the clock.
+Each answers with CPU seconds and bytes per row (or per look-up). Those that should agree with a plain or third-party
+version are compared with it on a smaller input, untimed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ SEQ_LENGTH = 512
 SEED = 1234
 NUM_BLENDED = 8
 _CHECKED_DOCUMENTS = 20_000
-_LOOK_UPS = 1 << 16  # order look-ups per call: what some thousand micro-batches ask for
+_LOOK_UPS = 1 << 16  # order look-ups per call: as many as some thousand micro-batches need
 
 
 def measure(
     contender: str, num_sentences: int, num_documents: int, num_samples: int, min_seconds: float
 ) -> dict[str, Any]:
     """The answer of one contender: rows, seconds_per_row, bytes_per_row, and is_equal (None: nothing to compare)."""
-    kind: dict[str, Callable[[], dict[str, Any]]] = {
+    contenders: dict[str, Callable[[], dict[str, Any]]] = {
         "taco-stream": lambda: _row_index("stream", num_documents, min_seconds),
         "taco-document": lambda: _row_index("document", num_documents, min_seconds),
         "taco-sentence": lambda: _sentence(num_sentences, 1, min_seconds),
@@ -47,7 +47,7 @@ def measure(
         "megatron-blend": lambda: _build_blending_indices(num_samples, min_seconds),
         "memory": lambda: _memory(num_sentences, min_seconds),
     }
-    return {**kind[contender](), "peak_bytes": peak_bytes()}
+    return {**contenders[contender](), "peak_bytes": peak_bytes()}
 
 
 def _answer(rows: int, seconds: float, num_bytes: int, is_equal: bool | None = None) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _is_stream_equal() -> bool:
     in_order = np.arange(_CHECKED_DOCUMENTS, dtype=np.int32)
     theirs = _sample_idx(np.diff(offsets).astype(np.int32) + 1, in_order, SEQ_LENGTH - 2)
     index = RowIndex("stream", offsets, SEQ_LENGTH)
-    # A sample that begins behind a document's separator is given as an offset past the end, not as the next document.
+    # megatron-core gives a sample that begins after a document's separator as an offset past its end.
     documents, places = theirs[:-1, 0], theirs[:-1, 1]
     starts = np.minimum(offsets[documents] + places, offsets[documents + 1])
     return index.num_rows == len(starts) and np.array_equal(index.first_tokens(np.arange(len(starts))), starts)
@@ -197,8 +197,8 @@ def _order(num_samples: int, min_seconds: float) -> dict[str, Any]:
 @cache
 def _helpers() -> Any:
     """megatron-core's C++ helpers, loaded by path: importing the package costs ten seconds of torch."""
-    found = importlib.util.find_spec("megatron")
-    folders = [] if found is None else list(found.submodule_search_locations or ())
+    package = importlib.util.find_spec("megatron")
+    folders = [] if package is None else list(package.submodule_search_locations or ())
     files = [path for folder in folders for path in Path(folder, "core", "datasets").glob("helpers_cpp*.so")]
     if not files:
         raise ImportError("megatron-core has no helpers_cpp here; install megatron-core")
@@ -224,7 +224,7 @@ def _build_sample_idx(num_documents: int, min_seconds: float) -> dict[str, Any]:
 
 
 def _locate_theirs(num_documents: int, min_seconds: float) -> dict[str, Any]:
-    """Reading both ends of random samples, and their documents, from its arrays; all at once, as its items cannot."""
+    """Reading both ends of random samples, and their documents, from its arrays; all at once, unlike its items."""
     sizes = np.diff(document_offsets(num_documents, SEED)).astype(np.int32)
     documents = np.random.default_rng(SEED).permutation(num_documents).astype(np.int32)
     index = _sample_idx(sizes, documents, SEQ_LENGTH - 2)

@@ -1,13 +1,13 @@
-"""`taco bench loader`: CPU time of a masked row, from mapped tokens to what the model takes, beside two peers.
+"""`taco bench loader`: CPU time of a masked row, from mapped tokens to inputs of the model, against two peers.
 
     taco             micro-batches of masked rows (`BatchSource`), single tokens masked
     taco-whole-word  the same, whole words masked
-    taco-tensors     whole words, and on to torch tensors; on the GPU where there is one
+    taco-tensors     whole words, and on to torch tensors; on the GPU if there is one
     megatron         megatron-core's BERTMaskedWordPieceDataset, item by item (it has no batches), whole words
     huggingface      datasets' arrow rows and transformers' DataCollatorForLanguageModeling, single tokens
     memory           what memory bandwidth alone would allow
 
-All read the same tokens, 15 % masked 80/10/10, in a process of their own on one core.
+All read the same tokens, 15 % masked 80/10/10, each in its own process on one core.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ DEMAND = {128: 4000.0, 512: 720.0}
 
 @app.command(epilog="Example: taco bench loader --seq-length 128 --json")
 def loader(
-    prefix: Annotated[str | None, typer.Option(help="a WordPiece dataset of sentences; else made")] = None,
+    prefix: Annotated[str | None, typer.Option(help="WordPiece dataset of sentences; default: synthetic")] = None,
     seq_length: Annotated[int, typer.Option(min=16, help="tokens per row")] = 512,
     batch: Annotated[int, typer.Option(min=1, help="rows per micro-batch")] = 32,
-    tokens: Annotated[int, typer.Option(min=10_000, help="size of the dataset that is made")] = 10_000_000,
+    tokens: Annotated[int, typer.Option(min=10_000, help="size of the synthetic dataset")] = 10_000_000,
     rounds: Annotated[int, typer.Option(min=1, help="processes per contender")] = 3,
     min_seconds: Annotated[float, typer.Option(min=0.0, help="CPU seconds to measure per process")] = 1.0,
-    quick: Annotated[bool, typer.Option("--quick", help="one round on few tokens: does it work?")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="one round on few tokens, to see that it works")] = False,
     out: Annotated[Path | None, typer.Option(help="also write the JSON here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
     contender: Annotated[str | None, typer.Option(hidden=True, help="measure this one in this process")] = None,
@@ -76,10 +76,10 @@ def summarise(setting: dict[str, Any], runs: Runs) -> dict[str, Any]:
         "benchmark": "loader",
         "setting": setting,
         "machine": machine(),
-        "versions": {name: version for found in runs.values() for name, version in found[0]["versions"].items()},
+        "versions": {name: version for answers in runs.values() for name, version in answers[0]["versions"].items()},
         "microseconds_per_row": {name: value * 1e6 for name, value in seconds.items()},
         "rows_per_second_per_core": {name: 1 / value for name, value in seconds.items()},
-        "is_equal": {name: all(run["is_equal"] for run in found) for name, found in runs.items()},
+        "is_equal": {name: all(run["is_equal"] for run in answers) for name, answers in runs.items()},
         "ratios": {
             "megatron_over_whole_word": seconds["megatron"] / seconds["taco-whole-word"],
             "huggingface_over_taco": seconds["huggingface"] / seconds["taco"],

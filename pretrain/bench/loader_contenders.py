@@ -1,7 +1,7 @@
-"""The contenders of `taco bench loader`, each a process of its own: this project's batches and two peers.
+"""The contenders of `taco bench loader`, each in its own process: this project's batches and two peers.
 
-Each answers CPU seconds per masked row, and whether its rows hold the dataset's tokens: masks are taken back with the
-labels, and what comes out is held against the dataset.
+Each answers with CPU seconds per masked row, and whether its rows hold the dataset's tokens: masks are undone with the
+labels, and the result is compared with the dataset.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MASK_RATE = 0.15
 SEED = 1234
-ARROW_ROWS = 4096  # rows of the peer's arrow file; enough that no processor keeps them in its caches
+ARROW_ROWS = 4096  # rows of the peer's arrow file; too many for the caches of any processor
 _CHECKED_ROWS = 32
 _MEGATRON_ROWS = 10_000  # its index of them is built before the clock starts
 
@@ -31,7 +31,7 @@ def measure(
     contender: str, prefix: str, folder: Path, seq_length: int, batch: int, min_seconds: float
 ) -> dict[str, Any]:
     """The answer of one contender: seconds_per_row, is_equal, peak_bytes, versions of what it uses."""
-    kind: dict[str, Callable[[], dict[str, Any]]] = {
+    contenders: dict[str, Callable[[], dict[str, Any]]] = {
         "taco": lambda: _ours("token", prefix, seq_length, batch, min_seconds),
         "taco-whole-word": lambda: _ours("whole_word", prefix, seq_length, batch, min_seconds),
         "taco-tensors": lambda: _tensors(prefix, seq_length, batch, min_seconds),
@@ -39,7 +39,7 @@ def measure(
         "huggingface": lambda: _huggingface(prefix, folder, seq_length, batch, min_seconds),
         "memory": lambda: _memory(seq_length, min_seconds),
     }
-    return {**kind[contender](), "peak_bytes": peak_bytes()}
+    return {**contenders[contender](), "peak_bytes": peak_bytes()}
 
 
 # -- this project ------------------------------------------------------------------------------------------------------
@@ -75,18 +75,24 @@ def _ours(masking: Masking, prefix: str, seq_length: int, batch: int, min_second
 
 
 def _tensors(prefix: str, seq_length: int, batch: int, min_seconds: float) -> dict[str, Any]:
-    """As whole_word, and on to torch tensors, on the GPU where there is one."""
+    """As whole_word, and on to torch tensors, on the GPU if there is one."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = _source("whole_word", prefix, seq_length, batch, shuffle=True, device=device.type)
 
-    held: deque[Batch] = deque(maxlen=64)  # a copy from page-locked memory must be over before its batch is let go
+    held: deque[Batch] = deque(maxlen=64)  # a copy from page-locked memory must end before its batch is released
 
     def fetch(number: int) -> list[torch.Tensor]:
-        found = source.micro_batch(number)
-        held.append(found)
-        arrays = (found.input_ids_BL, found.segment_BL, found.valid_BL, found.masked_index_M, found.masked_label_M)
+        micro_batch = source.micro_batch(number)
+        held.append(micro_batch)
+        arrays = (
+            micro_batch.input_ids_BL,
+            micro_batch.segment_BL,
+            micro_batch.valid_BL,
+            micro_batch.masked_index_M,
+            micro_batch.masked_label_M,
+        )
         return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
 
     is_equal = np.array_equal(fetch(0)[0].cpu().numpy(), source.micro_batch(0).input_ids_BL)
@@ -107,7 +113,7 @@ def _without_masks(batch: Batch) -> np.ndarray:
 
 
 def _stream_rows(prefix: str, seq_length: int) -> np.ndarray:
-    """The first rows of stream mode in plain Python: documents, [SEP] after each, cut every seq_length - 2 places."""
+    """The first rows of stream mode in plain Python: documents, [SEP] after each, cut every seq_length - 2 tokens."""
     from pretrain.data.dataset.indexed_dataset import IndexedDataset
 
     dataset, capacity = IndexedDataset(prefix), seq_length - 2
@@ -127,7 +133,7 @@ def _stream_rows(prefix: str, seq_length: int) -> np.ndarray:
 
 
 class _VocabForMegatron:
-    """What megatron-core's BERT dataset asks of a tokenizer."""
+    """What megatron-core's BERT dataset needs of a tokenizer."""
 
     unique_identifiers = {"class": "bench"}
 
@@ -167,10 +173,10 @@ def _megatron(prefix: str, folder: Path, seq_length: int, min_seconds: float) ->
         masking_use_geometric_distribution=False,
         classification_head=False,
     )
-    kind = BERTMaskedWordPieceDataset
-    low_level = kind.build_low_level_dataset(prefix, config)
-    documents = np.arange(kind.numel_low_level_dataset(low_level) - 1)
-    rows = kind(low_level, prefix, documents, _MEGATRON_ROWS, Split.train, config)
+    dataset_class = BERTMaskedWordPieceDataset
+    low_level = dataset_class.build_low_level_dataset(prefix, config)
+    documents = np.arange(dataset_class.numel_low_level_dataset(low_level) - 1)
+    rows = dataset_class(low_level, prefix, documents, _MEGATRON_ROWS, Split.train, config)
     order = np.random.default_rng(SEED).permutation(len(rows))
     seconds = seconds_per_call(lambda number: rows[int(order[number % len(order)])], min_seconds)
     return {
@@ -182,7 +188,7 @@ def _megatron(prefix: str, folder: Path, seq_length: int, min_seconds: float) ->
 
 
 def _is_megatron_equal(rows: Any, prefix: str) -> bool:
-    """Whether untruncated items, masks taken back, are [CLS] sentences [SEP] of our reading of the same files."""
+    """Whether untruncated items, with masks undone, are [CLS] sentences [SEP] as we read the same files."""
     from pretrain.data.dataset.indexed_dataset import IndexedDataset
 
     dataset, num_checked = IndexedDataset(prefix), 0
@@ -233,8 +239,8 @@ def _huggingface(prefix: str, folder: Path, seq_length: int, batch: int, min_sec
 
     seconds = seconds_per_call(fetch, min_seconds) / batch
     first = fetch(0)
-    found = torch.where(first["labels"] >= 0, first["labels"], first["input_ids"]).numpy()
-    is_equal = np.array_equal(found, ids_BL[order[np.arange(batch) % len(order)]])
+    unmasked = torch.where(first["labels"] >= 0, first["labels"], first["input_ids"]).numpy()
+    is_equal = np.array_equal(unmasked, ids_BL[order[np.arange(batch) % len(order)]])
     return {
         "seconds_per_row": seconds,
         "is_equal": is_equal,
@@ -246,7 +252,7 @@ def _huggingface(prefix: str, folder: Path, seq_length: int, batch: int, min_sec
 
 
 def _memory(seq_length: int, min_seconds: float) -> dict[str, Any]:
-    """How long memory needs for the bytes of a row alone: 2 read per token, and the five arrays of a batch written."""
+    """The time of memory traffic alone for a row: 2 bytes read per token, and the five arrays of a batch written."""
     block = np.zeros(32 << 20, np.uint64)  # 256 MiB, more than any cache
     other = np.ones_like(block)
     seconds = seconds_per_call(lambda number: np.copyto(other, block), min_seconds)

@@ -1,14 +1,14 @@
 """`taco bench step`: one optimizer step of ours against Hugging Face's BERT with the authors' loss, in one run.
 
-Contenders, each in a process of its own so that peak memory is its own, interleaved so that a noisy machine is noisy
-for all of them; figures are medians, and what counts is their ratio:
+Contenders run in separate processes, to measure each one's peak memory, and interleaved, so that a noisy machine is
+noisy for all of them; figures are medians, and only their ratios count:
 
     taco   this project's engine, both losses
     mlm    this project's engine, contrastive weight 0
     peer   transformers' BertForMaskedLM, logits of every position, and the authors' loss over a [B, L, K, D] tensor,
-           computed out of place (their in-place version cannot train in fp32); its pairs are drawn beforehand, for free
+           computed out of place (their in-place version cannot train in fp32); its pairs are drawn beforehand, untimed
 
-On a GPU in 16 bits the peer runs under torch.autocast with fp32 weights, as transformers' Trainer does it.
+On a GPU in 16 bits the peer runs under torch.autocast with fp32 weights, like transformers' Trainer.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def step(
     num_negatives: Annotated[int, typer.Option(min=1)] = 50,
     dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="hidden and attention dropout")] = 0.1,
     threads: Annotated[int, typer.Option(min=1, help="torch threads of every contender")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="timed steps per process, after one that is not timed")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="timed steps per process, after untimed ones")] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="processes per contender")] = 2,
     device: Annotated[Device, typer.Option(help="where the contenders compute")] = "cpu",
-    precision: Annotated[Precision, typer.Option(help="of the contenders' products")] = "fp32",
-    zero_stage: Annotated[int, typer.Option(min=0, max=3, help="of ours")] = 1,
-    recompute_layers: Annotated[int, typer.Option(min=0, help="encoder layers that ours computes twice")] = 0,
+    precision: Annotated[Precision, typer.Option(help="of the contenders' matrix products")] = "fp32",
+    zero_stage: Annotated[int, typer.Option(min=0, max=3, help="ours: ZeRO stage")] = 1,
+    recompute_layers: Annotated[int, typer.Option(min=0, help="ours: encoder layers that are recomputed")] = 0,
     offload: Annotated[bool, typer.Option("--offload", help="ours: optimizer state in CPU memory")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="ours: torch.compile each encoder layer")] = False,
-    only: Annotated[list[str] | None, typer.Option(help="taco, mlm or peer; all without it")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="taco, mlm or peer; default: all")] = None,
     out: Annotated[Path | None, typer.Option(help="also write the JSON here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
     contender: Annotated[str | None, typer.Option(hidden=True, help="measure this one in this process")] = None,
@@ -94,7 +94,7 @@ def _chosen(only: list[str] | None) -> tuple[str, ...]:
 
 
 def _as_options(shape: dict[str, Any]) -> list[str]:
-    """The command line that means `shape`."""
+    """The command-line options for `shape`."""
     options = []
     for key, value in shape.items():
         name = f"--{key.replace('_', '-')}"
@@ -106,31 +106,31 @@ def _as_options(shape: dict[str, Any]) -> list[str]:
 
 
 def _summarise(shape: dict[str, Any], threads: int, runs: Runs) -> dict[str, Any]:
-    seconds = {name: median(s for run in found for s in run["seconds"]) for name, found in runs.items()}
-    memory = {name: max(run["peak_bytes"] for run in found) for name, found in runs.items()}
-    some = next(iter(runs.values()))[0]
+    seconds = {name: median(s for run in answers for s in run["seconds"]) for name, answers in runs.items()}
+    memory = {name: max(run["peak_bytes"] for run in answers) for name, answers in runs.items()}
+    first = next(iter(runs.values()))[0]
     return {
         "benchmark": "step",
         "shape": shape,
         "threads": threads,
-        "machine": {**machine(), "device": some["device_name"]},
-        "versions": some["versions"],
+        "machine": {**machine(), "device": first["device_name"]},
+        "versions": first["versions"],
         "seconds": seconds,
         "peak_bytes": memory,
         "tokens_per_second": {name: shape["rows"] * shape["seq_length"] / s for name, s in seconds.items()},
-        "model_tflops": {name: some["model_flops"] / s / 1e12 for name, s in seconds.items()},
+        "model_tflops": {name: first["model_flops"] / s / 1e12 for name, s in seconds.items()},
         "ratios": _ratios(seconds, memory),
         "runs": runs,
     }
 
 
 def _ratios(seconds: dict[str, float], memory: dict[str, int]) -> dict[str, float]:
-    """Of ours to each other contender that took part."""
+    """Ratios of ours to each other contender that took part."""
     figures: dict[str, Mapping[str, float]] = {"time": seconds, "memory": memory}
     pairs = (("time", "peer"), ("memory", "peer"), ("time", "mlm"))
     return {
-        f"{kind}_taco_over_{other}": figures[kind]["taco"] / figures[kind][other]
-        for kind, other in pairs
+        f"{figure}_taco_over_{other}": figures[figure]["taco"] / figures[figure][other]
+        for figure, other in pairs
         if {"taco", other} <= seconds.keys()
     }
 
@@ -160,7 +160,7 @@ def _measure(contender: str, shape: dict[str, Any], threads: int, steps: int) ->
     config = _config(shape, is_contrastive=contender != "mlm")
     device = _start(config)
     run_step = _peer(config, device) if contender == "peer" else _ours(config, device)
-    # Allocator, optimizer state, thread pools and kernels are made by the first steps; a GPU also finds its clock.
+    # The first steps set up the allocator, optimizer state, thread pools and kernels; a GPU also settles its clock.
     for number in range(1 if device.type == "cpu" else 3):
         run_step(number)
     seconds = [_time(run_step, number, device) for number in range(3, steps + 3)]
@@ -174,7 +174,7 @@ def _measure(contender: str, shape: dict[str, Any], threads: int, steps: int) ->
 
 
 def _start(config: RunConfig) -> torch.device:
-    """The device of every contender; says which one DeepSpeed has to take before it is imported."""
+    """The device of every contender; tells DeepSpeed which one to use before it is imported."""
     import os
 
     from pretrain.parallel.launch import Launch, choose_device, start_process_group
@@ -187,7 +187,7 @@ def _start(config: RunConfig) -> torch.device:
 
 
 def _time(run_step: Callable[[int], None], number: int, device: torch.device) -> float:
-    """Seconds of one step, with what it left to the GPU."""
+    """Seconds of one step, with the work that it queued on the GPU."""
     import torch
 
     start = time.perf_counter()
@@ -198,7 +198,7 @@ def _time(run_step: Callable[[int], None], number: int, device: torch.device) ->
 
 
 def model_flops(config: RunConfig) -> float:
-    """Multiplications and additions of the products of one micro-batch, forward and backward, nothing twice.
+    """Multiplications and additions of the products of one micro-batch, forward and backward, without recomputation.
 
     Counted as Megatron-LM does (Narayanan et al. 2021, appendix): attention sees whole rows. The vocabulary head works
     on the masked tokens alone, and the contrastive loss counts nothing.

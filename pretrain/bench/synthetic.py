@@ -1,4 +1,4 @@
-"""A corpus that a benchmark makes by itself: documents of sentences of random words, with the vocabulary they are from.
+"""A synthetic corpus for benchmarks: documents of sentences of random words, with their vocabulary.
 
 Sentence lengths are lognormal (about 26 tokens), documents have about 25 sentences, words follow Zipf's law, and a
 quarter of the pieces continue a word. Everything is a function of the seed.
