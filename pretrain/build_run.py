@@ -1,6 +1,6 @@
 """Builds the parts of a run, on every rank alike, and hands them to the trainer.
 
-Imported once the process group is there: DeepSpeed must know by then which device it is for.
+Imported once the process group exists: DeepSpeed must know its device by then.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def build_trainer(
     """The trainer of this rank, with all that it needs; collective.
 
     Raises:
-        TacoError: the run's folder cannot be written, or something does not fit together.
+        TacoError: the run's folder cannot be written, or parts do not fit together.
     """
     vocab_size = train_rows.tokenizer.vocab_size
     model = build_model(config, vocab_size, mesh)
@@ -118,7 +118,7 @@ def _watch_bad_steps(config: RunConfig, folder: RunFolder, saver: Saver) -> BadS
 
 
 def _build_store(config: RunConfig, folder: RunFolder) -> CheckpointStore:
-    """Where checkpoints go; ranks that save beside training need a group of their own for it."""
+    """The run's checkpoints; ranks that save beside training need a separate group for it."""
     section = config.checkpoint
     group = collectives.start_side_group() if section.asynchronous else None
     return CheckpointStore(folder.checkpoints, keep=section.keep, keep_every=section.keep_every, group=group)
@@ -127,7 +127,7 @@ def _build_store(config: RunConfig, folder: RunFolder) -> CheckpointStore:
 def _watch_stragglers(
     config: RunConfig, mesh: Mesh, metrics: MetricsLog, heartbeat: Heartbeat
 ) -> tuple[Stragglers, ...]:
-    """Who names slow ranks, where there are several and somebody wants to know; collective."""
+    """The watcher that names slow ranks, if there are several and it is enabled; collective."""
     share = config.watchdog.slow_share
     if share is None or not config.watchdog.enabled or collectives.world_size() == 1:
         return ()
@@ -182,7 +182,7 @@ def _batches(
 
 
 def _describe_run(config: RunConfig, folder: RunFolder, ds_config: dict[str, Any], device: torch.device) -> None:
-    """Rank 0 saves what the run is; every rank ends with its error if the disk refuses."""
+    """Rank 0 saves the description of the run; every rank ends with its error if the disk refuses."""
     problem = None
     if collectives.rank() == 0:
         try:
@@ -196,7 +196,7 @@ def _describe_run(config: RunConfig, folder: RunFolder, ds_config: dict[str, Any
 
 
 def _describe_checkpoint(config: RunConfig, rows: RowSource) -> CheckpointManifest:
-    """What every checkpoint of this run says about itself; step and files are filled in when it is saved."""
+    """The manifest of every checkpoint of this run; step and files are filled in when it is saved."""
     size = config.parallel
     layout = Layout(
         data=collectives.world_size() // (size.tensor * size.pipeline),
@@ -220,7 +220,7 @@ def _describe_checkpoint(config: RunConfig, rows: RowSource) -> CheckpointManife
 
 
 def _describe_dataset(dataset: IndexedDataset) -> dict[str, Any]:
-    """Which data a checkpoint has seen; the digest stands for the hashes of all chunks of the .bin file."""
+    """The data that a checkpoint has seen; the digest covers the hashes of all chunks of the .bin file."""
     manifest = dataset.manifest
     assert manifest is not None  # RowSource refuses datasets without one
     digest = hashlib.sha256("".join(manifest.bin_xxh64).encode()).hexdigest()

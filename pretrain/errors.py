@@ -1,14 +1,14 @@
 """The errors that people see: each names what is wrong, the values involved and the remedy.
 
-A program turns them into one line on standard error and the exit code they carry. Impossible states of our own code
-stay `AssertionError`; they are bugs and deserve a traceback.
+A program turns them into one line on standard error and the exit code they carry. Impossible states in our own code
+remain `AssertionError`; they are bugs and deserve a traceback.
 """
 
 from __future__ import annotations
 
 
 class TacoError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and fix."""
 
     exit_code = 1
 

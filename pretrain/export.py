@@ -1,4 +1,4 @@
-"""`taco export`: a checkpoint becomes a Hugging Face folder that proves itself before it is there.
+"""`taco export`: turns a checkpoint into a Hugging Face folder, which is checked before it appears.
 
 Weights are read from the verified checkpoint, written beside the target, loaded back by Hugging Face's own classes and
 compared with our model's forward pass. Only a folder that passed is renamed to its final name.
@@ -38,8 +38,8 @@ def export(
 ) -> None:
     """Write a checkpoint as a Hugging Face `BertForMaskedLM` folder: safetensors, config, tokenizer, model card.
 
-    Ends with a comparison of the logits of the exported folder with those of the training model; a folder that differs
-    is not left behind.
+    Ends by comparing the logits of the exported folder with those of the training model; a folder that differs is
+    removed.
     """
     from pretrain.checkpoint.manifest import find_checkpoint
 
@@ -57,11 +57,11 @@ def export(
 
 
 def export_checkpoint(source: Path, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Export the checkpoint folder `source` to `out`; says whether it was new and how far the logits differ.
+    """Export the checkpoint folder `source` to `out`; returns whether it is new and how far the logits differ.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or the written folder does not give the same logits.
-        DataError: `out` holds something else and `overwrite` was not asked for, or it cannot be written.
+        DataError: `out` holds something that may not be replaced, or it cannot be written.
     """
     from safetensors import SafetensorError
 
@@ -79,13 +79,15 @@ def export_checkpoint(source: Path, out: Path, *, overwrite: bool = False) -> di
     }
     _tidy(out)
     if out.exists():
-        done = _read_record(out)
-        if done is not None and done["manifest_sha256"] == record["manifest_sha256"]:
-            return {**done, "is_new": False}
+        old = _read_record(out)
+        if old is not None and old["manifest_sha256"] == record["manifest_sha256"]:
+            return {**old, "is_new": False}
         # An export may be replaced; a folder of something else never is.
-        if done is None or not overwrite:
-            what = "is no export" if done is None else f"holds the export of step {done['step']}; add --overwrite"
-            raise DataError(f"{out}: exists and {what}, or choose another folder")
+        if old is None or not overwrite:
+            reason = (
+                "is no export; remove it" if old is None else f"holds the export of step {old['step']}; add --overwrite"
+            )
+            raise DataError(f"{out}: exists and {reason}, or choose another folder")
     try:
         return {**_write(source, manifest, out, record), "is_new": True}
     except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
@@ -131,7 +133,7 @@ def _write(source: Path, manifest: CheckpointManifest, out: Path, record: dict[s
 
 
 def _tokenizer_files(manifest: CheckpointManifest) -> list[str]:
-    """Those that the manifest vouches for; what else lies in the folder, a link for example, is nobody's business."""
+    """The files that the manifest lists; anything else in the folder, a link for example, is ignored."""
     return [record.name for record in manifest.files if Path(record.name).parent == Path("tokenizer")]
 
 
@@ -156,7 +158,7 @@ def _replaced(out: Path) -> Path:
 
 
 def _tidy(out: Path) -> None:
-    """What a kill within `_replace` has left: the older export comes back where no newer one is there, else it goes."""
+    """Clean up after a kill within `_replace`: restore the older export if there is no newer one, else remove it."""
     old = _replaced(out)
     if old.exists() and not out.exists():
         old.rename(out)
@@ -166,13 +168,13 @@ def _tidy(out: Path) -> None:
 def write_model(
     weights: dict[str, torch.Tensor], section: ModelSection, folder: Path, *, vocab_size: int, pad_token_id: int
 ) -> None:
-    """config.json and model.safetensors, written by transformers itself: tied weights are its business."""
+    """Write config.json and model.safetensors with transformers itself, which handles tied weights."""
     from transformers import BertConfig, BertForMaskedLM
     from transformers.utils import logging as transformers_logging
 
     from pretrain.model.hf import hf_config, to_hf_state_dict
 
-    transformers_logging.disable_progress_bar()  # a bar per file of a second
+    transformers_logging.disable_progress_bar()  # a bar per file, for a second each
     config = hf_config(section, vocab_size, pad_token_id=pad_token_id)
     model = BertForMaskedLM(BertConfig(**config))
     model.load_state_dict(to_hf_state_dict(weights, section), strict=True)
@@ -202,8 +204,8 @@ def _compare_logits(weights: dict[str, torch.Tensor], section: ModelSection, voc
     segment_BL[1, length // 2 :] = 0
     with torch.no_grad():
         expected = ours.logits(ids_BL, segment_BL)[segment_BL > 0]
-        found = theirs(input_ids=ids_BL, attention_mask=segment_BL).logits[segment_BL > 0]
-    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+        exported = theirs(input_ids=ids_BL, attention_mask=segment_BL).logits[segment_BL > 0]
+    difference = float((exported - expected).abs().max() / expected.abs().max().clamp(min=1.0))
     if not difference <= LOGITS_TOLERANCE:
         raise CheckpointError(
             f"{folder}: not exported: its logits differ from the training model's by {difference:.2e} of the largest "
@@ -214,8 +216,8 @@ def _compare_logits(weights: dict[str, torch.Tensor], section: ModelSection, voc
 
 def _model_card(manifest: CheckpointManifest, record: dict[str, Any]) -> str:
     data = "\n".join(
-        f"| `{item['prefix']}` | {item['documents']:,} | {item['tokens']:,} | `{item['digest'][:16]}` |"
-        for item in manifest.data
+        f"| `{dataset['prefix']}` | {dataset['documents']:,} | {dataset['tokens']:,} | `{dataset['digest'][:16]}` |"
+        for dataset in manifest.data
     )
     model = manifest.model
     return f"""---

@@ -1,4 +1,4 @@
-"""`taco import-hf`: a Hugging Face BERT folder becomes a checkpoint that training starts from and export reads.
+"""`taco import-hf`: turns a Hugging Face BERT folder into a checkpoint that training starts from and export reads.
 
 taco import-hf bert-base-uncased imported/bert
 taco train --config configs/taco_base.yaml run.init_from=imported/bert
@@ -41,7 +41,7 @@ def import_hf(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="seed of a fresh head")] = 1234,
 ) -> None:
-    """Convert a Hugging Face `BertForMaskedLM` to a weights checkpoint; the way back of `taco export`, exactly."""
+    """Convert a Hugging Face `BertForMaskedLM` to a weights checkpoint; the exact inverse of `taco export`."""
     from pretrain.errors import DataError
 
     if out.exists():
@@ -51,16 +51,16 @@ def import_hf(
     if missing:
         typer.echo(f"drawn from seed {seed}, not in the folder: {', '.join(missing)}")
     if unused:
-        typer.echo(f"left out, no part of BERT pretraining: {', '.join(unused)}")
+        typer.echo(f"left out, not part of BERT pretraining: {', '.join(unused)}")
 
 
 def import_folder(
     folder: Path, out: Path, *, fresh_head: bool = False, seed: int = 0
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Write the checkpoint; returns our parameters that were missing and their tensors that have no place.
+    """Write the checkpoint; returns our parameters that were missing and their tensors that are not used.
 
     Raises:
-        DataError: no BERT folder, a model that post-LN BERT cannot express, or a missing head without `fresh_head`.
+        DataError: not a BERT folder, a model that post-LN BERT cannot express, or a missing head without `fresh_head`.
     """
     from pretrain.errors import DataError
     from pretrain.model.hf import WORD, from_hf_state_dict, model_section_from_hf
@@ -71,13 +71,13 @@ def import_folder(
     if converted.missing and not fresh_head:
         raise DataError(
             f"{folder}: has no weights for {', '.join(converted.missing)}; "
-            "import a BertForMaskedLM, or add --fresh-head to draw them anew"
+            "import a BertForMaskedLM, or add --fresh-head to draw them at random"
         )
     vocab_size = int(hf_config["vocab_size"])
     weights = converted.state | _fresh(section, vocab_size, seed, converted.missing)
-    if (found := weights[WORD].shape[0]) != vocab_size:
+    if (num_words := weights[WORD].shape[0]) != vocab_size:
         raise DataError(
-            f"{folder}: config.json says vocab_size {vocab_size}, the word embeddings have {found} rows; "
+            f"{folder}: config.json says vocab_size {vocab_size}, the word embeddings have {num_words} rows; "
             "set it to what the weights have, or save the model again"
         )
     _write(folder, out, section, hf_config, weights)

@@ -1,7 +1,7 @@
-"""What is measured during a run: metrics.jsonl always, TensorBoard events beside it.
+"""The measurements of a run: always metrics.jsonl, and TensorBoard events if enabled.
 
 A run that resumes appends; a step that is trained again writes its record again, and readers take the last one.
-Failing to log never stops training: it is said once and the run goes on.
+Failing to log never stops training: it is reported once and the run continues.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class MetricsLog:
             if self._board is not None:
                 self._write_board(record)
         except OSError as error:
-            log.warning("no TensorBoard events any more: %s", error)
+            log.warning("no more TensorBoard events: %s", error)
             self._board = None
 
     def _append(self, record: dict[str, float | int | str]) -> None:
-        """Write a line; where that fails the record is lost, and the next one is tried all the same."""
-        # A write that failed may have left a part of its line, which must not swallow this record.
+        """Write a line; if that fails the record is lost, and the next one is tried all the same."""
+        # A failed write may have left part of its line, which must not swallow this record.
         begin = b"\n" if self._has_failed else b""
         try:
             with self._path.open("ab") as file:

@@ -43,7 +43,7 @@ def is_decayed(name: str, parameter: torch.Tensor) -> bool:
 
 
 def is_tensor_parallel(parameter: torch.Tensor) -> bool:
-    """True where each tensor-parallel rank holds another part of the parameter."""
+    """True if each tensor-parallel rank holds a different part of the parameter."""
     return bool(getattr(parameter, "tensor_model_parallel", False))
 
 
@@ -74,7 +74,7 @@ def build_optimizer(
     """AdamW or LAMB over the model's parameters, on whichever device ZeRO keeps the state.
 
     `shard_group` is the group over which ZeRO will split each parameter group, `tensor_group` the one whose ranks hold
-    parts of the tensor-parallel parameters; None where nothing is split.
+    parts of the tensor-parallel parameters; None if nothing is split.
     """
     groups = parameter_groups(model, optim.weight_decay, one_each=optim.name == "lamb")
     if optim.name == "lamb":
@@ -86,10 +86,10 @@ def build_optimizer(
 
 
 class Holdable:
-    """Comes before an optimizer class, and lets its step be held.
+    """A mixin before an optimizer class, with which its step can be held.
 
-    DeepSpeed does more in a step than to update: it unscales, clips, counts, clears gradients. With the optimizer held,
-    all of that happens and no weight or moment changes.
+    DeepSpeed does more in a step than update: it unscales, clips, counts, clears gradients. With the optimizer held,
+    all of that happens but no weight or moment changes.
     """
 
     _is_held = False
@@ -111,7 +111,7 @@ class Holdable:
 class AdamW(Holdable, torch.optim.AdamW):  # type: ignore[misc]  # torch types `step` by two overloads
     """torch's AdamW, whose step can be held.
 
-    Its step is called without its wrapper, which loads TorchDynamo to end a compiled graph that is not there.
+    Its step is called without its wrapper, which loads TorchDynamo to end a compiled graph that does not exist.
     """
 
     _step = staticmethod(torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step)))
@@ -210,12 +210,12 @@ class Lamb(Holdable, _LambUpdate):  # type: ignore[misc]
 
 
 def initial_state(optimizer: torch.optim.Optimizer, tensor: torch.Tensor, num_steps: int) -> dict[str, Any]:
-    """State of an updated tensor after `num_steps` steps with moments that are still to be filled in (zeros)."""
+    """State of a tensor that was updated `num_steps` times, with moments that are still to be filled in (zeros)."""
     moments = {kind: torch.zeros_like(tensor, requires_grad=False) for kind in ("exp_avg", "exp_avg_sq")}
     if isinstance(optimizer, torch.optim.AdamW):
         step: Any = torch.tensor(
             float(num_steps), dtype=torch.float32, device=tensor.device
-        )  # fused kernels want it there
+        )  # fused kernels need it there
     elif isinstance(optimizer, Lamb):
         step = torch.tensor(float(num_steps), dtype=torch.float32)
     else:  # DeepSpeed's Adams count in Python

@@ -1,4 +1,4 @@
-"""What a run says of itself: a line on the console and a record in metrics.jsonl, of logged steps and validations."""
+"""Reports on a run: a line on the console and a record in metrics.jsonl, for logged steps and validations."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = get_logger(__name__)
 
 
 class Progress(Watcher):
-    """Counts steps and reports them; every rank has one, and rank 0's is heard.
+    """Counts steps and reports them; every rank has one, but only rank 0's reports appear.
 
     Args:
-        unsaved_seconds: work that a crash would lose now.
+        unsaved_seconds: gives the work that a crash would lose now.
     """
 
     def __init__(self, config: RunConfig, metrics: MetricsLog, unsaved_seconds: Callable[[], float]) -> None:
@@ -53,7 +53,7 @@ class Progress(Watcher):
         return Action.CONTINUE
 
     def close(self) -> None:
-        """Write out what the metrics still hold back."""
+        """Write out what the metrics still buffer."""
         self._metrics.close()
 
     def restart_clock(self) -> None:

@@ -1,6 +1,6 @@
-"""What people read while a run goes on: rank-aware logging, one console line per logging step, progress with an ETA.
+"""What people read during a run: rank-aware logging, one console line per logging step, progress with an ETA.
 
-Rank 0 speaks on the console; every rank writes its own file under logs/.
+Rank 0 writes to the console; every rank writes its own file under logs/.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def get_logger(name: str) -> logging.Logger:
 def start_logging(log_dir: Path | None, rank: int) -> None:
     """Console on rank 0 (warnings and worse on the others), and logs/rank_00000.log for every rank.
 
-    A log folder that cannot be written costs a warning, never the run.
+    A log folder that cannot be written causes a warning, and never ends the run.
     """
     root = logging.getLogger(_ROOT)
     root.setLevel(logging.INFO)
@@ -47,23 +47,23 @@ def start_logging(log_dir: Path | None, rank: int) -> None:
 
 
 class _RankFile(logging.FileHandler):
-    """A log file whose disk may fill up: said once, where `logging` would print a traceback for every line."""
+    """A log file that reports a full disk once, where `logging` would print a traceback for every line."""
 
     _has_failed = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # a name of logging's
-        """Say on the console that lines are lost; the record comes back here, and is left alone."""
+        """Report on the console that lines are lost; that record comes back here, and is dropped."""
         if not self._has_failed:
             self._has_failed = True
             logging.getLogger(_ROOT).warning("%s: log lines are lost: %s", self.baseFilename, sys.exc_info()[1])
 
 
 class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to whatever sys.stderr is at that moment: a progress bar puts itself there and keeps lines above it."""
+    """Writes to the current sys.stderr: a progress bar puts itself there and keeps lines above it."""
 
     @property
     def stream(self) -> TextIO:
-        """The standard error of this moment."""
+        """The current standard error."""
         return sys.stderr
 
     @stream.setter
@@ -107,7 +107,7 @@ class Eta:
 
 @contextmanager
 def progress_bar(description: str, done: int, total: int, *, is_shown: bool) -> Iterator[ProgressLine]:
-    """A rich progress bar on a terminal; nothing where the output is a file (the log lines carry the ETA there)."""
+    """A rich progress bar on a terminal; nothing if the output is a file (log lines carry the ETA there)."""
     if not (is_shown and sys.stderr.isatty()):
         yield ProgressLine(None, None)
         return
@@ -134,7 +134,7 @@ def progress_bar(description: str, done: int, total: int, *, is_shown: bool) -> 
 
 
 class ProgressLine:
-    """The face of a progress bar that may not be there."""
+    """The interface of a progress bar that may not exist."""
 
     def __init__(self, progress: object, task: object) -> None:
         self._progress, self._task = progress, task

@@ -1,8 +1,8 @@
-"""Saving while training goes on: a state captured between two steps, and a thread that makes a checkpoint of it.
+"""Saving while training continues: a state captured between two steps, and a thread that makes a checkpoint of it.
 
-What a save is does not depend on the thread: the same files, the same commit (`checkpoint/store.py`). The thread's
-votes go through a group of their own, in the order of the saves, and there is one save at a time; so no collective of
-training waits for one of saving, or the other way round.
+The thread changes nothing about a save: the same files, the same commit (`checkpoint/store.py`). Its votes go through a
+separate group, in the order of the saves, and there is one save at a time; so no collective of training waits for one
+of saving, or vice versa.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _GUESSED_STALL_SECONDS = 10.0  # until the first one has been measured
 
 
 class NonFiniteStateError(CheckpointError):
-    """Weights or moments are NaN or infinite; nothing of them is saved."""
+    """Weights or moments are non-finite; nothing is saved."""
 
 
 class Saver(Watcher):
     """The saves of one run; every rank makes one, and calls `save` and `wait` at the same steps.
 
     Attributes:
-        captured_step: of the newest state that was captured, on every rank the same.
-        committed_step: of the newest state that is a checkpoint by what this rank knows.
-        stall_seconds: that training stood still for the newest save: capturing, and waiting for its end.
+        captured_step: step of the newest captured state, the same on every rank.
+        committed_step: step of the newest checkpoint that this rank knows to be committed.
+        stall_seconds: how long training was blocked for the newest save: capturing, and waiting for its end.
     """
 
     def __init__(
@@ -55,44 +55,44 @@ class Saver(Watcher):
         self._extras = extras
         self._metrics = metrics
         self._section = section
-        self._write: _Write | None = None
+        self._pending: _PendingSave | None = None
         if section.asynchronous:
             engine.reserve_copies()
         self.stall_seconds = _GUESSED_STALL_SECONDS
         self.start_from(0)
 
     def start_from(self, step: int) -> None:
-        """Take the state of `step` for saved: training begins there, now."""
+        """Treat the state of `step` as saved: training begins there, now."""
         self.captured_step = self.committed_step = step
-        self._went_on_at = self._unsaved_since = time.monotonic()
+        self._resumed_at = self._unsaved_since = time.monotonic()
 
     @property
     def is_writing(self) -> bool:
-        """Whether a save has begun of which nobody has heard the end."""
-        return self._write is not None
+        """Whether there is a pending save."""
+        return self._pending is not None
 
     @property
     def has_failed(self) -> bool:
-        """Whether the save on its way has come to grief on this rank: a reason to call `wait` on all of them."""
-        return self._write is not None and self._write.error is not None
+        """Whether the pending save has failed on this rank: a reason to call `wait` on all ranks."""
+        return self._pending is not None and self._pending.error is not None
 
     @property
     def seconds_since_capture(self) -> float:
-        """Work since the newest capture, saved or on its way."""
-        return time.monotonic() - self._went_on_at
+        """Work since the newest capture, whether its save is committed or pending."""
+        return time.monotonic() - self._resumed_at
 
     @property
     def unsaved_seconds(self) -> float:
-        """Work that would be lost by a crash now: a save counts from its commit on."""
+        """Work that a crash would lose now: a save counts from its commit on."""
         return time.monotonic() - self._unsaved_since
 
     def before_step(self, plan: StepPlan) -> None:
-        """Let all ranks hear that a save is due by time, or that one has failed on this rank."""
+        """Tell all ranks that a save is due by time, or that one has failed on this rank."""
         plan.requests["save"] = self._is_due_by_time()
         plan.requests["failed save"] = self.has_failed
 
     def after_step(self, step: DoneStep) -> Action:
-        """Take notice of a save that has ended, and say whether the next one is due.
+        """Finish a save that has ended, and say whether the next one is due.
 
         Raises:
             CheckpointError: a save failed on any rank.
@@ -109,15 +109,15 @@ class Saver(Watcher):
         limits = [] if section.every_minutes is None else [60 * section.every_minutes]
         if section.hours_between_failures is not None:
             limits.append(best_save_interval(self.stall_seconds, section.hours_between_failures))
-        # Never before the last one is written: a save that begins then would only stop training.
+        # Never while the last one is being written: a save that begins then would only block training.
         return not self.is_writing and any(self.seconds_since_capture >= limit for limit in limits)
 
     def save(self, manifest: CheckpointManifest) -> None:
-        """Capture the state of `manifest.step` and have it written; an earlier save ends first.
+        """Capture the state of `manifest.step` and have it written; a pending save ends first.
 
         Raises:
-            NonFiniteStateError: it holds values that are no numbers, on any rank.
-            CheckpointError: this save, or the one before that was still on its way, failed on any rank.
+            NonFiniteStateError: it holds non-finite values, on any rank.
+            CheckpointError: this save, or the pending one before it, failed on any rank.
         """
         with self._engine.heartbeat.during("checkpoint"):
             self._join()
@@ -126,19 +126,19 @@ class Saver(Watcher):
             self._refuse_non_finite(manifest.step, captured.problem)
             self.captured_step = manifest.step
             work = partial(self._store.save, manifest, captured.write, self._extras)
-            self._write = _Write(manifest.step, work, has_thread=self._section.asynchronous)
-            self._went_on_at = time.monotonic()
-            self.stall_seconds = self._went_on_at - start
+            self._pending = _PendingSave(manifest.step, work, has_thread=self._section.asynchronous)
+            self._resumed_at = time.monotonic()
+            self.stall_seconds = self._resumed_at - start
             if not self._section.asynchronous:
                 self._join()
 
     def poll(self) -> None:
-        """Take notice of a save that has ended well; never waits."""
-        if self._write is not None and self._write.is_done and self._write.error is None:
-            self._finish(self._write)
+        """Finish a save that has succeeded; never waits."""
+        if self._pending is not None and self._pending.is_done and self._pending.error is None:
+            self._finish(self._pending)
 
     def wait(self) -> None:
-        """Wait for the save on its way, if there is one, until it is committed on all ranks.
+        """Wait for the pending save, if there is one, until it is committed on all ranks.
 
         Raises:
             CheckpointError: it failed on any rank.
@@ -147,33 +147,33 @@ class Saver(Watcher):
             self._join()
 
     def _join(self) -> None:
-        if self._write is None:
+        if self._pending is None:
             return
         start = time.monotonic()
-        self._write.join()
+        self._pending.join()
         self.stall_seconds += time.monotonic() - start
-        self._finish(self._write)
+        self._finish(self._pending)
 
     def settle(self) -> None:
-        """Wait for the save on its way when the run ends for another reason, which its failure must not hide."""
+        """Wait for the pending save when the run ends for another reason, which a failed save must not hide."""
         try:
             self.wait()
-        except Exception as error:  # noqa: BLE001  # told, and the other reason is about to be raised
+        except Exception as error:  # noqa: BLE001  # logged; the other reason is about to be raised
             log.warning("%s", error)
 
-    def _finish(self, write: _Write) -> None:
-        self._write = None
-        if write.error is not None:
-            raise write.error
-        self.committed_step, self._unsaved_since = write.step, self._went_on_at
+    def _finish(self, save: _PendingSave) -> None:
+        self._pending = None
+        if save.error is not None:
+            raise save.error
+        self.committed_step, self._unsaved_since = save.step, self._resumed_at
         log.info(
-            "saved %s: written in %.1f s, training stood still for %.2f s",
-            write.folder,
-            write.seconds,
+            "saved %s: written in %.1f s, training blocked for %.2f s",
+            save.folder,
+            save.seconds,
             self.stall_seconds,
         )
         self._metrics.write(
-            {"step": write.step, "save_write_seconds": write.seconds, "save_stall_seconds": self.stall_seconds}
+            {"step": save.step, "save_write_seconds": save.seconds, "save_stall_seconds": self.stall_seconds}
         )
 
     def _refuse_non_finite(self, step: int, problem: str | None) -> None:
@@ -187,8 +187,8 @@ class Saver(Watcher):
             )
 
 
-class _Write:
-    """One save on its way to the disk, in a thread or not, and what has become of it."""
+class _PendingSave:
+    """One pending save, in a thread or not, and its outcome."""
 
     def __init__(self, step: int, work: Callable[[], Path], *, has_thread: bool) -> None:
         self.step = step
@@ -196,7 +196,7 @@ class _Write:
         self.error: BaseException | None = None
         self.seconds = 0.0
         self._work = work
-        # A daemon, so that a process that has to end can: what it leaves is a .tmp folder.
+        # A daemon, so that a process that has to end can; it leaves a .tmp folder.
         self._thread = threading.Thread(target=self._run, name=f"save-{step}", daemon=True) if has_thread else None
         if self._thread is not None:
             self._thread.start()
@@ -208,7 +208,7 @@ class _Write:
         return self._thread is None or not self._thread.is_alive()
 
     def join(self) -> None:
-        """Wait for the end; signals are still heard meanwhile."""
+        """Wait for its end; signals are still handled meanwhile."""
         if self._thread is not None:
             self._thread.join()
 
@@ -224,8 +224,8 @@ class _Write:
 def best_save_interval(save_seconds: float, hours_between_failures: float) -> float:
     """Seconds between checkpoints that lose the least time: sqrt(2 C M) - C (Young 1974; Daly 2006, equation 20).
 
-    C is what a save costs, M the mean time between failures. Saves more often cost more than they rescue, fewer lose
-    more work. Never less than C, so that half of the time at most is spent saving.
+    C is the cost of a save, M the mean time between failures. More saves cost more than they rescue, fewer lose more
+    work. Never less than C, so that at most half of the time is spent saving.
     """
     mean = 3600 * hours_between_failures
     return max(math.sqrt(2 * save_seconds * mean) - save_seconds, save_seconds)

@@ -1,8 +1,7 @@
-"""One optimizer step as those around it see it: what is asked of it, what comes of it, and who watches.
+"""The interface of one optimizer step: what is requested of it, its result, and the watchers that see both.
 
-A watcher hangs on the training loop. Every rank has the same watchers in the same order, so what they do together may
-be a collective. A new one (a probe, a meter of an objective) goes into the list in `build_run.py`; the loop stays as it
-is.
+Watchers are attached to the training loop. Every rank has the same ones in the same order, so they may call collectives
+together. A new one (a probe, a meter of an objective) goes into the list in `build_run.py`; the loop stays as it is.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from enum import IntEnum
 
 @dataclass
 class StepPlan:
-    """What watchers ask of the next step; they fill it in `before_step`.
+    """What watchers request of the next step; they fill it in `before_step`.
 
     Attributes:
         number: of the optimizer step, counted from 1.
         requests: by name, whether this rank makes the request; it counts for all ranks if one of them makes it.
-        work_seconds: this rank's own work per step, shared with all ranks; given by all of them or by none.
-        may_not_update: looks at the loss of the step, the same on all ranks, and says whether to keep all weights.
+        work_seconds: this rank's own work per step, shared with all ranks; either all ranks give it or none.
+        may_not_update: gets the loss of the step, the same on all ranks, and says whether to leave weights unchanged.
     """
 
     number: int
@@ -35,10 +34,10 @@ class StepResult:
 
     Attributes:
         is_skipped: no weight has changed, because a gradient was non-finite or `may_not_update` said so.
-        requests: the names of those requests that any rank made.
+        requests: the names of the requests that any rank made.
         bad_micro_batches: global numbers of this rank's own micro-batches whose loss was non-finite; the one field that
             differs between ranks.
-        work_seconds: what each rank gave for itself, in rank order.
+        work_seconds: what each rank gave, in rank order.
     """
 
     loss: float
@@ -53,7 +52,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class DoneStep:
-    """A step that is done: its number, counted from 1, its rows of the training stream, and what came of it."""
+    """A finished step: its number, counted from 1, its rows of the training stream, and its result."""
 
     number: int
     first_row: int
@@ -62,7 +61,7 @@ class DoneStep:
 
 
 class Action(IntEnum):
-    """What a watcher wants of the trainer after a step; of several wishes the largest counts."""
+    """What a watcher requests of the trainer after a step; of several actions the largest counts."""
 
     CONTINUE = 0
     SAVE = 1
@@ -76,12 +75,12 @@ class Watcher:
     """Sees every step before and after; a subclass overrides what it needs."""
 
     def before_step(self, plan: StepPlan) -> None:
-        """Ask something of the step that is about to begin."""
+        """Request something of the step that is about to begin."""
 
     def after_step(self, step: DoneStep) -> Action:
-        """Take notice of a step that is done, and say what the trainer must do.
+        """Look at a finished step, and say what the trainer must do.
 
         Raises:
-            TacoError: the run cannot go on.
+            TacoError: the run cannot continue.
         """
         return Action.CONTINUE

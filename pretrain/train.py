@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 -m pretrain.train --config configs/taco_tiny.yaml
 
 The same command continues an interrupted run and says so when the run is complete. Everything that can be wrong is
-looked for before any process group exists, and in the order of its cost: configuration, launch, data, device.
+checked before any process group exists, cheapest first: configuration, launch, data, device.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ log = get_logger(__name__)
 )
 def train(
     config: Annotated[Path, typer.Option(help="YAML file that describes the run; configs/ holds examples")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as wanted")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, any number of them")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and stop")] = False,
-    allow_change: Annotated[list[str] | None, typer.Option(help="key that may differ from the run's folder")] = None,
+    allow_change: Annotated[
+        list[str] | None, typer.Option(help="key that may have changed since the run began")
+    ] = None,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="begin at step 0 where every checkpoint is damaged")
+        bool, typer.Option("--from-scratch", help="begin at step 0 if every checkpoint is damaged")
     ] = False,
 ) -> None:
     """Pretrain BERT: one process of the run (start with torchrun, or alone).
@@ -61,7 +63,7 @@ def train(
 
 
 def _print_plan(config: RunConfig, launch: Launch) -> None:
-    """The resolved configuration and what it means for the number of processes at hand."""
+    """Print the resolved configuration and what it means for the given number of processes."""
     from pretrain.config.checks import check_world_size
     from pretrain.config.deepspeed import zero_stage
     from pretrain.config.load import dump_config
@@ -139,7 +141,7 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
 
 
 def _train(trainer: Trainer, steps: int, folder: RunFolder, *, from_scratch: bool) -> None:
-    """Continue where the run stands, to its end or to the signal that stops it."""
+    """Continue the run from where it stands, to its end or until a signal stops it."""
     from pretrain.parallel import collectives
     from pretrain.resilience.stop_request import PreemptedError
 
@@ -168,7 +170,7 @@ def _train(trainer: Trainer, steps: int, folder: RunFolder, *, from_scratch: boo
 
 
 def _mark_done(folder: RunFolder, step: int) -> None:
-    """Rank 0 leaves the mark by which job scripts know that a run needs no further start."""
+    """Rank 0 writes the mark that tells job scripts that a run needs no further start."""
     from pretrain.errors import TacoError
     from pretrain.parallel import collectives
 
@@ -220,7 +222,7 @@ def _check_device(config: RunConfig, device: torch.device, launch: Launch) -> No
 
 
 def _claim(folder: RunFolder, config: RunConfig, allowed: list[str]) -> str:
-    """Rank 0 takes the folder; every rank ends with its error if it cannot. Returns a name of this start of the run."""
+    """Rank 0 claims the folder; every rank ends with its error if it cannot. Returns a name for this start."""
     from pretrain.errors import ConfigError, TacoError
     from pretrain.parallel import collectives
 

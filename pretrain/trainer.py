@@ -33,7 +33,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands: optimizer steps done and rows of the training stream consumed."""
+    """The progress of a run: optimizer steps done and rows of the training stream consumed."""
 
     step: int = 0
     consumed_samples: int = 0
@@ -43,7 +43,7 @@ class Trainer:
     """Trains to `train.steps`, validating, saving and reporting on the way.
 
     Args:
-        description: what every checkpoint says about the run.
+        description: the manifest that all checkpoints of the run share.
         watchers: in the order in which they see each step; `spikes`, `progress` and `saver` are among them.
     """
 
@@ -78,7 +78,7 @@ class Trainer:
         """Continue from the newest good checkpoint, if there is one.
 
         Raises:
-            NoGoodCheckpointError: there are only bad ones, and nobody has said to begin `from_scratch` then.
+            NoGoodCheckpointError: there are only bad ones, and `from_scratch` is False.
         """
         try:
             folder = self.store.newest_good()
@@ -91,34 +91,34 @@ class Trainer:
             return
         manifest = CheckpointManifest.load(folder)
         self._check_fits(folder, manifest)
-        self._take_up(folder, manifest)
+        self._load_checkpoint(folder, manifest)
         self.spikes.restore(manifest.spikes)
         log.info("continuing from %s", folder)
 
-    def _take_up(self, folder: Path, manifest: CheckpointManifest) -> None:
+    def _load_checkpoint(self, folder: Path, manifest: CheckpointManifest) -> None:
         self.engine.load_state(folder)
         self.state = TrainState(manifest.step, manifest.consumed_samples)
         self.saver.start_from(manifest.step)
 
     def _check_fits(self, folder: Path, manifest: CheckpointManifest) -> None:
-        """Refuse what would continue something else than what was saved."""
-        own = self.description
-        if manifest.tokenizer_sha256 != own.tokenizer_sha256 or manifest.vocab_size != own.vocab_size:
+        """Refuse a checkpoint that does not belong to this run."""
+        expected = self.description
+        if manifest.tokenizer_sha256 != expected.tokenizer_sha256 or manifest.vocab_size != expected.vocab_size:
             raise CheckpointError(
                 f"{folder}: was trained with tokenizer {manifest.tokenizer_sha256[:12]} ({manifest.vocab_size} "
-                f"tokens), data.train was made with {own.tokenizer_sha256[:12]} ({own.vocab_size} tokens); "
+                f"tokens), data.train was made with {expected.tokenizer_sha256[:12]} ({expected.vocab_size} tokens); "
                 "use the run's own data"
             )
-        if changed := _changed_data(manifest, own):
+        if changed := _changed_data(manifest, expected):
             raise CheckpointError(
                 f"{folder}: {changed} holds other data than this run was trained on; restore it, or give the new data "
                 "a prefix of its own, name that in data.train, and add --allow-change data.train"
             )
-        if manifest.layout != own.layout:
-            log.info("saved with %s, continued with %s", manifest.layout, own.layout)
+        if manifest.layout != expected.layout:
+            log.info("saved with %s, continued with %s", manifest.layout, expected.layout)
         if manifest.consumed_samples % self.config.train.micro_batch_size:
             raise ConfigError(
-                f"{folder}: has consumed {manifest.consumed_samples} rows, no multiple of train.micro_batch_size "
+                f"{folder}: has consumed {manifest.consumed_samples} rows, not a multiple of train.micro_batch_size "
                 f"({self.config.train.micro_batch_size}); choose one that divides it"
             )
 
@@ -126,11 +126,11 @@ class Trainer:
         """Train until `train.steps`.
 
         Raises:
-            PreemptedError: a signal asked for the end; everything is saved.
-            NonFiniteLossError: too many losses in a row were no numbers; nothing of them is saved.
-            ReplicaDriftError: ranks hold copies of a parameter that differ; nothing of it is saved.
-            CheckpointError: a save failed, or was refused because of values that are no numbers.
-            TooManySpikesError: the loss spikes, and the run was rolled back too often; nothing of it is saved.
+            PreemptedError: a signal or file asked the run to stop; everything is saved.
+            NonFiniteLossError: too many losses in a row were non-finite; none of them is saved.
+            ReplicaDriftError: ranks hold copies of a parameter that differ; nothing is saved.
+            CheckpointError: a save failed, or was refused because of non-finite values.
+            TooManySpikesError: the loss spikes, and the run was rolled back too often; nothing is saved.
         """
         try:
             with self.progress.shown_from(self.state.step):
@@ -170,16 +170,16 @@ class Trainer:
         return DoneStep(plan.number, first_row, first_row + self.config.train.global_batch_size, result)
 
     def _ask_watchers(self, done: DoneStep) -> Action:
-        """Show a step to the watchers; what the trainer must do. A rollback has happened when it is returned."""
-        wishes = [Action.CONTINUE]
+        """Show a step to the watchers; returns what the trainer must do. A rollback has happened by then."""
+        actions = [Action.CONTINUE]
         for watcher in self.watchers:
-            wish = watcher.after_step(done)
-            if wish is not Action.ROLL_BACK:
-                wishes.append(wish)
+            action = watcher.after_step(done)
+            if action is not Action.ROLL_BACK:
+                actions.append(action)
             elif self._roll_back(done):
                 return Action.ROLL_BACK
         self.state = TrainState(done.number, done.end_row)
-        return max(wishes)
+        return max(actions)
 
     def _open_stream(self) -> Generator[Batch, None, None]:
         return prefetch(self.train_source, self._micro_batch_indices(), self.config.data.prefetch)
@@ -197,18 +197,18 @@ class Trainer:
             first += train.global_batch_size // train.micro_batch_size
 
     def _roll_back(self, done: DoneStep) -> bool:
-        """Return to the last checkpoint and leave out the rows since; False where there is none.
+        """Return to the last checkpoint and leave out the rows since; False if there is none.
 
-        A checkpoint of the regular ones, which a run that was stopped and continued in between has too.
+        It must be a regular one, which a run that was stopped and continued in between has too.
         """
-        self.saver.wait()  # its save may be the one to return to, and votes through the store's group
+        self.saver.wait()  # the pending save may be the one to return to, and votes through the store's group
         with self.heartbeat.during("checkpoint"):
             folder = self.store.newest_good(self.config.checkpoint.every_steps)
             if folder is None:
                 self.spikes.report(action="warn", reason="there is no checkpoint to return to")
                 return False
             manifest = CheckpointManifest.load(folder)
-            self._take_up(folder, manifest)
+            self._load_checkpoint(folder, manifest)
         left_out = [end for _, end in self.spikes.history.skipped_rows]
         skipped = (max([manifest.consumed_samples, *left_out]), done.end_row)
         self.spikes.roll_back(manifest.spikes, skipped)
@@ -221,7 +221,7 @@ class Trainer:
     # -- validating and saving -----------------------------------------------------------------------------------------
 
     def _check_and_save(self, action: Action) -> None:
-        """What follows a step: compare replicas, validate, save and stop, where each is due."""
+        """After a step, compare replicas, validate, save and stop, as each is due."""
         step, train = self.state.step, self.config.train
         is_last = step == train.steps
         if train.replica_check_every is not None and step % train.replica_check_every == 0:
@@ -250,12 +250,12 @@ class Trainer:
         """This rank's share of the same micro-batches at every validation and for any number of ranks."""
         source = self.validation_source
         assert source is not None
-        wanted = min(self.config.train.eval_batches, math.ceil(source.rows.num_rows / source.micro_batch_size))
+        num_batches = min(self.config.train.eval_batches, math.ceil(source.rows.num_rows / source.micro_batch_size))
         dp_size, rank = self.engine.mesh.dp_size, self.engine.mesh.dp_rank
-        for first in range(0, wanted, dp_size):
+        for first in range(0, num_batches, dp_size):
             index = first + rank
             # Under ZeRO-3 every forward is a collective: ranks without a share take part with an empty batch.
-            yield source.micro_batch(index) if index < wanted else _without_targets(source.micro_batch(0))
+            yield source.micro_batch(index) if index < num_batches else _without_targets(source.micro_batch(0))
 
     def compare_replicas(self) -> None:
         """End the run if ranks hold different copies of a parameter, unless they have just been compared."""
@@ -268,7 +268,7 @@ class Trainer:
         self._compared_at = self.state.step
 
     def save(self) -> None:
-        """Save the current state, unless it was just captured; it may still be on its way to the disk afterwards."""
+        """Save the current state, unless it was just captured; the save may still be pending afterwards."""
         if self.saver.captured_step == self.state.step:
             return
         self.compare_replicas()
@@ -289,7 +289,11 @@ def _without_targets(batch: Batch) -> Batch:
 
 
 def _changed_data(old: CheckpointManifest, new: CheckpointManifest) -> str | None:
-    """The first prefix that both name and whose tokens differ."""
-    before = {item["prefix"]: item["digest"] for item in old.data}
-    changed = (item["prefix"] for item in new.data if before.get(item["prefix"], item["digest"]) != item["digest"])
+    """The first prefix that both manifests name and whose tokens differ."""
+    old_digests = {dataset["prefix"]: dataset["digest"] for dataset in old.data}
+    changed = (
+        dataset["prefix"]
+        for dataset in new.data
+        if old_digests.get(dataset["prefix"], dataset["digest"]) != dataset["digest"]
+    )
     return next(changed, None)
