@@ -38,8 +38,8 @@ def export(
 ) -> None:
     """Write a checkpoint as a Hugging Face `BertForMaskedLM` folder: safetensors, config, tokenizer, model card.
 
-    Ends by comparing the logits of the exported folder with those of the training model; a folder that differs is
-    removed.
+    At the end, the logits of the exported folder are compared with those of the training model; a folder that differs
+    is removed.
     """
     from pretrain.checkpoint.manifest import find_checkpoint
 

@@ -37,7 +37,7 @@ def import_hf(
     folder: Annotated[Path, typer.Argument(help="Hugging Face folder: config.json and model.safetensors")],
     out: Annotated[Path, typer.Argument(help="folder for the checkpoint; must not exist")],
     fresh_head: Annotated[
-        bool, typer.Option("--fresh-head", help="draw what the folder lacks (the MLM head) from --seed")
+        bool, typer.Option("--fresh-head", help="draw missing weights (the MLM head) from --seed")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="seed of a fresh head")] = 1234,
 ) -> None:

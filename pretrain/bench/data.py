@@ -45,7 +45,7 @@ def data(
     tokenizer: Annotated[Path | None, typer.Option(help="vocab.txt or SentencePiece .model; default: learnt")] = None,
     cased: Annotated[bool, typer.Option("--cased", help="keep capitals and accents (vocab.txt only)")] = False,
     json_key: Annotated[str, typer.Option(help="key of the text in a JSON line")] = "text",
-    megabytes: Annotated[float, typer.Option(min=0.01, help="text to process; peers get a part of it")] = 60.0,
+    megabytes: Annotated[float, typer.Option(min=0.01, help="size of the text; peers get a part of it")] = 60.0,
     rounds: Annotated[int, typer.Option(min=1, help="processes per contender")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="one round on little text, to see that it works")] = False,
     out: Annotated[Path | None, typer.Option(help="also write the JSON here")] = None,
@@ -53,7 +53,7 @@ def data(
     contender: Annotated[str | None, typer.Option(hidden=True, help="measure this one in this process")] = None,
     folder: Annotated[Path, typer.Option(hidden=True, help="where contenders find the corpus")] = Path(),
 ) -> None:
-    """Text per CPU second of preprocessing against megatron-core, tokenizers and datasets."""
+    """Measure text per CPU second of preprocessing against megatron-core, tokenizers and datasets."""
     if contender is not None:
         from pretrain.bench.data_contenders import Job, measure
 

@@ -60,7 +60,7 @@ def index(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
     contender: Annotated[str | None, typer.Option(hidden=True, help="measure this one in this process")] = None,
 ) -> None:
-    """CPU time and bytes per row of the sample index against megatron-core's index builders."""
+    """Measure CPU time and bytes per row of the sample index against megatron-core's index builders."""
     if contender is not None:
         from pretrain.bench.index_contenders import measure
 

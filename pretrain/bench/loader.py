@@ -43,7 +43,7 @@ def loader(
     contender: Annotated[str | None, typer.Option(hidden=True, help="measure this one in this process")] = None,
     folder: Annotated[Path, typer.Option(hidden=True, help="where contenders keep what they make")] = Path(),
 ) -> None:
-    """CPU time per masked row against megatron-core's BERT dataset and Hugging Face's collator."""
+    """Measure CPU time per masked row against megatron-core's BERT dataset and Hugging Face's collator."""
     if contender is not None:
         from pretrain.bench.loader_contenders import measure
 

@@ -50,10 +50,10 @@ def step(
     num_negatives: Annotated[int, typer.Option(min=1)] = 50,
     dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="hidden and attention dropout")] = 0.1,
     threads: Annotated[int, typer.Option(min=1, help="torch threads of every contender")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="timed steps per process, after untimed ones")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="timed steps per process, after a warm-up")] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="processes per contender")] = 2,
     device: Annotated[Device, typer.Option(help="where the contenders compute")] = "cpu",
-    precision: Annotated[Precision, typer.Option(help="of the contenders' matrix products")] = "fp32",
+    precision: Annotated[Precision, typer.Option(help="precision of matrix products")] = "fp32",
     zero_stage: Annotated[int, typer.Option(min=0, max=3, help="ours: ZeRO stage")] = 1,
     recompute_layers: Annotated[int, typer.Option(min=0, help="ours: encoder layers that are recomputed")] = 0,
     offload: Annotated[bool, typer.Option("--offload", help="ours: optimizer state in CPU memory")] = False,
@@ -63,7 +63,7 @@ def step(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
     contender: Annotated[str | None, typer.Option(hidden=True, help="measure this one in this process")] = None,
 ) -> None:
-    """Time and peak memory of a training step against Hugging Face with the authors' loss."""
+    """Measure time and peak memory of a training step against Hugging Face with the authors' loss."""
     shape = {
         "rows": rows,
         "seq_length": seq_length,

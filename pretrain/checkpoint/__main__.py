@@ -30,7 +30,7 @@ def checkpoint() -> None:
 
 @app.command("ls", epilog="Example: taco checkpoint ls runs/taco_base")
 def ls(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Show step, size, age and state (complete or unreadable) of every checkpoint, newest first; `verify` proves it."""
+    """List all checkpoints, newest first: step, size, age, state (complete or unreadable; `verify` reads the files)."""
     rows = [_describe(folder) for folder in _folders(run)]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
@@ -96,10 +96,10 @@ def reshape(
     out: Annotated[Path, typer.Argument(help="new folder for the rewritten checkpoint")],
     files: Annotated[int, typer.Option(min=1, max=100_000, help="number of state files to write")] = 1,
     weights_only: Annotated[
-        bool, typer.Option("--weights-only", help="leave out optimizer state; run.init_from can start from it")
+        bool, typer.Option("--weights-only", help="leave out optimizer state; enough for run.init_from")
     ] = False,
 ) -> None:
-    """Rewrite a checkpoint of any layout with another number of files, or as weights only.
+    """Rewrite a checkpoint of any layout as a given number of files, or as weights only.
 
     Not needed to continue a run in another layout: `taco train` reads a checkpoint of any tensor, pipeline and
     data-parallel size and ZeRO stage.

@@ -1,4 +1,4 @@
-"""Rewrites a checkpoint with another number of files but the same state, or as weights only.
+"""Rewrites a checkpoint as a given number of files with the same state, or as weights only.
 
 No layout needs this, since each reads every checkpoint (`state_files.py`). It is for people: one file to archive or to
 inspect, or weights without optimizer state to start other runs from.

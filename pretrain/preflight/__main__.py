@@ -26,7 +26,7 @@ app = new_program()
 
 ConfigOption = Annotated[Path, typer.Option(help="YAML file that describes the run; configs/ holds examples")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, any number of them")]
-ScratchOption = Annotated[bool, typer.Option("--from-scratch", help="an option of training; checks nothing here")]
+ScratchOption = Annotated[bool, typer.Option("--from-scratch", help="an option of `taco train`; ignored here")]
 AllowOption = Annotated[list[str] | None, typer.Option(help="key that may have changed since the run began")]
 NodesOption = Annotated[str, typer.Option(help="names of all machines, separated by spaces, in the order of ranks")]
 
@@ -59,7 +59,7 @@ def plan(
     from_scratch: ScratchOption = False,
     processes: Annotated[int | None, typer.Option(help="processes of the whole run")] = None,
 ) -> None:
-    """Print `STEPS RUN_FOLDER/` of a run that could start now.
+    """Print `STEPS RUN_FOLDER/` if the run could start now.
 
     Exit code 2: it cannot start, and a retry would not help: the configuration does not fit, or another run holds the
     folder.

@@ -18,7 +18,7 @@ PICTURE_FILE = "loss_curves.png"
 
 @app.command(epilog="Example: taco report runs/taco_base")
 def report(run: Annotated[Path, typer.Argument(help="run folder (holds metrics.jsonl)")]) -> None:
-    """Draw a run's losses, accuracy, learning rate and gradient norm; prints the paths of the picture and the page."""
+    """Draw a run's losses, accuracy, learning rate and gradient norm; print the paths of the picture and the page."""
     from pretrain.errors import DataError
 
     records = _read(run)
