@@ -1,7 +1,7 @@
-"""Files that survive a crash: hashed while they are written, fsynced, and put in place by rename.
+"""Files that survive a crash: hashed while they are written, fsynced, and published by rename.
 
-The order is always the same: file content, fsync of the file, rename, fsync of the folder. Only then does a name on the
-disk mean that its content is there.
+The order is always the same: file content, fsync of the file, rename, fsync of the folder. Only then does a file name
+on disk guarantee its content.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FileRecord:
 
 
 class Digest(Protocol):
-    """What the hashes of `xxhash` have in common."""
+    """The common interface of `xxhash`'s hashes."""
 
     def update(self, data: bytes | memoryview, /) -> None: ...
 
@@ -41,9 +41,10 @@ class Digest(Protocol):
 
 
 class HashingFile:
-    """A file being written that hashes what passes through, so that nothing has to be read back.
+    """A file that hashes its content while it is written, so that nothing has to be read back.
 
-    Every `chunk_bytes` of it have a hash of their own, the last ones fewer; without, one hash covers the whole file.
+    Every chunk of `chunk_bytes` has its own hash, and so has the shorter last one; without chunks, one hash covers the
+    whole file.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class HashingFile:
         num_bytes: int = 0,
         digests: Sequence[str] = (),
     ) -> None:
-        """Opens `path`; its first `num_bytes`, whose chunks have the hashes `digests`, stay, the rest is cut off."""
+        """Opens `path`; keeps its first `num_bytes`, whose chunks have the hashes `digests`, and truncates the rest."""
         self.num_bytes = num_bytes
         self._new_digest, self._chunk_bytes = new_digest, chunk_bytes or _NO_CHUNKS
         self._file = path.open("r+b" if num_bytes else "wb")
@@ -69,8 +70,8 @@ class HashingFile:
         self._file.seek(num_bytes)
 
     def write(self, content: bytes | memoryview) -> int:
-        """Append and hash; returns the number of bytes taken."""
-        taken = self._file.write(content)
+        """Append and hash; returns the number of bytes written."""
+        num_written = self._file.write(content)
         self.num_bytes += len(content)
         rest = memoryview(content)
         while len(rest) >= self._left:
@@ -79,18 +80,18 @@ class HashingFile:
             rest, self._digest, self._left = rest[self._left :], self._new_digest(), self._chunk_bytes
         self._digest.update(rest)
         self._left -= len(rest)
-        return taken
+        return num_written
 
     def hexdigest(self) -> str:
-        """The hash of everything written so far, where there are no chunks."""
+        """The hash of everything written so far; only for a file without chunks."""
         return self._digest.hexdigest()
 
     def digests(self) -> list[str]:
-        """The hash of every chunk so far, the last one shorter; none for an empty file."""
+        """The hash of every chunk so far, also of the incomplete last one; none for an empty file."""
         return self._done + ([self._digest.hexdigest()] if self._left < self._chunk_bytes else [])
 
     def sync(self) -> None:
-        """Bring everything to the disk."""
+        """Flush everything to disk (fsync)."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -101,14 +102,14 @@ class HashingFile:
 
 @contextmanager
 def hashing_writer(path: Path) -> Iterator[HashingFile]:
-    """Open `path` for writing; on leaving, the content has reached the disk."""
+    """Open `path` for writing; on exit, the content is on disk."""
     with closing(HashingFile(path)) as file:
         yield file
         file.sync()
 
 
 def hash_range(path: Path, first: int, end: int, new_digest: Callable[[], Digest] = xxhash.xxh64) -> str:
-    """The hash of bytes `first` to `end` of a file, or of what there is of them; reads a bounded piece at a time."""
+    """The hash of bytes `first` to `end` of a file, or of those that exist; reads a bounded piece at a time."""
     digest = new_digest()
     for block in _read_range(path, first, end):
         digest.update(block)
@@ -116,7 +117,7 @@ def hash_range(path: Path, first: int, end: int, new_digest: Callable[[], Digest
 
 
 def record_of(path: Path, folder: Path) -> FileRecord:
-    """Size and hash of a file as it lies on the disk."""
+    """Size and hash of a file on disk."""
     num_bytes = path.stat().st_size
     return FileRecord(path.relative_to(folder).as_posix(), num_bytes, hash_range(path, 0, num_bytes, xxhash.xxh3_128))
 
@@ -130,7 +131,7 @@ def _read_range(path: Path, first: int, end: int) -> Iterator[bytes]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` at once: readers see the old file or the new one, also after a power loss."""
+    """Replace `path` atomically with `text`: readers see the old file or the new one, even after a power loss."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -145,26 +146,26 @@ def write_text(path: Path, text: str) -> None:
 
 
 def seal_json(tree: Mapping[str, Any], over: SealedPart) -> str:
-    """`tree` as JSON text that ends with its own hash; `over` says of what.
+    """`tree` as JSON text that contains its own hash under `self_xxh3_128`; `over` says what is hashed.
 
-    Two forms, because files of both are in use. "text", of datasets: of all other bytes, so that no bit may differ, in
-    the last key `self_xxh3_128`. "content", of checkpoints: of the object, however it is laid out, in the key of that
-    name in its place in the alphabet.
+    There are two forms because files of both are in use. "text", for datasets: the hash of all other bytes, so no bit
+    may differ; it is the last key. "content", for checkpoints: the hash of the object, whatever its layout; all keys
+    are sorted.
     """
     if over == "content":
         plain = json.loads(json.dumps(tree))
         return json.dumps(plain | {SELF_HASH: _hash_content(plain)}, indent=1, sort_keys=True) + "\n"
     text = json.dumps({**tree, SELF_HASH: _NO_HASH}, indent=1, ensure_ascii=False) + "\n"
-    # A file name that is no UTF-8 arrives as lone surrogates; it becomes "?" rather than losing what is described.
+    # A file name that is not UTF-8 arrives as lone surrogates; they become "?", so that the description can be saved.
     text = text.encode("utf-8", "replace").decode("utf-8")
     return text.removesuffix(_seal(_NO_HASH)) + _seal(xxhash.xxh3_128_hexdigest(text.encode()))
 
 
 def is_sealed(text: bytes, over: SealedPart) -> bool:
-    """Whether `text`, a JSON object, is what `seal_json` gave for the same `over`: to the bit, or as an object.
+    """Whether `text`, a JSON object, is what `seal_json` returned for the same `over`: bit for bit, or as an object.
 
     Raises:
-        ValueError: "content" of what is no JSON.
+        ValueError: `over` is "content" and `text` is not JSON.
     """
     if over == "content":
         tree = json.loads(text.decode("utf-8"))
@@ -183,7 +184,7 @@ def _hash_content(tree: dict[str, Any]) -> str:
 
 
 def sync_file(path: Path) -> None:
-    """Make the content of an already written file durable."""
+    """Make the content of a file written earlier durable."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -198,7 +199,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folders(folder: Path) -> None:
-    """Make `folder` and what is missing above it, so that they are there after a power loss, too."""
+    """Create `folder` and its missing parents, so that they survive a power loss."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -206,14 +207,14 @@ def make_folders(folder: Path) -> None:
 
 
 def folder_records(folder: Path) -> tuple[FileRecord, ...]:
-    """Name, size and hash of every file in `folder`, by name; none where there is no such folder. Raises OSError."""
+    """Name, size and hash of every file in `folder`, sorted by name; none if the folder is missing. Raises OSError."""
     if not folder.is_dir():
         return ()
     return tuple(record_of(path, folder) for path in sorted(folder.iterdir()) if path.is_file())
 
 
 def find_damage(folder: Path, records: Iterable[FileRecord]) -> dict[Path, str]:
-    """What differs between `folder` and the records of its files, by file; files not in them are ignored."""
+    """What differs between `folder` and the records of its files, by file; files without a record are ignored."""
     damage = {}
     for expected in records:
         path = folder / expected.name

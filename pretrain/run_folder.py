@@ -1,4 +1,4 @@
-"""One run, one folder: who holds it, which configuration it belongs to, in which environment it ran.
+"""The folder of a run: who holds it, which configuration it belongs to, in which environment the run started.
 
 config.yaml ds_config.json env.json metrics.jsonl tokenizer/ checkpoints/ logs/ tensorboard/ report.html
 heartbeats/ slurm/ done.json stop
@@ -32,7 +32,7 @@ from pretrain.runlog import get_logger
 
 log = get_logger(__name__)
 
-# What may differ between two starts of one run without changing what is trained.
+# Keys that may differ between two starts of one run without changing what is trained.
 _FREE_KEYS = (
     "run.output_dir",
     "run.device",
@@ -56,7 +56,7 @@ _KEPT_VARIABLES = ("SLURM_", "NCCL_", "GLOO_", "OMP_", "CUDA_", "TORCH_", "DS_",
 
 
 class RunFolder:
-    """The folder of one run, held by rank 0 of one process group at a time."""
+    """The folder of one run, locked by rank 0 of one process group at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,11 +69,11 @@ class RunFolder:
         self._lock: TextIO | None = None
 
     def claim(self) -> None:
-        """Make the folder and lock it against a second run; called by rank 0.
+        """Create the folder and lock it against a second run; called by rank 0.
 
         Raises:
             TacoError: another run holds it (host, process and job are named), or it cannot be written.
-            ConfigError: it is full of something that is no run.
+            ConfigError: it holds something other than a run.
         """
         try:
             self._refuse_strangers()
@@ -107,19 +107,19 @@ class RunFolder:
             raise TacoError(f"run.output_dir {self.path}: cannot be written: {error}; free space there") from None
 
     def release(self) -> None:
-        """Let the next run have the folder; the operating system does the same when the process dies."""
+        """Unlock the folder for the next run; the operating system does the same when the process dies."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def check_free(self, config: RunConfig, allowed: Iterable[str] = ()) -> None:
-        """Whether a run of this configuration could have the folder now; changes nothing, and holds nothing.
+        """Check that a run with this configuration could claim the folder now; changes and locks nothing.
 
-        What an earlier process of the same SLURM job still holds counts as free: that process is about to end.
+        A folder that an earlier process of the same SLURM job still holds counts as free: that process is about to end.
 
         Raises:
-            ConfigError: another run holds it, it is full of something that is no run, or of one that is configured
-                otherwise.
+            ConfigError: another run holds it, or it holds something other than a run, or a run with another
+                configuration.
         """
         self._refuse_strangers()
         holder = self._find_holder()
@@ -131,7 +131,7 @@ class RunFolder:
         self.check_config(config, allowed)
 
     def _find_holder(self) -> str | None:
-        """Who holds the lock at this moment."""
+        """Who holds the lock now; None if nobody does."""
         try:
             with (self.path / "run.lock").open(encoding="utf-8") as lock:
                 try:
@@ -145,7 +145,7 @@ class RunFolder:
         return None
 
     def clear_heartbeats(self) -> None:
-        """Remove the signs of life of an earlier start.
+        """Remove the heartbeats of an earlier start.
 
         Raises:
             TacoError: the folder cannot be written.
@@ -158,19 +158,19 @@ class RunFolder:
             raise TacoError(f"{self.heartbeats}: cannot be cleared: {error}; free space or remove it") from None
 
     def mark_done(self, step: int) -> None:
-        """Say durably that the run has done its last step; whoever asks compares `step` with train.steps."""
+        """Record durably that the run has done its last step; readers compare `step` with train.steps."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         durable.write_text(self._done, json.dumps({"step": step, "time": now}) + "\n")
 
     def clear_done(self) -> None:
-        """Take the mark away: train.steps was raised, and the run goes on."""
+        """Remove the mark: train.steps was raised, and the run continues."""
         self._done.unlink(missing_ok=True)
 
     def check_config(self, config: RunConfig, allowed: Iterable[str] = ()) -> list[str]:
-        """Differences to the configuration that this folder's run was started with, as `key: old -> new`.
+        """Differences from the configuration that this folder's run was started with, as `key: old -> new`.
 
         Raises:
-            ConfigError: a key differs that changes what is trained, and it is not among `allowed`.
+            ConfigError: a key that changes what is trained differs and is not in `allowed`.
         """
         path = self.path / "config.yaml"
         if not path.is_file():
@@ -206,7 +206,7 @@ class RunFolder:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         for path in (entry for entry in source.iterdir() if entry.is_file()):
-            shutil.copyfile(path, temporary / path.name)  # without the modes that it has there
+            shutil.copyfile(path, temporary / path.name)  # without the source's permissions
             durable.sync_file(temporary / path.name)
         durable.sync_folder(temporary)
         temporary.rename(self.tokenizer)
@@ -226,7 +226,7 @@ class RunFolder:
 
 
 def _with_later_keys(old: dict[str, Any]) -> dict[str, Any]:
-    """The tree of an older version with the defaults of keys that came later; as it is where it fits no more."""
+    """An older version's tree, with defaults for keys added since; unchanged if it is no longer valid."""
     try:
         return RunConfig.model_validate(old).model_dump(mode="json")
     except ValidationError:
@@ -234,7 +234,7 @@ def _with_later_keys(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_part_of(key: str, name: str) -> bool:
-    """True for `name` itself and, where it is a section, for every key in it."""
+    """Whether `key` is `name` itself or, if `name` is a section, a key in it."""
     return key == name or key.startswith(f"{name}.")
 
 
@@ -251,7 +251,7 @@ def compare(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[
 
 
 def describe_environment(world_size: int, device: str) -> dict[str, Any]:
-    """Versions, machine, command and launcher variables of this process, as plain JSON types."""
+    """Versions, machine, command and launcher's environment variables of this process, as plain JSON types."""
     packages = ("torch", "deepspeed", "megatron-core", "transformers", "tokenizers", "numpy", "taco-pretrain")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -276,9 +276,9 @@ def _version(package: str) -> str | None:
 
 
 def _revision() -> str | None:
-    """The git revision of the code, marked when it was changed since; None where no repository tracks the code.
+    """The git revision of the code, marked if there are uncommitted changes; None if no repository tracks the code.
 
-    An installed package may lie inside a repository of somebody else's, as in a virtual environment there.
+    An installed package may be inside somebody else's repository, for example in a virtual environment there.
     """
     code = Path(__file__).resolve()
     tracked = _ask_git(code.parent, "ls-files", "--", code.name)
@@ -286,7 +286,7 @@ def _revision() -> str | None:
 
 
 def _ask_git(folder: Path, *words: str) -> str | None:
-    """What git answers in `folder`; None if it answers nothing, fails, or is not there."""
+    """The output of git in `folder`; None if it is empty, or git fails or is not installed."""
     command = ["git", "-C", str(folder), *words]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
