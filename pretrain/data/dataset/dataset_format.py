@@ -1,7 +1,7 @@
-"""The layout of datasets on disk, which reader and writer share: Megatron's MMIDIDX files.
+"""The layout of datasets on disk, shared by reader and writer: Megatron's MMIDIDX files.
 
-A dataset is PREFIX.bin (token ids, nothing else), PREFIX.idx (where they begin) and PREFIX.json (the manifest, absent
-from Megatron's own datasets). PREFIX.idx, little-endian, without gaps, n sequences and m document-index entries:
+A dataset is PREFIX.bin (token ids only), PREFIX.idx (where sequences begin) and PREFIX.json (the manifest, absent from
+Megatron's own datasets). PREFIX.idx, little-endian, without gaps, with n sequences and m document-index entries:
 
     offset 0    9 bytes     magic b"MMIDIDX\\x00\\x00"
            9    uint64      version, 1
@@ -30,18 +30,18 @@ MAX_SEQUENCE_TOKENS = 2**31 - 1  # lengths are int32
 
 
 def dataset_path(prefix: str | Path, suffix: str) -> Path:
-    """`prefix` + `suffix` (".bin", ".idx", ".json"); dots inside the prefix stay."""
+    """`prefix` + `suffix` (".bin", ".idx", ".json"); dots in the prefix are kept."""
     return Path(f"{prefix}{suffix}")
 
 
 def prefix_of(name: str) -> str:
-    """The prefix of the dataset that one of its files is named of, so that `data/*.json` stands for all of them."""
+    """The dataset prefix for the name of a prefix or of one of its files, so that `data/*.json` names datasets."""
     path = Path(name)
     return str(path.with_suffix("")) if path.suffix in (".bin", ".idx", ".json") and path.is_file() else name
 
 
 class IndexArrays(NamedTuple):
-    """The arrays of PREFIX.idx, mapped: tokens per sequence, byte of each sequence, first sequence of each document."""
+    """The mapped arrays of PREFIX.idx: tokens and byte offset per sequence, first sequence of each document."""
 
     lengths: np.ndarray
     pointers: np.ndarray
@@ -49,7 +49,7 @@ class IndexArrays(NamedTuple):
 
 
 def map_index(path: Path, num_sequences: int, num_entries: int) -> IndexArrays:
-    """The arrays of the index file `path` with so many sequences and document-index entries; nothing is checked."""
+    """The arrays of the index file `path` with these numbers of sequences and document-index entries; unchecked."""
     pointers_first = HEADER_BYTES + 4 * num_sequences
     return IndexArrays(
         lengths=map_array(path, "<i4", HEADER_BYTES, num_sequences),
@@ -62,5 +62,5 @@ def map_array(path: Path, dtype: np.typing.DTypeLike, offset: int, count: int) -
     """`count` elements of the file `path` from byte `offset` on, mapped read-only."""
     if count == 0:  # an empty range cannot be mapped
         return np.empty(0, dtype)
-    # A plain view: slices of np.memmap objects cost several times as much.
+    # A plain view: slicing np.memmap objects costs several times as much.
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,)).view(np.ndarray)

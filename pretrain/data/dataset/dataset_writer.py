@@ -1,7 +1,7 @@
-"""Writes datasets: token ids appended under temporary names, published whole at the end, resumable in between.
+"""Writes datasets: appends token ids to temporary files, publishes them all at the end, can resume in between.
 
-The last step of preprocessing and merging. Memory does not grow with the dataset: what the index needs is spooled to
-disk beside PREFIX.bin.tmp, 4 bytes per sequence and 8 per document.
+The last step of preprocessing and merging. Memory does not grow with the dataset: data for the index is spooled to disk
+beside PREFIX.bin.tmp, 4 bytes per sequence and 8 per document.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class WriterState:
-    """What a writer has brought to the disk; another one cuts the files back to this and goes on.
+    """What a writer has flushed to disk; a resuming writer truncates the files to this and continues.
 
-    `bin_xxh64` holds the hash of every 64 MiB of PREFIX.bin.tmp, the last one of what there is of it.
+    `bin_xxh64` holds the hash of every 64 MiB of PREFIX.bin.tmp; the last part may be shorter.
     """
 
     documents: int = 0
@@ -44,8 +44,8 @@ class WriterState:
 class IndexedDatasetWriter:
     """Writes one dataset under temporary names and publishes it at the end; memory does not grow with the dataset.
 
-    Use it as a context manager. Leaving the block without `finalize`, or by an exception, removes everything it wrote,
-    unless `keep` was called.
+    Use it as a context manager. Leaving the block without `finalize`, or with an exception, removes everything it
+    wrote, unless `keep` was called.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class IndexedDatasetWriter:
         overwrite: bool = False,
         state: WriterState | None = None,
     ) -> None:
-        """Prepares to write token ids of `dtype` to PREFIX.bin, .idx and .json, or to go on from `state`.
+        """Prepares to write token ids of `dtype` to PREFIX.bin, .idx and .json, or to resume from `state`.
 
         Raises:
             DataError: the dataset exists and `overwrite` is not set, or `dtype` cannot be stored.
@@ -90,14 +90,14 @@ class IndexedDatasetWriter:
 
     def __exit__(self, *error: object) -> None:
         for file in (self._bin, self._lengths, self._documents):
-            with suppress(OSError):  # closing flushes, which fails once more on a full disk
+            with suppress(OSError):  # closing flushes, which fails again on a full disk
                 file.close()
         if not self._is_kept:
             remove_temporaries(self.prefix)
 
     @property
     def bin_path(self) -> Path:
-        """Where the token ids stand until they are published."""
+        """The file of the token ids until they are published."""
         return self._temporary["bin"]
 
     @property
@@ -119,7 +119,7 @@ class IndexedDatasetWriter:
         """Appends a document of one or more sequences: one-dimensional integer arrays of token ids, any length.
 
         Raises:
-            DataError: an id does not fit into the dtype, an array has a wrong shape or type, or the disk is full.
+            DataError: an id does not fit the dtype, an array has the wrong shape or type, or the disk is full.
         """
         arrays = [np.asarray(sequence) for sequence in sequences]
         encoded = [self._encode(array) for array in arrays]
@@ -131,12 +131,12 @@ class IndexedDatasetWriter:
     def add_documents(
         self, tokens: np.ndarray, sequence_lengths: np.ndarray, sequences_per_document: np.ndarray | None = None
     ) -> None:
-        """Appends many documents at once: `tokens` [t], all ids one after the other, cut by `sequence_lengths` [s].
+        """Appends many documents at once: `tokens` [t], all ids concatenated, with `sequence_lengths` [s].
 
-        `sequences_per_document` [d] cuts the sequences into documents; without it each sequence is a document.
+        `sequences_per_document` [d] groups the sequences into documents; without it each sequence is a document.
 
         Raises:
-            DataError: an id does not fit into the dtype, the lengths do not add up, or the disk is full.
+            DataError: an id does not fit the dtype, the lengths do not add up, or the disk is full.
         """
         lengths = np.asarray(sequence_lengths, np.int64)
         counts = np.ones(lengths.size, np.int64) if sequences_per_document is None else sequences_per_document
@@ -152,7 +152,7 @@ class IndexedDatasetWriter:
         self._num_documents += ends.size
 
     def checkpoint(self) -> WriterState:
-        """Brings everything so far to the disk and says what that is.
+        """Flushes everything so far to disk and returns the state to resume from.
 
         Raises:
             DataError: the disk is full.
@@ -167,7 +167,7 @@ class IndexedDatasetWriter:
         )
 
     def keep(self) -> None:
-        """Leaves the temporary files in place at the end of the block, for a later writer with a `state`."""
+        """Keeps the temporary files at the end of the block, for a later writer with a `state`."""
         self._is_kept = True
 
     def finalize(
@@ -183,8 +183,8 @@ class IndexedDatasetWriter:
     ) -> Manifest:
         """Publishes the dataset, PREFIX.json last, all of it on disk before the first rename; returns the manifest.
 
-        `publish_beside` puts further files in their place, at a time when no PREFIX.json vouches for the dataset; an
-        OSError in it is one of writing. The other arguments go into the manifest.
+        `publish_beside` publishes further files, while there is no PREFIX.json; its OSErrors count as write errors. The
+        other arguments go into the manifest.
 
         Raises:
             DataError: an id is not in the vocabulary of `tokenizer`, or writing fails; nothing is published then.
@@ -230,8 +230,8 @@ class IndexedDatasetWriter:
         self._bin = HashingFile(
             self._temporary["bin"], xxhash.xxh64, CHUNK_BYTES, num_bytes=size, digests=self._resumed.bin_xxh64
         )
-        self._lengths = _cut_back(self._temporary["lengths"], 4 * self._num_sequences)
-        self._documents = _cut_back(self._temporary["documents"], 8 * (self._num_documents + 1))
+        self._lengths = _truncate(self._temporary["lengths"], 4 * self._num_sequences)
+        self._documents = _truncate(self._temporary["documents"], 8 * (self._num_documents + 1))
 
     def _check_lengths(self, tokens: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> None:
         if lengths.size and (lengths.min() < 0 or lengths.max() > MAX_SEQUENCE_TOKENS):
@@ -264,7 +264,7 @@ class IndexedDatasetWriter:
         return sequence.astype(self.dtype, copy=False)
 
     def _write_index(self) -> HashingFile:
-        """The index from the spooled lengths and document indices, a bounded piece at a time."""
+        """Writes the index from the spooled lengths and document indices, a bounded piece at a time."""
         index = HashingFile(self._temporary["idx"], xxhash.xxh64)
         with closing(index):
             index.write(MAGIC + struct.pack("<QB", VERSION, CODE_OF_DTYPE[self.dtype.name]))
@@ -285,7 +285,7 @@ class IndexedDatasetWriter:
         return index
 
     def _publish(self, manifest: Manifest, publish_beside: Callable[[Manifest], None] | None) -> Manifest:
-        # What is replaced stops looking finished before its parts change.
+        # A dataset that is replaced must stop looking complete before its files change.
         for suffix in (".json", ".idx"):
             dataset_path(self.prefix, suffix).unlink(missing_ok=True)
         durable.sync_folder(dataset_path(self.prefix, ".json").parent)
@@ -300,7 +300,7 @@ class IndexedDatasetWriter:
 
 
 def can_resume(prefix: str | Path, dtype: np.typing.DTypeLike, state: WriterState) -> bool:
-    """Whether the temporary files of `prefix` hold all of `state`; of PREFIX.bin.tmp the last 64 MiB are hashed."""
+    """Whether the temporary files of `prefix` hold all of `state`; hashes only the last chunk of PREFIX.bin.tmp."""
     paths, num_bytes = _temporary_paths(prefix), state.tokens * np.dtype(dtype).itemsize
     sizes = {"bin": num_bytes, "lengths": 4 * state.sequences, "documents": 8 * (state.documents + 1)}
     if not all(paths[name].is_file() and paths[name].stat().st_size >= size for name, size in sizes.items()):
@@ -311,16 +311,16 @@ def can_resume(prefix: str | Path, dtype: np.typing.DTypeLike, state: WriterStat
 
 @contextmanager
 def explain_os_errors(prefix: str | Path) -> Iterator[None]:
-    """Turns what the system says about writing into a DataError with the file and the remedy."""
+    """Turns an OSError in writing into a DataError with the file and the remedy."""
     try:
         yield
     except OSError as error:
-        where = error.filename or prefix
-        raise DataError(f"{where}: cannot be written: {error.strerror}; free space or choose another folder") from error
+        path = error.filename or prefix
+        raise DataError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from error
 
 
 def remove_temporaries(prefix: str | Path) -> None:
-    """Removes what a writer of `prefix` has left."""
+    """Removes the temporary files that a writer of `prefix` left."""
     for path in _temporary_paths(prefix).values():
         path.unlink(missing_ok=True)
 
@@ -329,7 +329,7 @@ def _temporary_paths(prefix: str | Path) -> dict[str, Path]:
     return {name: dataset_path(prefix, f".{name}.tmp") for name in ("bin", "idx", "lengths", "documents")}
 
 
-def _cut_back(path: Path, num_bytes: int) -> BinaryIO:
+def _truncate(path: Path, num_bytes: int) -> BinaryIO:
     file = path.open("r+b")
     file.truncate(num_bytes)
     file.seek(num_bytes)

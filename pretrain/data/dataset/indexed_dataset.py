@@ -1,10 +1,10 @@
 """Token datasets on disk: a strict, memory-mapped, torch-free reader of Megatron's MMIDIDX files.
 
-It stands between preprocessing, which writes token ids once (`dataset_writer`), and the sample index, which reads them
-in any order. The layout of the files is written in `dataset_format`.
+Preprocessing writes token ids once (`dataset_writer`); the sample index reads them in any order through this module.
+The file layout is documented in `dataset_format`.
 
-The files are mapped, not copied: truncating one of them while it is open ends the process by SIGBUS, which no check at
-opening can prevent. Programs of this project replace datasets by renaming, which leaves open ones intact.
+The files are mapped, not copied: truncating one while it is open kills the process with SIGBUS, which no check at
+opening can prevent. This project's programs replace datasets by renaming, which leaves open ones intact.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pretrain.data.dataset.dataset_format import (
 from pretrain.data.dataset.manifest import REMEDY, Manifest
 from pretrain.errors import DataError
 
-# Elements looked at in one go: bounds the memory of every check, and of the sums that could otherwise overflow.
+# Elements per step: bounds the memory of every check, and the sums, which could otherwise overflow.
 _CHUNK = 1 << 20
 
 
 class IndexedDataset:
-    """One dataset, opened read-only; every header field is checked against the real file sizes at opening.
+    """One dataset, opened read-only; opening checks every header field against the actual file sizes.
 
     Attributes:
         prefix: the path without suffix.
@@ -43,14 +43,14 @@ class IndexedDataset:
         document_indices: int64 [num_documents + 1], first sequence of each document.
         document_offsets: int64 [num_documents + 1], first token of each document; aligned and in memory.
         tokens: `dtype` [num_tokens], mapped.
-        manifest: of PREFIX.json, None where there is no such file.
+        manifest: of PREFIX.json, None if there is no such file.
     """
 
     def __init__(self, prefix: str | Path) -> None:
         """Opens PREFIX.bin and PREFIX.idx.
 
         Raises:
-            DataError: a file is missing, or the file, field, expected and found value of what is wrong with it.
+            DataError: a file is missing or invalid; names the file, the field, its expected and its actual value.
         """
         self.prefix = str(prefix)
         self.bin_path, self.idx_path = dataset_path(prefix, ".bin"), dataset_path(prefix, ".idx")
@@ -87,22 +87,22 @@ class IndexedDataset:
             self._refuse("version", f"{VERSION}", f"{version}")
         if code not in DTYPE_OF_CODE:
             self._refuse("dtype code", f"an integer type, one of {sorted(DTYPE_OF_CODE)}", f"{code}")
-        expected = HEADER_BYTES + 12 * num_sequences + 8 * num_entries
-        if expected != self._idx_bytes:
+        expected_bytes = HEADER_BYTES + 12 * num_sequences + 8 * num_entries
+        if expected_bytes != self._idx_bytes:
             counts = f"{num_sequences} sequences and {num_entries} document indices"
-            self._refuse("size", f"{expected} bytes for {counts}", f"{self._idx_bytes}")
+            self._refuse("size", f"{expected_bytes} bytes for {counts}", f"{self._idx_bytes}")
         return np.dtype(DTYPE_OF_CODE[code]).newbyteorder("<"), num_sequences, num_entries
 
     def _check_sequences(self) -> int:
-        """Holds lengths, pointers and the size of PREFIX.bin against each other; returns bytes of tokens."""
+        """Checks lengths, pointers and the size of PREFIX.bin against each other; returns bytes of tokens."""
         end = 0
         for first, last in _chunks(self.num_sequences):
             lengths = self.sequence_lengths[first:last].astype(np.int64)
             self._require(first, "sequence length", lengths >= 0, "at least ", np.zeros_like(lengths), lengths)
             stops = end + np.cumsum(lengths * self.dtype.itemsize)
             starts = np.concatenate(([end], stops[:-1]))
-            found = np.asarray(self.sequence_pointers[first:last])
-            self._require(first, "sequence pointer", found == starts, "", starts, found)
+            pointers = np.asarray(self.sequence_pointers[first:last])
+            self._require(first, "sequence pointer", pointers == starts, "", starts, pointers)
             end = int(stops[-1])
             if end > self._bin_bytes:  # before the next chunk, so that sums stay far from 2^63
                 break
@@ -118,10 +118,10 @@ class IndexedDataset:
         if self.document_indices[0] != 0:
             self._refuse("document index 0", "0", f"{self.document_indices[0]}")
         for first, last in _chunks(self.num_documents + 1):
-            found = np.asarray(self.document_indices[first:last])
-            before = np.concatenate(([previous], found[:-1]))
-            self._require(first, "document index", found >= before, "at least ", before, found)
-            previous = int(found[-1])
+            indices = np.asarray(self.document_indices[first:last])
+            before = np.concatenate(([previous], indices[:-1]))
+            self._require(first, "document index", indices >= before, "at least ", before, indices)
+            previous = int(indices[-1])
         if previous != self.num_sequences:
             self._refuse("last document index", f"the sequence count {self.num_sequences}", f"{previous}")
 
@@ -139,7 +139,7 @@ class IndexedDataset:
         if not path.exists():
             return None
         manifest = Manifest.load(path)
-        for field, found in (
+        for field, actual in (
             ("dtype", self.dtype.name),
             ("documents", self.num_documents),
             ("sequences", self.num_sequences),
@@ -148,20 +148,20 @@ class IndexedDataset:
             ("idx_bytes", self._idx_bytes),
         ):
             expected = getattr(manifest, field)
-            if expected != found:
-                raise DataError(f"{path}: {field}: the manifest says {expected}, the dataset has {found}; {REMEDY}")
+            if expected != actual:
+                raise DataError(f"{path}: {field}: the manifest says {expected}, the dataset has {actual}; {REMEDY}")
         return manifest
 
     def _require(
-        self, first: int, field: str, is_good: np.ndarray, relation: str, expected: np.ndarray, found: np.ndarray
+        self, first: int, field: str, is_good: np.ndarray, relation: str, expected: np.ndarray, actual: np.ndarray
     ) -> None:
-        """Raises for the first entry that is not good; `first` is the number of the chunk's first entry."""
+        """Raises DataError for the first bad entry; `first` is the number of the chunk's first entry."""
         if not is_good.all():
-            worst = int(np.argmin(is_good))
-            self._refuse(f"{field} {first + worst}", f"{relation}{expected[worst]}", f"{found[worst]}")
+            first_bad = int(np.argmin(is_good))
+            self._refuse(f"{field} {first + first_bad}", f"{relation}{expected[first_bad]}", f"{actual[first_bad]}")
 
-    def _refuse(self, field: str, expected: str, found: str) -> None:
-        raise DataError(f"{self.idx_path}: {field}: expected {expected}, found {found}; {REMEDY}")
+    def _refuse(self, field: str, expected: str, actual: str) -> None:
+        raise DataError(f"{self.idx_path}: {field}: expected {expected}, found {actual}; {REMEDY}")
 
 
 def _file_size(path: Path) -> int:

@@ -1,8 +1,8 @@
-"""What stands beside a dataset: PREFIX.json, the record of how PREFIX.bin and PREFIX.idx came to be.
+"""The manifest of a dataset: PREFIX.json, which records how PREFIX.bin and PREFIX.idx were made.
 
-The writer saves it last, so its presence says that the dataset is complete; `verify` holds the files against its
-hashes; training compares the tokenizers of several datasets through it. It ends with the hash of its own bytes, so a
-manifest that was damaged or edited is refused wherever it is read.
+The writer saves it last, so its presence means that the dataset is complete; `verify` checks the files against its
+hashes; training uses it to compare the tokenizers of several datasets. It ends with the hash of its own bytes, so a
+damaged or edited manifest is refused wherever it is read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DtypeName = Annotated[str, Field(pattern=r"^(uint8|int8|int16|int32|int64|uint16
 
 @dataclass(frozen=True)
 class Dropped:
-    """What one reason kept out of the dataset; tokens are 0 where the text was never tokenised."""
+    """What was left out of the dataset for one reason; tokens are 0 if the text was never tokenised."""
 
     documents: Count = 0
     tokens: Count = 0
@@ -41,10 +41,10 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What decided the content of a dataset besides the text: the options of `taco data preprocess`.
+    """What besides the text determined a dataset's content: the options of `taco data preprocess`.
 
-    Inputs and tokenizer are those that were named. `hash_range`: LO:HI. `reading` and `cleaning`: every option by its
-    name, also those that had their default values, which another release may change.
+    Inputs and tokenizer are as given on the command line. `hash_range`: LO:HI. `reading` and `cleaning`: every option
+    by name, including those left at their defaults, which another release may change.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -62,10 +62,10 @@ class Preprocessing:
 class Manifest:
     """The content of PREFIX.json; hashes are xxh64, 16 hexadecimal digits.
 
-    `tokenizer_files` are those of the folder PREFIX.tokenizer at the time of writing, none where there was no folder.
-    `replaced`: documents that are kept with U+FFFD for bytes that were not UTF-8. `shard`: which part of how many.
-    `preprocessing`: None where no single run of preprocessing would give the dataset, and in manifests of release
-    0.1.0, which told the options by `command` alone.
+    `tokenizer_files`: those in the folder PREFIX.tokenizer at the time of writing, none if there was no folder.
+    `replaced`: documents kept with U+FFFD for bytes that were not UTF-8. `shard`: (index, number of shards).
+    `preprocessing`: None if no single run of preprocessing would give the dataset, and in manifests of release 0.1.0,
+    which recorded the options in `command` only.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -94,8 +94,8 @@ class Manifest:
         """The manifest in the file `path`.
 
         Raises:
-            DataError: the file is missing, is not JSON, is of another format version, differs from what was written,
-                or a field is wrong.
+            DataError: the file is missing, is not JSON, has another format version, differs from what was written, or a
+                field is invalid.
         """
         text = _read(path)
         tree = _parse(path, text)
@@ -118,25 +118,25 @@ class Manifest:
         return manifest
 
     def save(self, path: Path) -> None:
-        """Writes the file `path` so that a crash leaves the old one or the new one, never a part."""
+        """Writes the file `path` atomically: a crash leaves the old one or the new one."""
         durable.write_text(path, durable.seal_json(asdict(self), "text"))
 
     def problems(self) -> list[str]:
-        """Every contradiction between fields; empty for a sound manifest."""
-        vocab_size, found = self.tokenizer.vocab_size, []
+        """Every contradiction between fields; empty for a valid manifest."""
+        vocab_size, problems = self.tokenizer.vocab_size, []
         for name, token_id in asdict(self.tokenizer.special).items():
             if token_id >= vocab_size:
-                found.append(f"tokenizer.special.{name} ({token_id}) must be below vocab_size ({vocab_size})")
+                problems.append(f"tokenizer.special.{name} ({token_id}) must be below vocab_size ({vocab_size})")
         num_chunks = -(-self.bin_bytes // self.chunk_bytes)
         if len(self.bin_xxh64) != num_chunks:
-            found.append(
+            problems.append(
                 f"bin_xxh64: expected {num_chunks} hashes for {self.bin_bytes} bytes in chunks of "
                 f"{self.chunk_bytes}, found {len(self.bin_xxh64)}"
             )
         for record in self.tokenizer_files:
             if Path(record.name).name != record.name:
-                found.append(f"tokenizer_files: names a file outside the tokenizer's folder: {record.name!r}")
-        return found
+                problems.append(f"tokenizer_files: names a file outside the tokenizer's folder: {record.name!r}")
+        return problems
 
 
 @cache

@@ -1,6 +1,6 @@
-"""Holds a dataset against its manifest: every byte of PREFIX.bin, .idx, .json, the tokenizer's folder, index tables.
+"""Checks a dataset against its manifest: every byte of PREFIX.bin, .idx, .json, the tokenizer's folder, index tables.
 
-Whatever differs is named with its place. Chunks of PREFIX.bin are hashed by several threads, a few MiB in memory each.
+Every difference is reported with its location. Several threads hash chunks of PREFIX.bin, a few MiB of memory each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: in which file, in which of its bytes (None: not a matter of certain bytes), in words."""
+    """One problem: its file, the affected bytes (None: no particular ones) and a message."""
 
     file: str
     message: str
@@ -42,9 +42,9 @@ class Problem:
 
 @dataclass
 class Verification:
-    """What was found: problems (none for a sound dataset), and what a sound dataset has.
+    """The result: problems (none for an intact dataset), and the counts of an intact dataset.
 
-    `largest_id` and `empty_documents` are None unless every token was looked at (`deep`).
+    `largest_id` and `empty_documents` are None unless every token was checked (`deep`).
     """
 
     prefix: str
@@ -57,12 +57,12 @@ class Verification:
 
 
 class _IdScan:
-    """Looks for token ids outside the vocabulary in pieces of PREFIX.bin."""
+    """Looks for token ids outside the vocabulary in blocks of PREFIX.bin."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._dtype, self._vocab_size = np.dtype(manifest.dtype).newbyteorder("<"), manifest.tokenizer.vocab_size
         self.largest_id, self.num_outside = 0, 0
-        self.first_outside: tuple[int, int] | None = None  # the byte where it begins, the id
+        self.first_outside: tuple[int, int] | None = None  # byte offset, token id
 
     def update(self, block: bytes, first_byte: int) -> None:
         ids = np.frombuffer(block, self._dtype)
@@ -72,13 +72,13 @@ class _IdScan:
             return
         outside = np.flatnonzero((ids >= self._vocab_size) | (ids < 0))
         self.num_outside += len(outside)
-        place = int(outside[0])
-        self.first_outside = self.first_outside or (first_byte + place * ids.itemsize, int(ids[place]))
+        position = int(outside[0])
+        self.first_outside = self.first_outside or (first_byte + position * ids.itemsize, int(ids[position]))
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """What reading one chunk of PREFIX.bin gave: a hash, or the system's complaint; ids where they were asked for."""
+    """The result of reading one chunk of PREFIX.bin: a hash or the operating system's error, and ids if requested."""
 
     digest: str = ""
     complaint: str = ""
@@ -86,7 +86,7 @@ class _Chunk:
 
 
 def count_bytes(prefix: str | Path) -> int:
-    """Bytes that `check` reads: of PREFIX.bin and PREFIX.idx, as far as they exist."""
+    """Bytes that `check` reads: those of PREFIX.bin and PREFIX.idx if they exist."""
     paths = [dataset_path(prefix, suffix) for suffix in (".bin", ".idx")]
     return sum(path.stat().st_size for path in paths if path.is_file())
 
@@ -94,9 +94,9 @@ def count_bytes(prefix: str | Path) -> int:
 def check(
     prefix: str | Path, *, threads: int = 1, deep: bool = False, on_progress: Progress = lambda num_bytes: None
 ) -> Verification:
-    """Everything that is wrong with the dataset; `deep` also looks at every token id.
+    """Every problem of the dataset; `deep` also checks every token id.
 
-    `on_progress` is told of bytes as they are read, from any thread.
+    `on_progress` is called with the number of bytes read, from any thread.
     """
     result = Verification(str(prefix))
     json_path = dataset_path(prefix, ".json")
@@ -106,7 +106,7 @@ def check(
     try:
         manifest = Manifest.load(json_path)
     except DataError as error:
-        # Nothing else can be held against hashes that are themselves in doubt.
+        # Nothing else can be checked against hashes that may be wrong themselves.
         result.problems = [_from_error(prefix, error)]
         return result
     result.problems = _check_index(prefix, manifest, on_progress)
@@ -128,7 +128,7 @@ def _without_manifest(prefix: str | Path) -> list[Problem]:
 def _describe(prefix: str | Path, result: Verification, deep: bool) -> None:
     try:
         dataset = IndexedDataset(prefix)
-    except DataError as error:  # written like this: hashes fit, content does not
+    except DataError as error:  # written like this: the hashes match, but the content is invalid
         result.problems.append(_from_error(prefix, error))
         return
     result.documents, result.sequences, result.tokens = dataset.num_documents, dataset.num_sequences, dataset.num_tokens
@@ -139,23 +139,23 @@ def _describe(prefix: str | Path, result: Verification, deep: bool) -> None:
 def _check_index(prefix: str | Path, manifest: Manifest, on_progress: Progress) -> list[Problem]:
     path = dataset_path(prefix, ".idx")
     try:
-        found = path.stat().st_size
-        if found != manifest.idx_bytes:
-            return [_wrong_size(path, manifest.idx_bytes, found)]
+        num_bytes = path.stat().st_size
+        if num_bytes != manifest.idx_bytes:
+            return [_wrong_size(path, manifest.idx_bytes, num_bytes)]
         digest = xxhash.xxh64()
-        for block in _blocks(path, 0, found):
+        for block in _blocks(path, 0, num_bytes):
             digest.update(block)
             on_progress(len(block))
     except OSError as error:
         return [_unreadable(path, error)]
     if digest.hexdigest() == manifest.idx_xxh64:
         return []
-    where = f"bytes 0 to {found}: expected xxh64 {manifest.idx_xxh64}, found {digest.hexdigest()}"
-    return [Problem(str(path), f"{where}; {_contradiction(prefix)}", (0, found))]
+    difference = f"bytes 0 to {num_bytes}: expected xxh64 {manifest.idx_xxh64}, found {digest.hexdigest()}"
+    return [Problem(str(path), f"{difference}; {_contradiction(prefix)}", (0, num_bytes))]
 
 
 def _contradiction(prefix: str | Path) -> str:
-    """The first field of PREFIX.idx that contradicts others, with the remedy; the remedy alone where none does."""
+    """The first field of PREFIX.idx that contradicts others, with the remedy; only the remedy if none does."""
     try:
         IndexedDataset(prefix)
     except DataError as error:
@@ -190,7 +190,7 @@ def _check_tokens(
 
 
 def _check_tokenizer(prefix: str | Path, manifest: Manifest) -> list[Problem]:
-    """Whether the folder PREFIX.tokenizer is as it was, and the tokenizer that made the dataset."""
+    """Problems of the folder PREFIX.tokenizer: changed files, or another tokenizer than the one that made the ids."""
     from pretrain.data.tokenizer.load import find_dataset_tokenizer
 
     folder = dataset_path(prefix, ".tokenizer")
@@ -205,7 +205,7 @@ def _check_tokenizer(prefix: str | Path, manifest: Manifest) -> list[Problem]:
 
 
 def _check_tables(prefix: str | Path) -> list[Problem]:
-    """Whether the index tables in PREFIX.index, each with a hash of its own, are as they were."""
+    """Damaged index tables in PREFIX.index; each holds its own hash."""
     problems = []
     for path in sorted(dataset_path(prefix, ".index").glob("*.index")):
         if (complaint := index_cache.find_damage(path)) is not None:
@@ -216,7 +216,7 @@ def _check_tables(prefix: str | Path) -> list[Problem]:
 def _read_chunks(
     path: Path, size: int, manifest: Manifest, threads: int, deep: bool, on_progress: Progress
 ) -> Iterator[_Chunk]:
-    """The chunks of a file of `size` bytes that are there in full, in order."""
+    """The complete chunks of a file of `size` bytes, in order."""
     lock = threading.Lock()
 
     def read(number: int) -> _Chunk:
@@ -234,7 +234,7 @@ def _read_chunks(
     try:
         yield from executor.map(read, range(num_chunks))
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)  # an interrupted check must not finish its queue first
+        executor.shutdown(wait=True, cancel_futures=True)  # an interrupted check must not process the rest of its queue
 
 
 def _read_chunk(path: Path, first: int, end: int, ids: _IdScan | None, on_progress: Progress) -> _Chunk:
@@ -263,21 +263,21 @@ def _outside_vocabulary(path: Path, ids: _IdScan, vocab_size: int) -> list[Probl
 
 
 def _blocks(path: Path, first: int, end: int) -> Iterator[bytes]:
-    # Unbuffered: the blocks are large, and a bad sector then costs no more than its own block.
+    # Unbuffered: the blocks are large, and a bad sector then loses no more than its own block.
     with path.open("rb", buffering=0) as file:
         while first < end:
             block = os.pread(file.fileno(), min(_BLOCK, end - first), first)
             if not block:
                 raise OSError(0, f"the file ends at byte {first}")
-            # A short read may end within a token; whole tokens only, the rest comes again.
+            # A short read may end within a token; keep whole tokens only, the rest is read again.
             block = block[: len(block) - len(block) % 8] or block
             first += len(block)
             yield block
 
 
-def _wrong_size(path: Path, expected: int, found: int) -> Problem:
-    bytes_ = (found, expected) if found < expected else (expected, found)
-    return Problem(str(path), f"expected {expected} bytes, found {found}; {REMEDY}", bytes_)
+def _wrong_size(path: Path, expected: int, actual: int) -> Problem:
+    bytes_ = (actual, expected) if actual < expected else (expected, actual)
+    return Problem(str(path), f"expected {expected} bytes, found {actual}; {REMEDY}", bytes_)
 
 
 def _unreadable(path: Path, error: OSError) -> Problem:
@@ -285,7 +285,7 @@ def _unreadable(path: Path, error: OSError) -> Problem:
 
 
 def _from_error(prefix: str | Path, error: DataError) -> Problem:
-    """The sentences of reader and manifest begin with their file."""
+    """The problem of an error from reader or manifest, whose messages begin with their file."""
     for suffix in (".bin", ".idx", ".json"):
         file = str(dataset_path(prefix, suffix))
         if str(error).startswith(f"{file}: "):
@@ -294,5 +294,5 @@ def _from_error(prefix: str | Path, error: DataError) -> Problem:
 
 
 def verify(prefix: str | Path) -> list[str]:
-    """Every problem of the dataset, one sentence each; [] is sound. `verification.check` says more."""
+    """Every problem of the dataset, one sentence each; [] if it is intact. `verification.check` reports more."""
     return [str(problem) for problem in check(prefix).problems]
