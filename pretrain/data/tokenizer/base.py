@@ -1,4 +1,4 @@
-"""What every kind of tokenizer has in common: its face, its special tokens, and how it is saved for transformers."""
+"""The common base of all tokenizers: their interface, special tokens, and how they are saved for transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pretrain.data.tokenizer.folder import write_folder
 from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
 from pretrain.errors import DataError
 
-# Names by role, the preferred one first; the first that a vocabulary holds is taken.
+# Names by role, in order of preference; the first that is in the vocabulary is used.
 SPECIAL_NAMES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -26,7 +26,7 @@ SPECIAL_NAMES = {
 
 
 class Tokenizer(ABC):
-    """A vocabulary with its rules; `info` goes into manifests, equal `info.sha256` means equal ids.
+    """A vocabulary with its rules; `info` goes into manifests, and equal `info.sha256` means equal ids.
 
     Attributes:
         info: kind, name, hash, size, casing and special ids.
@@ -45,19 +45,19 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without [CLS] and [SEP], by the library of its kind."""
+        """Token ids of each text, without [CLS] and [SEP], from the reference library of its kind."""
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts, one text after the other (`best_dtype(vocab_size)`), and their number per text (int64).
+        """Ids of all texts, concatenated (`best_dtype(vocab_size)`), and their number per text (int64).
 
-        The same ids as `encode_batch` gives.
+        The ids are the same as those from `encode_batch`.
 
         Raises:
             DataError: a text cannot be written as UTF-8; says which and where.
         """
         try:
             return self._encode(texts)
-        except (UnicodeEncodeError, TypeError):  # the second one is sentencepiece's word for the same
+        except (UnicodeEncodeError, TypeError):  # sentencepiece raises TypeError for the same fault
             check_utf8(texts)
             raise
 
@@ -66,31 +66,32 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, normalised as the tokenizer does; special tokens appear by name."""
+        """The text of `ids`, as normalised by the tokenizer; special tokens appear by name."""
 
     @abstractmethod
     def continues_word(self) -> np.ndarray:
-        """Bool [vocab_size]: whether a piece goes on with the word of the piece before it."""
+        """Bool [vocab_size]: whether a piece continues the word of the piece before it."""
 
     @abstractmethod
     def _to_tokenizers(self) -> Any:
         """The `tokenizers.Tokenizer` with the same ids, for transformers."""
 
     def piece(self, index: int) -> str:
-        """The piece with id `index` as it stands in the vocabulary, with the marks of word boundaries."""
+        """The piece with id `index` as written in the vocabulary, with its word-boundary marks."""
         return self._pieces[index]
 
     def special_ids(self) -> list[int]:
-        """Every id that is no ordinary text, ascending."""
+        """Every id that is not ordinary text, ascending."""
         return sorted(set(asdict(self.special).values()))
 
     def save_pretrained(self, folder: str | Path, *, max_length: int | None = None) -> None:
-        """Writes what `transformers.AutoTokenizer` and `load_tokenizer` load from `folder`.
+        """Writes the files that `transformers.AutoTokenizer` and `load_tokenizer` load from `folder`.
 
-        `max_length`, in tokens, is where transformers truncates when asked to truncate.
+        `max_length`, in tokens, is where transformers truncates if truncation is requested.
 
         Raises:
-            DataError: a file cannot be written, or the vocabulary cannot be given to transformers with the same ids.
+            DataError: a file cannot be written, or the vocabulary cannot be converted for transformers with the same
+                ids.
         """
         from tokenizers import AddedToken, processors
 
@@ -108,7 +109,7 @@ class Tokenizer(ABC):
 
 
 def join_ids(batch: Sequence[Sequence[int]], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """The lists of `batch` one after the other, and their lengths (int64)."""
+    """The lists of `batch`, concatenated, and their lengths (int64)."""
     lengths = np.fromiter(map(len, batch), np.int64, len(batch))
     return np.fromiter(chain.from_iterable(batch), dtype, int(lengths.sum())), lengths
 
@@ -128,23 +129,23 @@ def check_utf8(texts: Sequence[str]) -> None:
 
 
 def find_special(path: Path, vocab: Mapping[str, int], names: Mapping[str, Sequence[str]]) -> SpecialIds:
-    """The ids of the five special tokens; of the `names` of a role the first that `vocab` holds counts.
+    """The ids of the five special tokens: for each role, that of the first of its `names` in `vocab`.
 
     Raises:
         DataError: a role has none.
     """
-    found = {role: next((vocab[name] for name in known if name in vocab), None) for role, known in names.items()}
-    missing = [" or ".join(names[role]) for role, index in found.items() if index is None]
+    ids = {role: next((vocab[name] for name in choices if name in vocab), None) for role, choices in names.items()}
+    missing = [" or ".join(names[role]) for role, index in ids.items() if index is None]
     if missing:
         raise DataError(
             f"{path}: the vocabulary of {len(vocab)} pieces lacks {', '.join(missing)}; BERT needs padding, unknown, "
             "[CLS], [SEP] and [MASK]: add them, or train a vocabulary with `taco data train-tokenizer`"
         )
-    return SpecialIds(**{role: index for role, index in found.items() if index is not None})
+    return SpecialIds(**{role: index for role, index in ids.items() if index is not None})
 
 
 def check_casing(path: Path, cased: bool, is_cased: bool) -> None:
-    """Raises DataError where `cased` was asked of a tokenizer that is not."""
+    """Raises DataError if `cased` was requested of a tokenizer that folds case."""
     if cased and not is_cased:
         raise DataError(f"{path}: `cased` was asked for, but this tokenizer folds case itself; take another one")
 

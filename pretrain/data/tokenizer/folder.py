@@ -1,8 +1,8 @@
 """The folder that holds a tokenizer beside a dataset or an exported model, readable by us and by transformers.
 
-`tokenizer.json` and `tokenizer_config.json` are for transformers' AutoTokenizer. The file that the tokenizer was loaded
-from lies beside them under a fixed name, with `taco_tokenizer.json` saying which it is and what it was called, so that
-loading the folder gives the same tokenizer with the same hash again.
+`tokenizer.json` and `tokenizer_config.json` are for transformers' AutoTokenizer. The tokenizer's source file is beside
+them under a fixed name, and `taco_tokenizer.json` records which file it is and its original name, so that loading the
+folder gives the same tokenizer with the same hash.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pretrain.data.tokenizer.info import TokenizerInfo
 from pretrain.errors import DataError
 
 MARKER = "taco_tokenizer.json"
-# What the source file is called inside a folder, by kind of tokenizer.
+# The source file's name inside a folder, by kind of tokenizer.
 SOURCE_NAMES = {"wordpiece": "vocab.txt", "sentencepiece": "sentencepiece.model", "tokenizer.json": "source.json"}
 
 
@@ -28,7 +28,7 @@ def write_folder(
     tokens: Mapping[str, str],
     max_length: int | None,
 ) -> None:
-    """Writes the files of a tokenizer into `folder`, which is created; `tokens` are the special tokens by role.
+    """Creates `folder` and writes the files of a tokenizer into it; `tokens` are the special tokens by role.
 
     Raises:
         DataError: a file cannot be written.
@@ -50,7 +50,7 @@ def write_folder(
 
 
 def read_folder(folder: Path) -> tuple[Path, str, bool]:
-    """The source file in `folder`, the name it had, and whether it is to be read as cased.
+    """The source file in `folder`, its original name, and whether to load it as cased.
 
     Raises:
         DataError: the folder holds no tokenizer, or its marker is damaged.

@@ -1,4 +1,4 @@
-"""What a manifest says of a tokenizer: kind, name, hash, size, casing and special ids."""
+"""What a manifest records about a tokenizer: kind, name, hash, size, casing and special ids."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Pipelines of Hugging Face's `tokenizers`, from a `tokenizer.json`.
 
-A file that says exactly what a BERT vocabulary says is encoded by our own WordPiece; any other by the library.
+A file that describes BERT's WordPiece exactly is encoded by our own WordPiece, any other by the library.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class JsonTokenizer(Tokenizer):
         return wordpiece_encoder(self._fields, self._pipeline.token_to_id, self.dtype)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `Tokenizer.encode_batch`; truncation and padding that the file asks for are not applied."""
-        return [item.ids for item in self._pipeline.encode_batch_fast(texts, add_special_tokens=False)]
+        """As `Tokenizer.encode_batch`; truncation and padding configured in the file are not applied."""
+        return [encoding.ids for encoding in self._pipeline.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return super()._encode(texts) if self._encoder is None else self._encoder.encode(texts)
@@ -44,13 +44,13 @@ class JsonTokenizer(Tokenizer):
         return self._pipeline.decode(list(ids), skip_special_tokens=False)
 
     def continues_word(self) -> np.ndarray:
-        """As `Tokenizer.continues_word`: by ## where the model is WordPiece, else by the marks of a blank."""
+        """As `Tokenizer.continues_word`: by ## if the model is WordPiece, else by the marks of a space."""
         if self._fields["model"].get("type") == "WordPiece":
-            found = np.array([piece.startswith("##") and len(piece) > 2 for piece in self._pieces], bool)
+            continues = np.array([piece.startswith("##") and len(piece) > 2 for piece in self._pieces], bool)
         else:
-            found = np.array([not piece.startswith(("\u2581", "\u0120", "\u010a")) for piece in self._pieces], bool)
-        found[self.special_ids()] = False
-        return found
+            continues = np.array([not piece.startswith(("\u2581", "\u0120", "\u010a")) for piece in self._pieces], bool)
+        continues[self.special_ids()] = False
+        return continues
 
     def special_ids(self) -> list[int]:
         """As `Tokenizer.special_ids`, with every added token that the file marks as special."""
@@ -85,7 +85,7 @@ def load_json(path: Path, name: str, data: bytes, cased: bool) -> Tokenizer:
 
 
 def _folds_case(normalizer: Any) -> bool:
-    """Whether a normalizer of a tokenizer.json, or one inside it, makes lower case."""
+    """Whether a normalizer of a tokenizer.json, or one inside it, lowercases."""
     if not isinstance(normalizer, dict):
         return False
     if normalizer.get("type") == "Sequence":
@@ -94,22 +94,22 @@ def _folds_case(normalizer: Any) -> bool:
 
 
 def wordpiece_encoder(fields: dict[str, Any], id_of: Callable[[str], int], dtype: np.dtype) -> WordPieceEncoder | None:
-    """The encoder with the same ids, where the `fields` of a tokenizer.json are those of BERT's WordPiece; else None.
+    """The encoder with the same ids if the `fields` of a tokenizer.json are those of BERT's WordPiece; else None.
 
-    `id_of` gives the ids of added tokens: the library does not take those of the file.
+    `id_of` returns the ids of added tokens: the library ignores those in the file.
     """
     model, normalizer = fields["model"], fields.get("normalizer")
     if not isinstance(normalizer, dict) or fields.get("pre_tokenizer") != {"type": "BertPreTokenizer"}:
         return None
     lowercase = normalizer.get("lowercase")
-    known_normalizer = {
+    bert_normalizer = {
         "type": "BertNormalizer",
         "clean_text": True,
         "handle_chinese_chars": True,
         "strip_accents": lowercase if normalizer.get("strip_accents") is not None else None,
         "lowercase": lowercase,
     }
-    if normalizer != known_normalizer or not isinstance(lowercase, bool) or not _is_bert_model(model):
+    if normalizer != bert_normalizer or not isinstance(lowercase, bool) or not _is_bert_model(model):
         return None
     tokens: list[dict[str, Any]] = fields.get("added_tokens") or []
     if not all(_is_plain(token) for token in tokens):
@@ -134,7 +134,7 @@ def _is_bert_model(model: dict[str, Any]) -> bool:
 
 
 def _is_plain(token: dict[str, Any]) -> bool:
-    """Whether an added token is found as it is written, between words and not inside of another one."""
+    """Whether an added token is matched as written, between words and not inside another one."""
     text = token["content"]
     is_bracketed = len(text) > 1 and text[0] == "[" and text[-1] == "]" and text.count("[") == 1
     return is_bracketed and not any(token[name] for name in ("single_word", "lstrip", "rstrip", "normalized"))

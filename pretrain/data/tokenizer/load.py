@@ -1,8 +1,8 @@
 """Text to token ids: WordPiece vocabularies, SentencePiece models and `tokenizer.json` files behind one class.
 
-It stands at the very start of the flow: preprocessing encodes with it, training takes special ids and word boundaries
-from it, export writes it beside the model. Ids are those of the reference library (transformers' BertTokenizerFast,
-sentencepiece, tokenizers). The libraries are imported when they are needed; torch never is.
+The start of the flow: preprocessing encodes with it, training takes special ids and word boundaries from it, export
+writes it beside the model. Ids are those of the reference library (transformers' BertTokenizerFast, sentencepiece,
+tokenizers). These libraries are imported when needed; torch never is.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class OtherTokenizerError(DataError):
 
 
 def load_tokenizer(path: str | Path, *, cased: bool = False) -> Tokenizer:
-    """The tokenizer of `path`: a WordPiece `vocab.txt`, a SentencePiece `.model`, a `tokenizer.json`, or a folder.
+    """The tokenizer in `path`: a WordPiece `vocab.txt`, a SentencePiece `.model`, a `tokenizer.json`, or a folder.
 
-    A folder is what `save_pretrained` wrote. `cased` keeps capitals and accents of a `vocab.txt`; the other kinds
-    decide that themselves, and asking for it where they fold case is an error. `info.sha256` is that of the file's
-    bytes; a cased `vocab.txt` hashes the bytes followed by b"\\0cased", since its ids differ.
+    A folder is one that `save_pretrained` wrote. `cased` keeps case and accents with a `vocab.txt`; the other kinds
+    define that themselves, and `cased` is an error if they fold case. `info.sha256` is the hash of the file's bytes;
+    for a cased `vocab.txt`, of the bytes followed by b"\\0cased", since its ids differ.
 
     Raises:
         DataError: the file is missing, of an unknown kind, damaged, or lacks what BERT needs.
@@ -62,10 +62,10 @@ def load_tokenizer(path: str | Path, *, cased: bool = False) -> Tokenizer:
 
 
 def find_dataset_tokenizer(prefix: str | Path, made_by: TokenizerInfo) -> Tokenizer | None:
-    """The tokenizer in the folder PREFIX.tokenizer, None where there is no such folder.
+    """The tokenizer in the folder PREFIX.tokenizer, None if there is no such folder.
 
     Raises:
-        OtherTokenizerError: it is not the one that made the ids of the dataset, `made_by` in the manifest.
+        OtherTokenizerError: it is not `made_by`, the one in the manifest, which made the dataset's ids.
         DataError: the folder is damaged.
     """
     folder = Path(f"{prefix}.tokenizer")
@@ -82,7 +82,7 @@ def find_dataset_tokenizer(prefix: str | Path, made_by: TokenizerInfo) -> Tokeni
 
 
 def load_dataset_tokenizer(prefix: str | Path, made_by: TokenizerInfo) -> Tokenizer:
-    """As `find_dataset_tokenizer`. Raises DataError, too, where there is no folder."""
+    """Like `find_dataset_tokenizer`, but raises DataError if there is no folder, too."""
     tokenizer = find_dataset_tokenizer(prefix, made_by)
     if tokenizer is None:
         raise DataError(f"{prefix}.tokenizer: is missing; copy it from where the dataset was made, or preprocess again")

@@ -1,14 +1,14 @@
 """A SentencePiece model as a `tokenizers` pipeline, so that transformers loads it without sentencepiece.
 
-Used when a tokenizer is saved beside a dataset or an exported model. What `tokenizers` cannot express is refused, and
-the result is held against sentencepiece on sample lines. Three differences remain by nature: texts that spell a special
-token ("[MASK]") hold that token for transformers; where two segmentations score equal to the sixth digit,
-sentencepiece's 32-bit sums may choose the other one; and combining marks that stand behind a ligature or in another
-than the canonical order are composed by NFKC, which sentencepiece leaves as they are.
+Used when a tokenizer is saved beside a dataset or an exported model. Models that `tokenizers` cannot express are
+refused, and the result is compared with sentencepiece on sample lines. Three differences are inherent: in transformers,
+a text that spells a special token ("[MASK]") contains that token; if two segmentations have scores equal to six digits,
+sentencepiece's 32-bit sums may choose the other one; and NFKC composes combining marks that follow a ligature or are
+not in canonical order, which sentencepiece leaves unchanged.
 
-transformers' own `SpmConverter` serves no BPE and no character model, gives other ids for unigram models (blanks, dummy
-prefix, symbols, what the character map joins), and takes two seconds to import. `test_sentencepiece_convert.py` fails
-when that has changed.
+transformers' own `SpmConverter` supports neither BPE nor character models, gives other ids for unigram models (spaces,
+dummy prefix, symbols, characters joined by the character map), and takes two seconds to import.
+`test_sentencepiece_convert.py` fails when that changes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pretrain.errors import DataError
 # ModelProto.SentencePiece.Type and TrainerSpec.ModelType of sentencepiece_model.proto.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE, WORD, CHAR = range(1, 5)
-# Far below any log probability: no path ever chooses a control piece.
+# Far below any log probability, so that no path ever chooses a control piece.
 _NEVER = -1000.0
-# Characters kept from NFKC pass through it as these; more than so many, and the model does not use NFKC at all.
+# Characters hidden from NFKC are replaced by private-use ones; if there are more, the model does not use NFKC at all.
 _PRIVATE_USE, _MOST_HIDDEN = 0x10FF00, 64
 
 SAMPLE_LINES = (
@@ -43,12 +43,12 @@ SAMPLE_LINES = (
 
 
 def convert(model: Any, appended: Sequence[str], processor: Any, name: str) -> Any:
-    """The `tokenizers.Tokenizer` with the ids of `processor`, whose parsed ModelProto is `model`.
+    """The `tokenizers.Tokenizer` with the same ids as `processor`, whose parsed ModelProto is `model`.
 
-    `appended` are pieces that follow after the model's own; `name` stands in errors.
+    `appended` are pieces after the model's own; `name` is used in errors.
 
     Raises:
-        DataError: the model uses what `tokenizers` cannot express, or ids differ on a sample line.
+        DataError: the model has a feature that `tokenizers` cannot express, or ids differ on a sample line.
     """
     from tokenizers import Tokenizer
 
@@ -72,12 +72,12 @@ def _refuse_unsupported(model: Any, name: str) -> None:
         "user-defined symbols of several characters in a BPE model": not is_unigram
         and any(piece.type == USER_DEFINED and len(piece.piece) > 1 for piece in model.pieces),
     }
-    found = [reason for reason, is_present in reasons.items() if is_present]
-    if found:
-        raise _cannot(name, f"it uses {', '.join(found)}")
+    unsupported = [reason for reason, is_present in reasons.items() if is_present]
+    if unsupported:
+        raise _conversion_error(name, f"it uses {', '.join(unsupported)}")
 
 
-def _cannot(name: str, reason: str) -> DataError:
+def _conversion_error(name: str, reason: str) -> DataError:
     return DataError(
         f"{name}: this SentencePiece model cannot be saved for transformers with the same ids: {reason}; "
         "train one with `taco data train-tokenizer`, or use a WordPiece vocabulary"
@@ -91,7 +91,7 @@ def _unigram(model: Any, appended: Sequence[str]) -> Any:
     lowest, highest = min(normal), max(normal)
 
     def score(piece: Any) -> float:
-        if piece.type == USER_DEFINED:  # sentencepiece's own bonus, which makes it win over any split
+        if piece.type == USER_DEFINED:  # sentencepiece's own bonus, so that it is preferred to any split
             return len(piece.piece.encode()) * highest - 0.1
         return piece.score if piece.type in (NORMAL, BYTE) else lowest + _NEVER
 
@@ -102,7 +102,7 @@ def _unigram(model: Any, appended: Sequence[str]) -> Any:
 
 
 def _bpe(model: Any, appended: Sequence[str]) -> Any:
-    """BPE with every way to make a piece of two pieces as a merge, best score first; none for a character model."""
+    """BPE whose merges are all ways to make a piece from two pieces, best score first; no merges for a CHAR model."""
     from tokenizers import models
 
     vocab = {piece.piece: index for index, piece in enumerate(model.pieces)}
@@ -122,7 +122,7 @@ def _unk_id(model: Any) -> int:
 
 
 def _normalizer(spec: Any, processor: Any) -> Any:
-    """The normalisation of sentencepiece's normalizer.cc: character map, blanks, dummy prefix, escaped blanks."""
+    """The normalisation of sentencepiece's normalizer.cc: character map, spaces, dummy prefix, escaped spaces."""
     from tokenizers import Regex, normalizers
 
     steps: list[Any] = []
@@ -139,17 +139,17 @@ def _normalizer(spec: Any, processor: Any) -> Any:
 
 
 def _compose(normalize: Callable[[str], str]) -> list[Any]:
-    """Steps that join what the `tokenizers` character map, which looks at one character at a time, leaves apart.
+    """Steps that compose pairs that the `tokenizers` character map leaves apart, as it reads one character at a time.
 
-    It misses pairs such as half-width KA and its voicing mark. NFKC joins them, and is right wherever the model's own
-    map agrees; the few characters where it does not (the full-width tilde) are hidden from it.
+    It misses pairs such as half-width KA and its voicing mark. NFKC composes them, and is correct wherever the model's
+    own map agrees; the few characters where it does not (the full-width tilde) are hidden from it.
     """
     from tokenizers import normalizers
 
     nfkc = normalizers.NFKC()
     changed = ((char, nfkc.normalize_str(char)) for char in map(chr, _characters()))
     hidden = [char for char, new in changed if new != char and normalize(f"x{char}x") != normalize(f"x{new}x")]
-    if len(hidden) > _MOST_HIDDEN:  # another normalisation than NFKC
+    if len(hidden) > _MOST_HIDDEN:  # not NFKC
         return []
     there = [normalizers.Replace(char, chr(_PRIVATE_USE + number)) for number, char in enumerate(hidden)]
     back = [normalizers.Replace(chr(_PRIVATE_USE + number), char) for number, char in enumerate(hidden)]
@@ -176,6 +176,6 @@ def _check(tokenizer: Any, model: Any, encode: Callable[[str], list[int]], name:
     symbols = [f"a {piece.piece}b" for piece in model.pieces if piece.type == USER_DEFINED]
     step = max(1, len(pieces) // 500)
     for line in (*SAMPLE_LINES, *pieces[::step], *symbols[:500]):
-        expected, found = encode(line), tokenizer.encode(line, add_special_tokens=False).ids
-        if expected != found:
-            raise _cannot(name, f"{line!r} gives {expected} with sentencepiece and {found} after conversion")
+        expected, actual = encode(line), tokenizer.encode(line, add_special_tokens=False).ids
+        if expected != actual:
+            raise _conversion_error(name, f"{line!r} gives {expected} with sentencepiece and {actual} after conversion")

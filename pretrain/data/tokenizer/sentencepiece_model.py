@@ -1,4 +1,4 @@
-"""SentencePiece models: loading, ids, and learning new ones. The one door to the sentencepiece library."""
+"""SentencePiece models: loading, encoding, training. The only module that imports the sentencepiece library."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pretrain.data.tokenizer.sentencepiece_convert import BYTE, CONTROL, NORMAL,
 from pretrain.errors import DataError
 
 SENTENCEPIECE_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
-# SentencePiece leaves out longer lines without a word; the order of its sums depends on the number of threads.
+# SentencePiece silently skips longer lines; the order of its sums depends on the number of threads.
 _MAX_LINE_BYTES, _TRAINING_THREADS = 1 << 20, 4
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece `.model`; special tokens that it lacks follow after its last piece."""
+    """A SentencePiece `.model`; special tokens that it lacks are appended after its last piece."""
 
     def __init__(self, info: TokenizerInfo, source: bytes, processor: Any, model: Any, appended: Sequence[str]) -> None:
         super().__init__(info, source, [piece.piece for piece in model.pieces] + list(appended))
@@ -34,7 +34,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.encode(list(texts), num_threads=1)
 
     def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        # Arrays spare the library an object of Python per id.
+        # With arrays the library creates no Python object per id.
         arrays = self._processor.encode(list(texts), num_threads=1, return_type="numpy")
         lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
         return np.concatenate([*arrays, np.empty(0, np.int32)]).astype(self.dtype), lengths
@@ -49,10 +49,10 @@ class SentencePieceTokenizer(Tokenizer):
         return " ".join(words)
 
     def continues_word(self) -> np.ndarray:
-        """As `Tokenizer.continues_word`: text pieces that do not begin with the blank's mark."""
+        """As `Tokenizer.continues_word`: text pieces that do not begin with the mark of a space."""
         text_types = (NORMAL, USER_DEFINED, BYTE)
-        found = [piece.type in text_types and not piece.piece.startswith("\u2581") for piece in self._model.pieces]
-        return np.array(found + [False] * len(self._appended), bool)
+        continues = [piece.type in text_types and not piece.piece.startswith("\u2581") for piece in self._model.pieces]
+        return np.array(continues + [False] * len(self._appended), bool)
 
     def special_ids(self) -> list[int]:
         """As `Tokenizer.special_ids`, with all control pieces of the model."""
@@ -76,29 +76,29 @@ def load_sentencepiece(path: Path, name: str, data: bytes, cased: bool) -> Token
     check_casing(path, cased, is_cased)
     vocab = {piece.piece: index for index, piece in enumerate(model.pieces)}
     given = {"<unk>": processor.unk_id(), **({"<pad>": processor.pad_id()} if processor.pad_id() >= 0 else {})}
-    known = vocab | given
-    appended = [piece for piece in SENTENCEPIECE_SPECIAL if piece not in known]
-    known |= {piece: len(model.pieces) + number for number, piece in enumerate(appended)}
-    special = SpecialIds(*(known[piece] for piece in SENTENCEPIECE_SPECIAL))
+    ids = vocab | given
+    appended = [piece for piece in SENTENCEPIECE_SPECIAL if piece not in ids]
+    ids |= {piece: len(model.pieces) + number for number, piece in enumerate(appended)}
+    special = SpecialIds(*(ids[piece] for piece in SENTENCEPIECE_SPECIAL))
     size, digest = len(model.pieces) + len(appended), hashlib.sha256(data).hexdigest()
     info = TokenizerInfo("sentencepiece", name, digest, size, is_cased, special)
     return SentencePieceTokenizer(info, data, processor, model, appended)
 
 
 def train_sentencepiece(lines: Iterator[str], **options: Any) -> bytes:
-    """The bytes of a model learnt from `lines` with SentencePiece's `options`; silent, the same in every run.
+    """The bytes of a model learnt from `lines` with SentencePiece's `options`; prints nothing, deterministic.
 
     Its first pieces are <pad> <unk> [CLS] [SEP] [MASK].
 
     Raises:
-        DataError: SentencePiece refuses the vocabulary size for this text; what `lines` raises passes through.
+        DataError: SentencePiece refuses the vocabulary size for this text; also any DataError raised by `lines`.
     """
     from sentencepiece import SentencePieceTrainer
 
     model, failures = io.BytesIO(), []
 
     def guarded() -> Iterator[str]:
-        # An exception inside the library's iterator would come back as its text in a RuntimeError.
+        # The library would turn an exception in its iterator into a RuntimeError with only its text.
         try:
             yield from lines
         except DataError as error:
@@ -131,8 +131,8 @@ def train_sentencepiece(lines: Iterator[str], **options: Any) -> bytes:
 def _explain_training(error: RuntimeError) -> str:
     """SentencePiece's message in terms of `--vocab-size`, without source file, line and C++ condition."""
     message = str(error).rpartition("] ")[2]
-    if found := re.search(r"size too high \((\d+)\)\D+(\d+)", message):
-        return f"vocab size {found[1]} is too large for it; ask for --vocab-size {found[2]} or fewer, or give more text"
-    if found := re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message):
-        return f"vocab size {found[1]} has no room for its characters; ask for --vocab-size {int(found[2]) + 1} or more"
+    if match := re.search(r"size too high \((\d+)\)\D+(\d+)", message):
+        return f"vocab size {match[1]} is too large for it; ask for --vocab-size {match[2]} or fewer, or give more text"
+    if match := re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message):
+        return f"vocab size {match[1]} has no room for its characters; ask for --vocab-size {int(match[2]) + 1} or more"
     return message or "it holds no sentence"

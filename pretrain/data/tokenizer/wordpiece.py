@@ -1,7 +1,7 @@
-"""BERT's WordPiece over a `vocab.txt`: ids in C++, and the same ids by the `tokenizers` library.
+"""BERT's WordPiece over a `vocab.txt`: ids from C++, and the same ids from the `tokenizers` library.
 
-The C++ encoder (csrc/include/taco/wordpiece.hpp) gives the library's ids many times as fast. The library decodes, saves
-and stands beside in tests; it is imported only then.
+The C++ encoder (csrc/include/taco/wordpiece.hpp) gives the library's ids many times faster. The library decodes, saves
+and is the reference in tests; it is imported only then.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pretrain.errors import DataError
 
 WORDPIECE_SPECIAL = tuple(names[0] for names in SPECIAL_NAMES.values())
 MAX_WORD_CHARACTERS = 100
-# The library gets longer texts in parts: its memory is about a hundred times the text.
+# Longer texts are passed to the library in parts: it needs about a hundred times the text's memory.
 _PART_CHARACTERS = 1 << 20
 _WORD_START = re.compile(r"[ \n\u4e00-\u9fff]")
 
 
 class WordPieceEncoder:
-    """Texts to ids in C++. Threads may share one: each that encodes takes 3 to 5 MB beside the vocabulary."""
+    """Texts to ids in C++. Threads may share one: each encoding thread needs 3 to 5 MB besides the vocabulary."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class WordPieceEncoder:
         cased: bool,
         max_word_characters: int = MAX_WORD_CHARACTERS,
     ) -> None:
-        """Pieces and special tokens with their ids, of which `dtype` (uint16 or int32) holds all.
+        """Takes pieces and special tokens with their ids, which must all fit `dtype` (uint16 or int32).
 
         Raises:
             MissingExtensionError: the extension is not built.
-            ValueError: an id that `dtype` does not hold, or a special token that is not written as [NAME].
+            ValueError: an id does not fit `dtype`, or a special token is not written as [NAME].
         """
         pieces = [""] * (max(vocab.values()) + 1)
         for piece, index in vocab.items():
@@ -82,7 +82,7 @@ class WordPieceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As `Tokenizer.encode_batch`; texts of millions of characters in bounded memory."""
         if all(len(text) <= _PART_CHARACTERS for text in texts):
-            return [item.ids for item in self._pipeline.encode_batch_fast(texts, add_special_tokens=False)]
+            return [encoding.ids for encoding in self._pipeline.encode_batch_fast(texts, add_special_tokens=False)]
         return [self._encode_parts(text) for text in texts]
 
     def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -115,9 +115,9 @@ def load_wordpiece(path: Path, name: str, data: bytes, cased: bool) -> Tokenizer
 
 
 def _parse_vocab(path: Path, data: bytes) -> dict[str, int]:
-    """Pieces with their ids, that is line numbers from 0, in order."""
+    """Pieces with their ids (line numbers from 0), in order."""
     try:
-        # Not splitlines: U+2028 and its kin are pieces of real vocabularies.
+        # Not splitlines: U+2028 and the like are pieces of real vocabularies.
         lines = data.decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; a vocab.txt holds one piece per line") from None
@@ -133,7 +133,7 @@ def _parse_vocab(path: Path, data: bytes) -> dict[str, int]:
 
 
 def wordpiece_pipeline(vocab: dict[str, int], cased: bool) -> Any:
-    """What transformers' BertTokenizerFast builds: a text that spells a special token holds that token."""
+    """The pipeline of transformers' BertTokenizerFast: a text that spells a special token contains that token."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     pipeline = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS))
@@ -145,7 +145,7 @@ def wordpiece_pipeline(vocab: dict[str, int], cased: bool) -> Any:
 
 
 def _split_long(text: str) -> Iterator[str]:
-    """Parts of about `_PART_CHARACTERS`, cut before a blank, a line end or an ideograph, where every word ends."""
+    """Parts of about `_PART_CHARACTERS`, cut before a space, line end or ideograph, all of which end a word."""
     start = 0
     while len(text) - start > _PART_CHARACTERS:
         cut = _WORD_START.search(text, start + _PART_CHARACTERS)
