@@ -1,9 +1,9 @@
-"""Where a micro-batch comes from: rows of datasets, in the order of the stream, masked; a pure function of its number.
+"""Micro-batches: rows of datasets, in the order of the stream, masked; a pure function of the micro-batch's number.
 
     micro_batch * B + row = position -> (order) epoch, sample -> (sample_index) token ids -> (masking) masked token ids
 
-Nothing here keeps a state, so ranks, threads and resumed runs ask for any micro-batch in any order and get the same.
-Shape letters: B rows of a micro-batch, L tokens of a row, M = B * P masked places, P per row, V vocabulary.
+Nothing here keeps state, so ranks, threads and resumed runs may read any micro-batch in any order and get the same one.
+Shape letters: B rows of a micro-batch, L tokens of a row, M = B * P masked positions, P per row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pretrain.data.splits import Split, split_named
 from pretrain.data.tokenizer.info import TokenizerInfo
 from pretrain.errors import DataError
 
-# So many bytes, uint8, not initialised, aligned for int64.
+# Number of bytes -> uint8 array of that length, uninitialised, aligned for int64.
 Allocate = Callable[[int], np.ndarray]
 
 
 def ordinary_memory(num_bytes: int) -> np.ndarray:
-    """Memory of NumPy's own, uint8 [num_bytes]."""
+    """Memory from NumPy, uint8 [num_bytes]."""
     return np.empty(num_bytes, np.uint8)
 
 
@@ -51,15 +51,15 @@ class Batch:
 
 
 class RowSource:
-    """Rows of one or several datasets, one dataset after the other; all made with the same tokenizer.
+    """Rows of one or several datasets, one dataset after another; all written with the same tokenizer.
 
     Attributes:
-        datasets, indexes: per prefix, in the order given.
-        starts: first row of each dataset, and the end; int64 [datasets + 1].
-        tokenizer: of all of them.
+        datasets, indexes: one per prefix, in the order given.
+        starts: first row of each dataset, then the total; int64 [datasets + 1].
+        tokenizer: of all datasets.
         seq_length, capacity: tokens of a row, and those between [CLS] and the last [SEP].
-        num_rows, num_tokens, num_left_out: over all; left out are the tokens after the last complete row of a dataset.
-        fill_rate: share of the places of all rows that hold a token.
+        num_rows, num_tokens, num_left_out: totals; left out are the tokens after the last complete row of a dataset.
+        fill_rate: share of all rows' positions that hold a token.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class RowSource:
         """Opens and indexes every dataset, or its documents in `split`; `cache_folder` as in `open_rows`.
 
         Raises:
-            DataError: a damaged dataset, one without a manifest, with another tokenizer or without a complete row.
+            DataError: a dataset is damaged, has no manifest, another tokenizer or no complete row.
         """
         self.seq_length, self.capacity = seq_length, seq_length - 2
         self.datasets = [IndexedDataset(prefix) for prefix in prefixes]
@@ -98,17 +98,17 @@ class RowSource:
         """input_ids_BL and segment_BL (int64) of rows `rows_B` (int64, 0 <= row < num_rows), unmasked.
 
         Raises:
-            DataError: a token id on disk that is not in the vocabulary.
+            DataError: a token id on disk is not in the vocabulary.
         """
         ids_BL, segment_BL = (np.empty((len(rows_B), self.seq_length), np.int64) for _ in range(2))
         self.fill_into(rows_B, out_ids=ids_BL, out_segment=segment_BL)
         return ids_BL, segment_BL
 
     def fill_into(self, rows_B: np.ndarray, *, out_ids: np.ndarray, out_segment: np.ndarray) -> None:
-        """As `fill`, into arrays given: int64 [len(rows_B), seq_length] each.
+        """Like `fill`, into given arrays: int64 [len(rows_B), seq_length] each.
 
         Raises:
-            DataError: a token id on disk that is not in the vocabulary.
+            DataError: a token id on disk is not in the vocabulary.
         """
         if rows_B.size and not 0 <= rows_B.min() <= rows_B.max() < self.num_rows:
             raise IndexError(f"rows {rows_B.min()} to {rows_B.max()} of {self.num_rows}")
@@ -133,7 +133,7 @@ class RowSource:
 
 
 class BatchSource:
-    """Masked micro-batches of one row source; `micro_batch` is a pure function, safe to call from any thread."""
+    """Masked micro-batches from one row source; `micro_batch` is a pure function, safe to call from any thread."""
 
     def __init__(
         self,
@@ -152,13 +152,13 @@ class BatchSource:
     ) -> None:
         """Prepares to serve micro-batches of `micro_batch_size` rows.
 
-        `exclude_special` keeps special tokens out of `valid_BL`; `continues_word` (bool [V]) is needed by whole_word;
-        `weights`, one per dataset, blends the datasets (without: every row once per epoch); `allocate` gives the memory
-        of every batch, for example such that a GPU reads by itself.
+        `exclude_special` keeps special tokens out of `valid_BL`; whole_word needs `continues_word` (bool [V]);
+        `weights`, one per dataset, blends the datasets (without: every row once per epoch); `allocate` returns the
+        memory of each batch, for example page-locked memory, which a GPU can read directly.
 
         Raises:
-            ConfigError: whole_word masking without word boundaries that fit the datasets' vocabulary.
-            DataError: a vocabulary of special tokens only, or a PREFIX.tokenizer that is not the dataset's.
+            ConfigError: whole_word masking without word boundaries that match the datasets' vocabulary.
+            DataError: the vocabulary has only special tokens, or PREFIX.tokenizer is not the dataset's tokenizer.
         """
         self.rows, self.micro_batch_size, self._allocate = rows, micro_batch_size, allocate
         self.num_predictions = predictions_per_row(mask_rate, rows.capacity)
@@ -184,10 +184,10 @@ class BatchSource:
         )
 
     def micro_batch(self, index: int) -> Batch:
-        """Micro-batch `index` (0 or more) of the endless stream; the stream wraps round at the end of each epoch.
+        """Micro-batch `index` (0 or more) of the endless stream; the stream wraps around at the end of each epoch.
 
         Raises:
-            DataError: a token id on disk that is not in the vocabulary.
+            DataError: a token id on disk is not in the vocabulary.
         """
         first = index * self.micro_batch_size
         positions_B = np.arange(first, first + self.micro_batch_size, dtype=np.int64)
@@ -207,14 +207,14 @@ class BatchSource:
         return Batch(ids_BL, segment_BL, valid_BL, index_M, label_M, index)
 
     def walk(self, positions_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Epoch and row at positions of the endless stream (int64, 0 or more); of a blend, the epoch of the dataset."""
+        """Epoch and row at positions of the endless stream (int64, 0 or more); in a blend, the dataset's epoch."""
         if self.blend is None:
             return walk(self._seed, positions_B, self.rows.num_rows, shuffle=self._shuffle)
         datasets_B, epochs_B, rows_B = self.blend.look_up(positions_B)
         return epochs_B, self.rows.starts[datasets_B] + rows_B
 
     def _new_arrays(self) -> tuple[np.ndarray, ...]:
-        """The five arrays of a batch, in one block: allocated once, given back at once."""
+        """The five arrays of a batch, in one block: one allocation and one deallocation."""
         shape_BL = (self.micro_batch_size, self.rows.seq_length)
         num_tokens, num_places = math.prod(shape_BL), self.micro_batch_size * self.num_predictions
         block = self._allocate(16 * (num_tokens + num_places) + num_tokens)
@@ -232,7 +232,7 @@ def open_source(config: RunConfig, name: Literal["train", "validation"]) -> RowS
     """The training or validation rows of a run: of data.train or data.validation, or of a split of data.train.
 
     Raises:
-        DataError: as `RowSource`.
+        DataError: as for `RowSource`.
     """
     data = config.data
     split = split_named(data.splits, name) if data.splits else None
@@ -248,12 +248,12 @@ def open_batches(
     weights: Sequence[float] | None = None,
     allocate: Allocate = ordinary_memory,
 ) -> BatchSource:
-    """The micro-batches of `rows` that a run with this configuration trains on; whoever looks at them sees the same.
+    """The micro-batches of `rows` that a run with this configuration trains on; tools that inspect them use this, too.
 
-    `weights` are data.weights for training rows, none for validation rows.
+    `weights` are data.weights for training rows, None for validation rows.
 
     Raises:
-        ConfigError: whole_word masking with a tokenizer whose word boundaries do not fit.
+        ConfigError: whole_word masking with a tokenizer whose word boundaries do not match the vocabulary.
         DataError: whole_word masking without the tokenizer's folder beside the first dataset.
     """
     objective = config.objective
@@ -273,8 +273,8 @@ def open_batches(
 
 
 def _continues_word(config: RunConfig) -> np.ndarray:
-    """Which pieces continue a word, from the tokenizer that preprocessing keeps beside the data."""
-    from pretrain.data.tokenizer.load import load_tokenizer  # here: it takes the tokenizer libraries with it
+    """Which pieces continue a word, from the tokenizer that preprocessing saved beside the data."""
+    from pretrain.data.tokenizer.load import load_tokenizer  # here, because it imports the tokenizer libraries
 
     return load_tokenizer(f"{config.data.train[0]}.tokenizer").continues_word()
 
@@ -282,7 +282,7 @@ def _continues_word(config: RunConfig) -> np.ndarray:
 def prefetch(source: BatchSource, indices: Iterable[int], depth: int) -> Generator[Batch, None, None]:
     """Micro-batches `indices` in order, up to `depth` of them prepared ahead in one thread (0: none, no thread).
 
-    An exception of the thread is raised here, at its place in the order. Closing the iterator ends the thread.
+    An exception in the thread is raised here, when its micro-batch is due. Closing the iterator ends the thread.
     """
     if depth == 0:
         yield from map(source.micro_batch, indices)
@@ -301,18 +301,18 @@ def prefetch(source: BatchSource, indices: Iterable[int], depth: int) -> Generat
 
 
 def _common_tokenizer(datasets: Sequence[IndexedDataset]) -> TokenizerInfo:
-    found: list[tuple[IndexedDataset, TokenizerInfo]] = []
+    with_info: list[tuple[IndexedDataset, TokenizerInfo]] = []
     for dataset in datasets:
         if dataset.manifest is None:
             raise DataError(
                 f"{dataset.prefix}.json: no such manifest, so the tokenizer of the dataset is unknown; "
                 "write the dataset with `taco data preprocess`"
             )
-        found.append((dataset, dataset.manifest.tokenizer))
-    if not found:
+        with_info.append((dataset, dataset.manifest.tokenizer))
+    if not with_info:
         raise DataError("no dataset: give at least one prefix, for example data.train=[data/books]")
-    first, tokenizer = found[0]
-    for dataset, other in found[1:]:
+    first, tokenizer = with_info[0]
+    for dataset, other in with_info[1:]:
         if replace(other, name=tokenizer.name) != tokenizer:  # a copy of a vocabulary may have another name
             raise DataError(
                 f"{dataset.prefix} and {first.prefix} were written with different tokenizers: "
@@ -322,8 +322,10 @@ def _common_tokenizer(datasets: Sequence[IndexedDataset]) -> TokenizerInfo:
 
 
 def _differences(one: TokenizerInfo, other: TokenizerInfo) -> str:
-    ours, theirs = asdict(one), asdict(other)
-    return ", ".join(f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key])
+    fields, other_fields = asdict(one), asdict(other)
+    return ", ".join(
+        f"{key} {fields[key]} and {other_fields[key]}" for key in fields if fields[key] != other_fields[key]
+    )
 
 
 def _explain_no_row(dataset: IndexedDataset, index: Rows, row_mode: RowMode, split: Split | None) -> str:

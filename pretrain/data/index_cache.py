@@ -1,15 +1,15 @@
-"""Index tables on disk, found by what they were made of: built once, mapped ever after, damage noticed.
+"""Index tables on disk, looked up by what they were built from: built once, then mapped; damage is detected.
 
-A table is a file NAME-KEY.index, KEY a hash of everything that decides its content. Little-endian:
+A table is a file NAME-KEY.index, where KEY is a hash of everything that determines its content. Little-endian:
 
     offset 0    8 bytes     magic b"TACOINDX"
            8    uint64      bytes of the header
-          16    uint64      xxh64 of all that follows
-          24    JSON        header: version, facts (what the table was made of), arrays [name, dtype, shape, offset]
+          16    uint64      xxh64 of everything after it
+          24    JSON        header: version, facts (what the table was built from), arrays [name, dtype, shape, offset]
                 arrays      each at a multiple of 64
 
-Processes that want the same table at once take a lock: one builds, the others wait and map. A builder that dies frees
-the lock. Where a file system cannot lock, each builds, and the same file is put in place by each.
+Processes that need the same table at once take a lock: one builds it, the others wait and map it. The lock is released
+if the builder dies. If the file system has no locks, each process builds the table and publishes the same file.
 """
 
 from __future__ import annotations
@@ -42,41 +42,41 @@ _FIXED_BYTES = 24
 _ALIGNMENT = 64
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, struct.error)
 _HASHED_AT_ONCE = 1 << 24
-_PATIENCE_SECONDS = 1800.0  # then a builder that is stopped or on a dead node is not waited for any longer
+_PATIENCE_SECONDS = 1800.0  # the longest wait for a builder, which may be suspended or on a dead node
 
 
 def cached(name: str, facts: Mapping[str, Any], make: Callable[[], Tables], folders: Sequence[Path]) -> Tables:
-    """The tables that `make` makes out of what `facts` (plain JSON types) name; from the first folder that has them.
+    """The tables that `make` builds from what `facts` (plain JSON types) describe, or those stored in a folder.
 
-    They are stored in the first of `folders` that can be written; if none can, they stay in memory and a warning says
-    so. A damaged file is built again.
+    The first of `folders` that has them is used. Otherwise they are stored in the first one that can be written; if
+    none can, they stay in memory and a warning says so. A damaged file is built again.
     """
-    known = {"version": VERSION, "name": name, **facts}
-    file_name = f"{name}-{_key(known)}.index"
+    all_facts = {"version": VERSION, "name": name, **facts}
+    file_name = f"{name}-{_key(all_facts)}.index"
     for folder in folders:
-        if (found := read_tables(folder / file_name, known)) is not None:
-            return found
-    made: Tables | None = None
+        if (tables := read_tables(folder / file_name, all_facts)) is not None:
+            return tables
+    built: Tables | None = None
     for folder in folders:
         path = folder / file_name
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _lock(path):
-                found = read_tables(path, known)
-                if found is None:
-                    made = make() if made is None else made
-                    write_tables(path, known, made)
-                    found = read_tables(path, known)
-                if found is not None:
-                    return found
+                tables = read_tables(path, all_facts)
+                if tables is None:
+                    built = make() if built is None else built
+                    write_tables(path, all_facts, built)
+                    tables = read_tables(path, all_facts)
+                if tables is not None:
+                    return tables
         except OSError as error:
             log.warning("%s: cannot be written (%s)", path, error.strerror or error)
     log.warning("the %s index is kept in memory; data.index_cache=FOLDER names a place where it can be stored", name)
-    return make() if made is None else made
+    return make() if built is None else built
 
 
 def write_tables(path: Path, facts: Mapping[str, Any], tables: Mapping[str, np.ndarray]) -> None:
-    """Writes the file `path` at once: readers see nothing, the old one or the new one, also after a power loss.
+    """Writes the file `path` atomically: readers see none, the old one or the new one, even after a power loss.
 
     Raises:
         OSError: the disk is full or refuses; nothing is left behind.
@@ -114,7 +114,7 @@ def write_tables(path: Path, facts: Mapping[str, Any], tables: Mapping[str, np.n
 
 
 def read_tables(path: Path, facts: Mapping[str, Any]) -> Tables | None:
-    """The tables in `path`, mapped, if the file is whole and made of `facts`; None if it is missing, or not so."""
+    """The tables in `path`, mapped, if the file is intact and was built from `facts`; else None."""
     try:
         return _parse(_map(path), facts)
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def read_tables(path: Path, facts: Mapping[str, Any]) -> Tables | None:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with the file `path`, whatever it was made of; None for a sound one."""
+    """What is wrong with the file `path`, whatever it was built from; None if it is intact."""
     try:
         _parse(_map(path), None)
     except _DAMAGE as error:
@@ -158,7 +158,7 @@ def _parse(mapped: memoryview, facts: Mapping[str, Any] | None) -> Tables:
         array = np.frombuffer(mapped, dtype, count, offset) if count else np.empty(0, dtype)
         tables[name] = array.reshape(shape)
         end = offset + array.nbytes
-    # The size of the header is not under the hash: a wrong one would move every array.
+    # The hash does not cover the size of the header: a wrong one would move every array.
     if end != len(mapped):
         raise ValueError(f"expected {end} bytes, found {len(mapped)}")
     return tables
@@ -170,7 +170,7 @@ def _key(facts: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Holds PATH.lock against other processes, as far as the file system can lock."""
+    """Locks PATH.lock against other processes, if the file system has locks."""
     with path.with_name(f".{path.name}.lock").open("a") as file:
         _wait_for(file.fileno(), path)
         yield
@@ -192,4 +192,4 @@ def _wait_for(descriptor: int, path: Path) -> None:
                 log.info("%s: another process is building it; waiting since %.0f s", path, now - start)
             time.sleep(0.02)
         except OSError:
-            return  # no locks here: everyone builds the same
+            return  # no locks here: every process builds the same table

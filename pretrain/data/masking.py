@@ -1,6 +1,6 @@
-"""Dynamic masking as a function of (seed, epoch, sample): the typed face of csrc/include/taco/masking.hpp.
+"""Dynamic masking as a function of (seed, epoch, sample): a typed wrapper of csrc/include/taco/masking.hpp.
 
-A row is masked the same way whichever rank, micro-batch or resumed run meets it, and anew in every epoch.
+A row is masked the same way in whatever rank, micro-batch or resumed run, and differently in every epoch.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Masking = Literal["token", "whole_word", "span"]
 
 
 def predictions_per_row(mask_rate: float, capacity: int) -> int:
-    """Room for masked tokens in a row of `capacity` tokens between [CLS] and the last [SEP]: rounded, at least 1."""
+    """Slots for masked tokens in a row of `capacity` tokens between [CLS] and the last [SEP]: rounded, at least 1."""
     return max(1, math.floor(mask_rate * capacity + 0.5))
 
 
 class Masker:
-    """Masks rows by one policy; immutable, so threads may share it."""
+    """Masks rows with one policy; immutable, so threads may share it."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Masker:
         Special tokens are never masked and never drawn as replacements. `continues_word_V` is used by whole_word only.
 
         Raises:
-            ConfigError: whole_word without `continues_word_V`, or with one of another length.
+            ConfigError: whole_word without `continues_word_V`, or `continues_word_V` has the wrong length.
             ValueError: a rate outside (0, 1], a mean span length below 1, or no ordinary token to draw.
         """
         if masking == "whole_word":
@@ -61,11 +61,11 @@ class Masker:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Masks `input_ids_BL` (int64) in place; returns masked_index_M and masked_label_M, M = B * num_predictions.
 
-        Per row ascending: row * L + column of each chosen token, and the id that stood there; unused are 0 and -100.
+        Per row, ascending: row * L + column of each chosen token, and its original id; unused slots hold 0 and -100.
 
         Raises:
-            IndexError: a token id outside the vocabulary.
-            ValueError: a row with more tokens to predict than `num_predictions`.
+            IndexError: a token id is outside the vocabulary.
+            ValueError: a row has more tokens to predict than `num_predictions`.
         """
         return self._native.mask_rows(input_ids_BL, samples_B, epochs_B, num_predictions)
 
@@ -81,13 +81,14 @@ class Masker:
         out_index_M: np.ndarray,
         out_label_M: np.ndarray,
     ) -> None:
-        """As `mask`, into arrays given: `out_index_M` and `out_label_M` (int64), whose length says num_predictions.
+        """Like `mask`, into given arrays `out_index_M` and `out_label_M` (int64); their length gives num_predictions.
 
-        `out_valid_BL` (bool) gets where `segment_BL` (int64) is positive, less special tokens if `exclude_special`.
+        `out_valid_BL` (bool) is set where `segment_BL` (int64) is positive, without special tokens if
+        `exclude_special`.
 
         Raises:
-            IndexError: a token id outside the vocabulary.
-            ValueError: a row with more tokens to predict than there is room for, or an output of another shape.
+            IndexError: a token id is outside the vocabulary.
+            ValueError: a row has more tokens to predict than there are slots, or an output has the wrong shape.
         """
         self._native.mask_batch(
             input_ids_BL,

@@ -1,4 +1,4 @@
-"""The one door to the C++ extension `pretrain.data._native`, with the words for a missing or stale build."""
+"""The only importer of the C++ extension `pretrain.data._native`; explains a missing or stale build."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def native() -> Any:
     """The extension module, imported at the first call.
 
     Raises:
-        MissingExtensionError: it has not been built for this interpreter, or from other sources than those beside it;
-            names the interpreter and the command that builds it.
+        MissingExtensionError: it has not been built for this interpreter, or was built from other sources than those
+            beside it; names the interpreter and the build command.
     """
     try:
         module = importlib.import_module("pretrain.data._native")

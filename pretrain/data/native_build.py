@@ -1,7 +1,7 @@
-"""Which sources the C++ extension was built from: compiled into it by setup.py, held against csrc/ when it is loaded.
+"""The digest of the C++ extension's sources: compiled in by setup.py, compared with csrc/ when the extension is loaded.
 
-So an extension that is older than the sources beside it, as after an update without a build, is named and not called.
-Only the standard library is used here, because setup.py imports it before anything is installed.
+So an extension older than the sources beside it, as after an update without a rebuild, is reported instead of used.
+Only the standard library is used here because setup.py imports this module before anything is installed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def sources_digest(csrc: Path) -> str:
-    """Eight hexadecimal digits over names and contents of the extension's sources; empty where there are none."""
+    """Eight hexadecimal digits over the names and contents of the extension's sources; empty if there are none."""
     paths = sorted(p for p in csrc.rglob("*.[ch]pp") if "tests" not in p.relative_to(csrc).parts)
     digest = 0
     for path in paths:

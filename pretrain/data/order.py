@@ -1,6 +1,6 @@
 """The order of samples as a function of (seed, epoch, position): nothing is shuffled, nothing is stored.
 
-The place in the data is therefore one number, the samples consumed so far, and any number of ranks walks the same
+The position in the data is therefore one number, the samples consumed so far, and any number of ranks reads the same
 stream. The permutation itself is in csrc/include/taco/permutation.hpp.
 """
 
@@ -17,21 +17,22 @@ def permute(seed: int, epoch: int, positions: np.ndarray, num_samples: int) -> n
     """Samples at `positions` (int64 [n], each below `num_samples`) of one epoch, int64 [n]; a bijection per epoch.
 
     Raises:
-        IndexError: a position outside 0 .. num_samples - 1.
-        ValueError: `num_samples` outside 1 .. 2^62 or an epoch outside 0 .. 2^32 - 1.
+        IndexError: a position is outside 0 .. num_samples - 1.
+        ValueError: `num_samples` is outside 1 .. 2^62 or the epoch outside 0 .. 2^32 - 1.
     """
     return native().permute(seed, epoch, positions, num_samples)
 
 
 def sample_at(seed: int, epoch: int, position: int, num_samples: int) -> int:
-    """As `permute`, for one position."""
+    """Like `permute`, for one position."""
     return int(permute(seed, epoch, np.array([position], np.int64), num_samples)[0])
 
 
 def walk(seed: int, positions: np.ndarray, num_samples: int, *, shuffle: bool) -> tuple[np.ndarray, np.ndarray]:
     """Epoch and sample at positions of the endless stream (int64 [n], 0 or more), int64 [n] each.
 
-    Epoch e takes positions e * num_samples .. (e + 1) * num_samples - 1; unshuffled, samples come in their own order.
+    Epoch e covers positions e * num_samples .. (e + 1) * num_samples - 1; without shuffling, samples come in storage
+    order.
     """
     epochs, samples = np.divmod(positions, num_samples)
     if not shuffle or not epochs.size:
@@ -47,13 +48,14 @@ def walk(seed: int, positions: np.ndarray, num_samples: int, *, shuffle: bool) -
 class Blend:
     """Several datasets in fixed proportions, by csrc/include/taco/blend.hpp; a function of (seed, position)."""
 
-    PERIOD = 2**20  # positions, in each of which the proportions are exact
+    PERIOD = 2**20  # positions; the proportions are exact in every period
 
     def __init__(self, seed: int, weights: Sequence[float], num_rows: Sequence[int], *, shuffle: bool) -> None:
-        """Blends datasets of `num_rows` rows each by positive `weights` of any sum.
+        """Blends datasets of `num_rows` rows each by positive `weights` with any sum.
 
         Raises:
-            ValueError: a weight that is not positive or below 2^-20 of the sum, another number of datasets, or no row.
+            ValueError: a weight is not positive or below 2^-20 of the sum, the numbers of weights and datasets differ,
+                or there is no row.
         """
         self.weights = native().whole_weights(np.array(weights, np.float64))
         self._native = native().Blend(seed, self.weights, np.array(num_rows, np.int64), shuffle)
@@ -62,6 +64,6 @@ class Blend:
         """Dataset, its epoch and its row at positions of the endless stream; int64 [n] each.
 
         Raises:
-            IndexError: a position below 0 or beyond 2^52.
+            IndexError: a position is below 0 or beyond 2^52.
         """
         return self._native.look_up(positions)

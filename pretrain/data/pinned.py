@@ -1,6 +1,6 @@
-"""Page-locked memory for micro-batches: a GPU copies from it by itself, while the host goes on.
+"""Page-locked memory for micro-batches: a GPU copies from it asynchronously, while the host continues.
 
-The thread that prepares batches ahead fills it, so no thread copies tokens a second time before they travel.
+The thread that prefetches batches fills it directly, so tokens are not copied a second time before the transfer.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from pretrain.data.batches import Allocate, ordinary_memory
 
 
 def memory_for(device_type: str) -> Allocate:
-    """What to give to `BatchSource` as `allocate` when batches go to a device of this type ("cuda", "cpu")."""
+    """The `allocate` argument of `BatchSource` for batches that go to a device of this type ("cuda", "cpu")."""
     return pinned_memory if device_type == "cuda" else ordinary_memory
 
 
 def pinned_memory(num_bytes: int) -> np.ndarray:
-    """Page-locked memory, uint8 [num_bytes]; torch keeps what is given back and hands it out again.
+    """Page-locked memory, uint8 [num_bytes]; torch reuses it once it is freed.
 
-    So whoever copies from it asynchronously must hold the array until the copy is over.
+    A caller that copies from it asynchronously must therefore keep the array until the copy is done.
     """
     import torch
 

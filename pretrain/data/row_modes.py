@@ -1,7 +1,7 @@
-"""From a dataset to its rows: which index a row mode needs, over which documents, and whether it is there already.
+"""From a dataset to its rows: which index a row mode needs, over which documents, and whether it is stored already.
 
-The indexes of stream and document cost less than finding a file; the tables of sentence and pack, and the hashes of
-documents for splits, are kept beside the data in PREFIX.index (see `index_cache`).
+Building the indexes of stream and document is cheaper than looking for a file; the tables of sentence and pack, and the
+hashes of documents for splits, are stored beside the data in PREFIX.index (see `index_cache`).
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def open_rows(
 ) -> Rows:
     """The rows of `dataset`, or of its documents in `split`.
 
-    Tables are looked for and stored in PREFIX.index, then in `cache_folder`. A dataset without a manifest has nothing
-    to recognise them by, so its tables stay in memory. `num_threads` is by default one per CPU at hand.
+    Tables are loaded from and stored in PREFIX.index, then `cache_folder`. A dataset without a manifest has nothing to
+    identify them by, so its tables stay in memory. `num_threads` defaults to one per available CPU.
 
     Raises:
-        ConfigError: `seq_length` is beyond what the row mode can do.
+        ConfigError: `seq_length` is longer than the row mode supports.
     """
     if seq_length > _LONGEST.get(mode, seq_length):
         raise ConfigError(f"data.seq_length ({seq_length}) must be at most {_LONGEST[mode]} with data.row_mode={mode}")
@@ -59,7 +59,7 @@ def open_rows(
 
 
 class _Store:
-    """Where the tables of one dataset are kept."""
+    """Stored tables of one dataset."""
 
     def __init__(self, dataset: IndexedDataset, cache_folder: Path | None) -> None:
         manifest = dataset.manifest

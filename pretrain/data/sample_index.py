@@ -1,7 +1,7 @@
-"""The typed face of the C++ sample index.
+"""A typed wrapper of the C++ sample index.
 
-It stands between the datasets on disk and the batches: it says how many rows a dataset gives, where each begins, and
-fills them. The contracts are written in csrc/include/taco; this module adds types.
+Between the datasets on disk and the batches: how many rows a dataset gives, where each begins, and filling them. The
+contracts are in csrc/include/taco; this module adds types.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pretrain.data.native import native
 
 @dataclass(frozen=True)
 class RowIds:
-    """Token ids that frame a row, and the vocabulary size that every token must stay below."""
+    """Token ids that frame a row, and the vocabulary size, which every token id must be below."""
 
     vocab_size: int
     cls: int
@@ -28,35 +28,35 @@ class RowIds:
 
 @dataclass(frozen=True)
 class TokenRuns:
-    """Where the documents of a split stand: places in their own line -> tokens of the dataset, int64 [runs] each."""
+    """Where a split's documents are: positions among the split's tokens -> tokens of the dataset; int64 [runs] each."""
 
     places: np.ndarray
     tokens: np.ndarray
 
     def to_tokens(self, places: np.ndarray) -> np.ndarray:
-        """Tokens of the dataset at `places` (int64 [n]) of the line."""
+        """Positions in the dataset's tokens of `places` (int64 [n]) among the split's tokens."""
         run = np.searchsorted(self.places, places, side="right") - 1
         return self.tokens[run] + (places - self.places[run])
 
 
 class Rows:
-    """The rows of one dataset, or of a split of it; what the indexes of all row modes share.
+    """The rows of one dataset, or of a split of it; the common part of all row modes' indexes.
 
     Attributes:
-        seq_length: places of a row.
-        num_rows, num_tokens: rows, and tokens of the documents that they are made of.
+        seq_length: tokens per row, padding included.
+        num_rows, num_tokens: rows, and tokens of the documents in them.
         num_left_out: tokens, separators included, after the last complete row of stream mode.
-        num_filled: places of all rows that hold a token, special ones included.
-        memory_bytes: of the index; nothing else is kept per row.
+        num_filled: positions of all rows that hold a token, special ones included.
+        memory_bytes: of the index; nothing else is stored per row.
     """
 
     num_left_out = 0
 
-    def __init__(self, found: Any, seq_length: int, runs: TokenRuns | None) -> None:
-        self._native, self._runs = found, runs
+    def __init__(self, native_index: Any, seq_length: int, runs: TokenRuns | None) -> None:
+        self._native, self._runs = native_index, runs
         self._map = {} if runs is None else {"places": runs.places, "run_tokens": runs.tokens}
         self.seq_length = seq_length
-        self.num_rows: int = found.num_rows
+        self.num_rows: int = native_index.num_rows
         self.num_tokens = 0
         self.num_filled = 0
         self.memory_bytes = 0 if runs is None else runs.places.nbytes + runs.tokens.nbytes
@@ -74,8 +74,8 @@ class Rows:
         Segments are 0 in padding and number the documents of a packed row 1, 2, 3, ...; in other modes they are 1.
 
         Raises:
-            IndexError: a row outside the index, or a token id outside the vocabulary.
-            ValueError: `tokens` is shorter than the index needs, or an output has another shape.
+            IndexError: a row is outside the index, or a token id outside the vocabulary.
+            ValueError: `tokens` is shorter than the index needs, or an output has the wrong shape.
         """
         self._native.fill(
             tokens,
@@ -96,10 +96,10 @@ class RowIndex(Rows):
     def __init__(
         self, mode: RowMode, document_offsets: np.ndarray, seq_length: int, runs: TokenRuns | None = None
     ) -> None:
-        """Indexes documents whose first tokens, and the end, are `document_offsets` (int64 [num_documents + 1]).
+        """Indexes documents by their `document_offsets`: first tokens, then the end (int64 [num_documents + 1]).
 
         Raises:
-            ValueError: offsets that are negative or decrease, or a `seq_length` below 3.
+            ValueError: offsets are negative or decrease, or `seq_length` is below 3.
         """
         super().__init__(native().RowIndex(mode, document_offsets, seq_length), seq_length, runs)
         self.num_left_out: int = self._native.num_left_out
@@ -123,10 +123,10 @@ class SentenceIndex(Rows):
     ) -> dict[str, np.ndarray]:
         """The table of a dataset's int32 `sequence_lengths` and int64 `document_indices`, as in its .idx file.
 
-        `is_kept` (bool, one per document) chooses documents; the table is the same for any `num_threads`.
+        `is_kept` (bool, one per document) selects documents; the table is the same for any `num_threads`.
 
         Raises:
-            ValueError: a negative length, indices that decrease or leave the sequences, a `seq_length` outside 3..2^24.
+            ValueError: a length is negative, indices decrease or are out of range, or `seq_length` is outside 3..2^24.
         """
         builder = native().SentenceTableBuilder(seq_length)
         kept = np.empty(0, np.bool_) if is_kept is None else is_kept
@@ -136,14 +136,14 @@ class SentenceIndex(Rows):
         return {"bases": bases, "starts": starts, "num_tokens": num_tokens}
 
     def __init__(self, table: Mapping[str, np.ndarray], seq_length: int, runs: TokenRuns | None = None) -> None:
-        """Opens what `build` made, with the same `seq_length`.
+        """Opens a table from `build` with the same `seq_length`.
 
         Raises:
-            ValueError: arrays that do not fit together.
+            ValueError: the arrays are inconsistent.
         """
         num_tokens = int(table["num_tokens"][0])
-        found = native().SentenceIndex(table["bases"], table["starts"], num_tokens, seq_length)
-        super().__init__(found, seq_length, runs)
+        native_index = native().SentenceIndex(table["bases"], table["starts"], num_tokens, seq_length)
+        super().__init__(native_index, seq_length, runs)
         self.num_tokens = num_tokens
         self.num_filled = num_tokens + 2 * self.num_rows
         self.memory_bytes += sum(array.nbytes for array in table.values())
@@ -154,19 +154,19 @@ class PackIndex(Rows):
 
     @staticmethod
     def build(document_offsets: np.ndarray, seq_length: int, *, num_threads: int = 1) -> dict[str, np.ndarray]:
-        """The table of documents with the `document_offsets` (int64 [n + 1]); the same for any `num_threads`.
+        """The table of documents at `document_offsets` (int64 [n + 1]); the same for any `num_threads`.
 
         Raises:
-            ValueError: offsets that are negative or decrease, or a `seq_length` outside 3 .. 65536.
+            ValueError: offsets are negative or decrease, or `seq_length` is outside 3 .. 65536.
         """
         names = ("windows", "row_pieces", "piece_starts", "piece_lengths")
         return dict(zip(names, native().pack_table(document_offsets, seq_length, num_threads), strict=True))
 
     def __init__(self, table: Mapping[str, np.ndarray], seq_length: int, runs: TokenRuns | None = None) -> None:
-        """Opens what `build` made, with the same `seq_length`.
+        """Opens a table from `build` with the same `seq_length`.
 
         Raises:
-            ValueError: arrays that do not fit together.
+            ValueError: the arrays are inconsistent.
         """
         super().__init__(native().PackIndex(**table, seq_length=seq_length), seq_length, runs)
         self.num_tokens = int(table["windows"][-1, 2] - table["windows"][0, 2])

@@ -1,6 +1,6 @@
-"""Texts to sentences, before tokenising: for rows that hold whole sentences, as BERT's segments do.
+"""Splits texts into sentences before tokenisation, for rows of whole sentences like BERT's segments.
 
-The rules stand in csrc/include/taco/sentences.hpp; they need no model, no download and no name of a language.
+The rules are in csrc/include/taco/sentences.hpp; they need no model, no download and no language name.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pretrain.data.native import native
 def split_sentences(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """The sentences of all texts in order, and how many each text has (int64 [num_texts]).
 
-    Only whitespace before, between and after sentences is left out; a text of nothing but whitespace has none, every
-    other one at least one. WordPiece ids of the sentences, one after the other, are those of the text.
+    Only whitespace before, between and after sentences is left out. A text of whitespace only has no sentence, every
+    other text at least one. The sentences' WordPiece ids, concatenated, are those of the text.
 
     Raises:
         TypeError: an element is not a str.

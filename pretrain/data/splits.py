@@ -1,6 +1,6 @@
-"""One dataset for training, validation and test: each document belongs to the split that its hash falls into.
+"""One dataset for training, validation and test: a document's hash decides which split it belongs to.
 
-The hash (xxh64 of the token ids as int32) depends on the document alone, so a document stays where it is whatever is
+The hash (xxh64 of the token ids as int32) depends on the document alone. So a document stays in its split when data is
 appended, merged or reordered, and equal documents are in the same split.
 """
 
@@ -33,7 +33,7 @@ class Split:
 
 
 def split_named(splits: SplitsSection, name: str) -> Split:
-    """Split `name` of the three, which follow one another from 0 to 1 without gap; see `data.splits`."""
+    """Split `name` of the three, which cover 0 to 1 in order without gaps; see `data.splits`."""
     borders = {
         "train": (0.0, splits.train),
         "validation": (splits.train, splits.train + splits.validation),
@@ -49,14 +49,14 @@ def hash_documents(tokens: np.ndarray, document_offsets: np.ndarray, num_threads
     """uint64 [num_documents]: xxh64 of the ids of each document as little-endian int32, whatever the dtype.
 
     Raises:
-        ValueError: offsets that decrease or leave the tokens.
+        ValueError: offsets decrease or are out of range.
     """
     return native().hash_documents(tokens, document_offsets, num_threads)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The documents of a split: which, where they begin in their own line (int64 [n + 1]), and where that line lies."""
+    """The documents of a split: a mask, their offsets among the split's tokens (int64 [n + 1]), and where those are."""
 
     is_kept: np.ndarray
     offsets: np.ndarray
@@ -64,7 +64,7 @@ class Selection:
 
 
 def select(document_offsets: np.ndarray, is_kept: np.ndarray) -> Selection:
-    """The documents of `document_offsets` (int64 [n + 1]) that `is_kept` (bool [n]) chooses; empty ones are dropped."""
+    """The documents of `document_offsets` (int64 [n + 1]) that `is_kept` (bool [n]) selects; drops empty ones."""
     is_kept = is_kept & (document_offsets[1:] > document_offsets[:-1])
     begins, ends = document_offsets[:-1][is_kept], document_offsets[1:][is_kept]
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(ends - begins)))
