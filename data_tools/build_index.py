@@ -1,9 +1,9 @@
-"""Builds the index tables of datasets ahead of training, and says what a row mode makes of them.
+"""Builds the index tables of datasets before training, and reports the rows that a row mode gives.
 
     taco data index data/train --row-mode pack --seq-length 512
 
-Training builds what is missing by itself, before any process group exists; a large dataset is indexed here once, so
-that no job waits for it. See docs/data-index.md.
+Training builds missing tables itself, before any process group exists; index a large dataset here once, so that no job
+waits for it. See docs/data-index.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(
     row_mode: Annotated[str, typer.Option(help="stream, document, pack or sentence")] = "pack",
     seq_length: Annotated[int, typer.Option(min=8, help="tokens per row, [CLS] and [SEP] included")] = 512,
     splits: Annotated[str, typer.Option(help="as data.splits: train=0.98,validation=0.01,test=0.01")] = "",
-    index_cache: Annotated[Path | None, typer.Option(help="folder where PREFIX.index cannot be written")] = None,
+    index_cache: Annotated[Path | None, typer.Option(help="folder to use if PREFIX.index cannot be written")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="default: one per CPU")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="report as JSON on standard output")] = False,
 ) -> None:
@@ -54,8 +54,8 @@ def index_dataset(
     """Prefix, split, row mode, rows, tokens, fill rate, bytes per row and seconds of one index.
 
     Raises:
-        ConfigError: a row length beyond what the row mode can do.
-        DataError: a damaged dataset.
+        ConfigError: a row is longer than the row mode supports.
+        DataError: the dataset is damaged.
     """
     from pretrain.data.dataset.indexed_dataset import IndexedDataset
     from pretrain.data.row_modes import open_rows
@@ -86,13 +86,13 @@ def _row_mode(name: str) -> RowMode:
 
     for mode in get_args(RowMode):
         if mode == name:
-            found: RowMode = mode
-            return found
+            row_mode: RowMode = mode
+            return row_mode
     raise ConfigError(f"--row-mode {name}: expected one of {', '.join(get_args(RowMode))}")
 
 
 def _splits(text: str) -> list[Split | None]:
-    """The splits that `name=share,...` names; [None], the whole dataset, for an empty text."""
+    """The splits that `name=share,...` names; [None], the whole dataset, if the text is empty."""
     from pydantic import ValidationError
 
     from pretrain.config.checks import check_splits

@@ -1,8 +1,8 @@
-"""What is in a dataset: how long its documents are, how its vocabulary is used, how many rows it gives.
+"""Statistics of a dataset: document lengths, use of the vocabulary, number of rows.
 
     taco data stats data/train --plot train.png
 
-One pass over the mapped file; nothing is held against hashes (`taco data verify` does that).
+One pass over the mapped file; hashes are not checked (`taco data verify` does that).
 """
 
 from __future__ import annotations
@@ -31,12 +31,10 @@ _TOP_RANKS = (1, 10, 100, 1000, 10_000)
 def main(
     prefixes: Annotated[list[str], typer.Argument(help="dataset prefixes")],
     seq_length: Annotated[
-        int, typer.Option(help="count the rows of so many tokens, [CLS] and [SEP] included", min=8)
+        int, typer.Option(help="tokens per row when counting rows, [CLS] and [SEP] included", min=8)
     ] = 512,
-    top: Annotated[int, typer.Option(help="list so many of the most frequent tokens", min=0)] = 20,
-    plot: Annotated[
-        Path | None, typer.Option(help="draw a PNG picture; several datasets share it", metavar="FILE.png")
-    ] = None,
+    top: Annotated[int, typer.Option(help="how many of the most frequent tokens to list", min=0)] = 20,
+    plot: Annotated[Path | None, typer.Option(help="draw a PNG plot of all datasets", metavar="FILE.png")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="report as JSON on standard output")] = False,
 ) -> None:
     """Count documents, tokens, vocabulary use and rows of datasets.
@@ -59,7 +57,7 @@ def gather(prefixes: list[str], seq_length: int, top: int) -> list[dict[str, Any
     """One report per dataset, with one progress meter over all of them.
 
     Raises:
-        DataError: a damaged dataset, or a token id that is not in its vocabulary.
+        DataError: a dataset is damaged, or a token id is not in its vocabulary.
     """
     from data_tools.progress import ByteCounter, ProgressMeter
     from pretrain.data.dataset.indexed_dataset import IndexedDataset
@@ -73,7 +71,7 @@ def gather(prefixes: list[str], seq_length: int, top: int) -> list[dict[str, Any
 def report_on(
     dataset: IndexedDataset, seq_length: int, top: int, on_progress: Callable[[int], None] = lambda num_bytes: None
 ) -> dict[str, Any]:
-    """Everything about one dataset, as it is printed with `--json`."""
+    """The report on one dataset, as printed with `--json`."""
     from data_tools.views.dataset_tally import (
         TokenTally,
         counts_of_files,
@@ -144,7 +142,7 @@ def _vocabulary(dataset: IndexedDataset, tally: TokenTally, top: int) -> dict[st
 
 
 def _sampled(frequencies: Any) -> list[tuple[int, int]]:
-    """Rank and count at a few hundred ranks, evenly spread in logarithms: what a curve needs."""
+    """Rank and count at a few hundred ranks, evenly spaced in logarithms: enough for a curve."""
     import numpy as np
 
     if not len(frequencies):
@@ -154,7 +152,7 @@ def _sampled(frequencies: Any) -> list[tuple[int, int]]:
 
 
 def _find_tokenizer(dataset: IndexedDataset) -> Tokenizer | None:
-    """The tokenizer beside the dataset, for the names of its pieces; None where there is none or another one."""
+    """The tokenizer beside the dataset, for the names of pieces; None if it is missing or not the dataset's."""
     from pretrain.data.tokenizer.load import OtherTokenizerError, find_dataset_tokenizer
 
     try:
@@ -164,7 +162,7 @@ def _find_tokenizer(dataset: IndexedDataset) -> Tokenizer | None:
 
 
 def _pieces_per_word(tokenizer: Tokenizer | None, tally: TokenTally) -> float | None:
-    """Tokens over tokens that begin a word, special ones left out."""
+    """Tokens divided by tokens that begin a word, without special ones."""
     if tokenizer is None:
         return None
     counts = tally.counts.copy()
@@ -174,23 +172,23 @@ def _pieces_per_word(tokenizer: Tokenizer | None, tally: TokenTally) -> float | 
 
 
 def _rows(dataset: IndexedDataset, seq_length: int) -> dict[str, Any]:
-    """Per row mode: how many rows, and which share of their places holds text; none where a mode has no row."""
+    """Per row mode: the number of rows, and the share of their positions that holds text; 0 if there is no row."""
     from pretrain.config.sections import RowMode
     from pretrain.data.batches import RowSource
     from pretrain.errors import TacoError
 
-    found: dict[str, Any] = {"seq_length": seq_length, "modes": {}}
+    report: dict[str, Any] = {"seq_length": seq_length, "modes": {}}
     if dataset.manifest is None:
-        return found
+        return report
     for mode in get_args(RowMode):
         try:
             rows = RowSource([dataset.prefix], mode, seq_length)
         except TacoError:
-            found["modes"][mode] = {"rows": 0, "text_share": 0.0, "left_out": dataset.num_tokens}
+            report["modes"][mode] = {"rows": 0, "text_share": 0.0, "left_out": dataset.num_tokens}
             continue
         text = (dataset.num_tokens - rows.num_left_out) / (rows.num_rows * seq_length)
-        found["modes"][mode] = {"rows": rows.num_rows, "text_share": text, "left_out": rows.num_left_out}
-    return found
+        report["modes"][mode] = {"rows": rows.num_rows, "text_share": text, "left_out": rows.num_left_out}
+    return report
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Datasets to one: the parts of one corpus that many jobs have preprocessed, or corpora that belong together.
+"""Merges datasets into one: parts of one corpus that several jobs preprocessed, or several corpora.
 
     taco data merge data/train data/part-*.json
 
-The result is, byte for byte, what one run over all inputs would have written.
+The result is byte for byte what a single run over all inputs would have written.
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ app = new_program()
 @app.command()
 def main(
     output: Annotated[str, typer.Argument(help="prefix of the dataset to write")],
-    inputs: Annotated[list[str], typer.Argument(help="prefixes, with or without .json; all parts of a corpus")],
-    dedup: Annotated[bool, typer.Option("--dedup", help="keep the first of documents with the same ids")] = False,
-    mixed: Annotated[bool, typer.Option("--mixed", help="join datasets that were made with other options")] = False,
+    inputs: Annotated[
+        list[str], typer.Argument(help="prefixes, with or without .json; of a sharded corpus, all parts")
+    ],
+    dedup: Annotated[bool, typer.Option("--dedup", help="keep only the first document with the same ids")] = False,
+    mixed: Annotated[bool, typer.Option("--mixed", help="join datasets that were made with different options")] = False,
     memory: Annotated[str, typer.Option(help="limit for the table of --dedup")] = "1G",
-    threads: Annotated[int, typer.Option(help="threads of --dedup", min=1)] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a dataset of the same prefix")] = False,
+    threads: Annotated[int, typer.Option(help="threads for --dedup", min=1)] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a dataset with the same prefix")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="report as JSON on standard output")] = False,
 ) -> None:
     """Join datasets into one.
 
     Example: taco data merge data/train data/part-0 data/part-1 data/part-2
 
-    The parts of one corpus (--shard) are put in order, and all of them must be there; other datasets are joined in the
-    order given. Every hash is checked while copying. Memory does not grow with the datasets.
+    The parts of one corpus (--shard) are joined in their order, and none may be missing; other datasets are joined in
+    the order given. Every hash is checked while copying. Memory use does not grow with the datasets.
     """
     from data_tools.sizes import parse_size
 
@@ -58,7 +60,7 @@ def main(
 
 @dataclass
 class MergeReport:
-    """What was joined; `dropped` by reason, over all inputs."""
+    """What was joined; `dropped` counts by reason, over all inputs."""
 
     prefix: str
     inputs: list[str]
@@ -83,9 +85,9 @@ def merge(
     """Writes the dataset `output` from the datasets `inputs`.
 
     Raises:
-        ConfigError: the output names a folder or one of the inputs.
-        DataError: an input is damaged, a part is missing or there twice, or they do not fit together; nothing that
-            looks finished is left.
+        ConfigError: the output is a folder or one of the inputs.
+        DataError: an input is damaged, a part is missing or given twice, or the inputs are incompatible; no output that
+            looks complete is left behind.
         StoppedError: SIGTERM or Ctrl-C.
     """
     from data_tools.output.merge_inputs import merged_command, merged_options, open_inputs
@@ -96,27 +98,27 @@ def merge(
 
     begin = time.monotonic()
     prepare_output(output)
-    found = open_inputs(inputs, output, dedup=dedup, is_mixed=is_mixed)
-    record = merged_options(found, dedup=dedup)
-    tokenizer = load_dataset_tokenizer(found[0].prefix, found[0].manifest.tokenizer)
-    with RunLock(output), TokenizerFolder(tokenizer, output) as folder, _Rejects(found, output) as rejects:
+    datasets = open_inputs(inputs, output, dedup=dedup, is_mixed=is_mixed)
+    record = merged_options(datasets, dedup=dedup)
+    tokenizer = load_dataset_tokenizer(datasets[0].prefix, datasets[0].manifest.tokenizer)
+    with RunLock(output), TokenizerFolder(tokenizer, output) as folder, _Rejects(datasets, output) as rejects:
 
         def publish_beside(manifest: Manifest) -> None:
             folder.publish()
             rejects.publish()
 
-        with _joined(found, output, dedup, memory, threads, overwrite) as (writer, dropped):
+        with _joined(datasets, output, dedup, memory, threads, overwrite) as (writer, dropped):
             if not writer.num_tokens:
-                raise DataError(f"{', '.join(item.prefix for item in found)}: hold no token")
+                raise DataError(f"{', '.join(item.prefix for item in datasets)}: hold no token")
             manifest = writer.finalize(
-                tokenizer=found[0].manifest.tokenizer,
+                tokenizer=datasets[0].manifest.tokenizer,
                 dropped=dict(sorted(dropped.items())),
-                command=merged_command(found, output, record, dedup=dedup),
-                replaced=sum(item.manifest.replaced for item in found),
+                command=merged_command(datasets, output, record, dedup=dedup),
+                replaced=sum(item.manifest.replaced for item in datasets),
                 preprocessing=record,
                 publish_beside=publish_beside,
             )
-    report = MergeReport(output, [item.prefix for item in found], manifest.documents, manifest.sequences)
+    report = MergeReport(output, [item.prefix for item in datasets], manifest.documents, manifest.sequences)
     report.tokens, report.dropped, report.seconds = manifest.tokens, dict(manifest.dropped), time.monotonic() - begin
     report.files = [f"{output}{suffix}" for suffix in (".bin", ".idx", ".json", ".tokenizer")]
     return report
@@ -124,9 +126,9 @@ def merge(
 
 @contextmanager
 def _joined(
-    found: list[MergeInput], output: str, dedup: bool, memory: int, threads: int, overwrite: bool
+    datasets: list[MergeInput], output: str, dedup: bool, memory: int, threads: int, overwrite: bool
 ) -> Iterator[tuple[IndexedDatasetWriter, dict[str, Dropped]]]:
-    """A writer that holds the documents of all inputs, and what was left out."""
+    """A writer with the documents of all inputs, and what was left out."""
     import numpy as np
 
     from data_tools.encoding.encode import add_dropped
@@ -135,15 +137,15 @@ def _joined(
     from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 
     dropped: dict[str, Dropped] = {}
-    for item in found:
+    for item in datasets:
         add_dropped(dropped, dict(item.manifest.dropped))
-    dtype = np.dtype(found[0].manifest.dtype).newbyteorder("<")
+    dtype = np.dtype(datasets[0].manifest.dtype).newbyteorder("<")
     with StopSignals() as stop, IndexedDatasetWriter(output, dtype, overwrite=overwrite) as writer:
         if not dedup:
-            _copy(found, writer, stop)
+            _copy(datasets, writer, stop)
         else:
             with IndexedDatasetWriter(f"{output}.raw", dtype, overwrite=True) as raw_writer:
-                _copy(found, raw_writer, stop)
+                _copy(datasets, raw_writer, stop)
                 raw_writer.checkpoint()
                 raw = RawDocuments.open(f"{output}.raw", dtype)
                 left_out = copy_unique(raw, writer, memory=memory, threads=threads, check_stop=stop.check)
@@ -152,10 +154,10 @@ def _joined(
         yield writer, dropped
 
 
-def _copy(found: list[MergeInput], writer: IndexedDatasetWriter, stop: StopSignals) -> None:
+def _copy(datasets: list[MergeInput], writer: IndexedDatasetWriter, stop: StopSignals) -> None:
     from data_tools.progress import ProgressMeter
 
-    total = sum(item.manifest.bin_bytes for item in found)
+    total = sum(item.manifest.bin_bytes for item in datasets)
     with ProgressMeter("merging", total) as meter:
 
         def advance() -> None:
@@ -163,15 +165,15 @@ def _copy(found: list[MergeInput], writer: IndexedDatasetWriter, stop: StopSigna
             speed = writer.num_bytes / 1e6 / max(meter.seconds, 1e-9)
             meter.update(writer.num_bytes, f"{speed:.0f} MB/s", f"{writer.num_documents:,} documents")
 
-        for item in found:
+        for item in datasets:
             item.copy_to(writer, advance)
 
 
 class _Rejects:
-    """OUTPUT.rejects.jsonl: those of all inputs, one after the other. Use it as a context manager."""
+    """OUTPUT.rejects.jsonl: the rejects of all inputs, concatenated. Use it as a context manager."""
 
-    def __init__(self, found: list[MergeInput], output: str) -> None:
-        self._sources = [path for item in found if (path := Path(f"{item.prefix}.rejects.jsonl")).exists()]
+    def __init__(self, datasets: list[MergeInput], output: str) -> None:
+        self._sources = [path for item in datasets if (path := Path(f"{item.prefix}.rejects.jsonl")).exists()]
         self._final, self._new = Path(f"{output}.rejects.jsonl"), Path(f"{output}.rejects.jsonl.tmp")
 
     def __enter__(self) -> _Rejects:
@@ -189,7 +191,7 @@ class _Rejects:
         self._new.unlink(missing_ok=True)
 
     def publish(self) -> None:
-        """Puts the file in its place, or removes that of an older dataset. Raises OSError."""
+        """Publishes the file, or removes that of an older dataset. Raises OSError."""
         if self._sources:
             self._new.replace(self._final)
         else:

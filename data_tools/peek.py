@@ -1,4 +1,4 @@
-"""Shows what is in a dataset: its manifest, documents as text and tokens, and rows exactly as training sees them.
+"""Shows the content of a dataset: its manifest, documents as text and tokens, and rows exactly as training reads them.
 
 taco data inspect data/train --document 17
 taco data inspect data/train --row 5 --config configs/taco_base.yaml
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pretrain.data.tokenizer.load import Tokenizer
 
 app = new_program()
-# The longest row that an inspection without a configuration file allows: no model limits it.
+# The longest row without a configuration file: no model limits it.
 _MOST_POSITIONS = 1 << 20
 
 
@@ -35,23 +35,27 @@ def main(
         list[str] | None, typer.Argument(help="section.key=value of the configuration, for rows")
     ] = None,
     documents: Annotated[
-        int | None, typer.Option(help="show so many documents from the first on; 1 by default", min=0)
+        int | None, typer.Option(help="show this many documents from the beginning; default: 1", min=0)
     ] = None,
     document: Annotated[
         list[int] | None, typer.Option(help="show this document (from 0); may be repeated", min=0)
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="tokens shown of a document", min=1)] = 200,
+    max_tokens: Annotated[int, typer.Option(help="tokens shown per document", min=1)] = 200,
     row: Annotated[int | None, typer.Option(help="show this training row (from 0)", min=0)] = None,
-    micro_batch: Annotated[int | None, typer.Option(help="instead of --row: a micro-batch of the run", min=0)] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="instead of --row: show a row of this micro-batch", min=0)
+    ] = None,
     place: Annotated[int, typer.Option(help="with --micro-batch: which of its rows", min=0)] = 0,
-    epoch: Annotated[int, typer.Option(help="with --row: masks and order of this epoch", min=0)] = 0,
+    epoch: Annotated[int, typer.Option(help="with --row: use masks and order of this epoch", min=0)] = 0,
     config: Annotated[
-        Path | None, typer.Option(help="configuration of the run (YAML); without it: the defaults")
+        Path | None, typer.Option(help="configuration of the run (YAML); default: the default configuration")
     ] = None,
     row_mode: Annotated[str | None, typer.Option(help="short for data.row_mode=...")] = None,
     seq_length: Annotated[int | None, typer.Option(help="short for data.seq_length=...")] = None,
     seed: Annotated[int | None, typer.Option(help="short for run.seed=...")] = None,
-    anchor: Annotated[list[int] | None, typer.Option(help="show TACO's pairs of this column; may be repeated")] = None,
+    anchor: Annotated[
+        list[int] | None, typer.Option(help="show the TACO pairs of this column; may be repeated")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Show the manifest, documents and training rows of a dataset."""
@@ -65,22 +69,22 @@ def main(
     tokenizer = find_dataset_tokenizer(dataset.prefix, manifest.tokenizer) if manifest else None
     wants_row = row is not None or micro_batch is not None
     number = documents if documents is not None else 0 if wants_row or document else 1
-    wanted = [*range(min(number, dataset.num_documents)), *(document or ())]
-    found: dict[str, Any] = {
+    indices = [*range(min(number, dataset.num_documents)), *(document or ())]
+    report: dict[str, Any] = {
         "dataset": _summary(dataset),
-        "documents": [_document(dataset, tokenizer, index, max_tokens) for index in wanted],
+        "documents": [_document(dataset, tokenizer, index, max_tokens) for index in indices],
     }
     view, settings = None, None
     if wants_row:
         settings = _settings(prefix, config, changes)
         view = _view(settings, row, epoch, micro_batch, place, anchor)
-        found |= {"row": asdict(view), "settings": _relevant(settings)}
+        report |= {"row": asdict(view), "settings": _relevant(settings)}
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(report))
         return
     from data_tools.views.row_page import show
 
-    show(found, tokenizer, view, settings)
+    show(report, tokenizer, view, settings)
 
 
 def _summary(dataset: IndexedDataset) -> dict[str, Any]:
@@ -114,12 +118,12 @@ def _document(dataset: IndexedDataset, tokenizer: Tokenizer | None, index: int, 
 
 
 def _piece(tokenizer: Tokenizer, token_id: int) -> str:
-    # A damaged file may hold any id; that is what one wants to see here.
+    # A damaged file may hold any id, and the user must see it here.
     return tokenizer.piece(token_id) if 0 <= token_id < tokenizer.vocab_size else f"<{token_id}?>"
 
 
 def _settings(prefix: str, path: Path | None, changes: list[str]) -> RunConfig:
-    """The configuration of the rows: of the run, if it trains on this dataset, else the same for this dataset alone."""
+    """The rows' configuration: the run's if it trains on this dataset, else the same with this dataset alone."""
     from pretrain.config.load import load_config, resolve_config
 
     if path is None:
@@ -159,7 +163,7 @@ def _view(
 
 
 def _relevant(config: RunConfig) -> dict[str, Any]:
-    """What decides a row, its masks and its pairs."""
+    """The settings that determine a row, its masks and its pairs."""
     objective = config.objective.model_dump()
     return {
         "data.train": list(config.data.train),

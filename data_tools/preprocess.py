@@ -1,9 +1,9 @@
-"""Corpora to a memory-mapped token dataset: the first program of the flow, and the only one that tokenises.
+"""Turns corpora into a memory-mapped token dataset: the first program of the flow, and the only one that tokenises.
 
     python data_tools/preprocess.py --input corpus.jsonl.zst --tokenizer vocab.txt --output-prefix data/corpus
 
 writes data/corpus.bin, .idx and .json and the folder data/corpus.tokenizer. Training reads nothing else. The output is
-the same, byte for byte, for any number of workers and of interruptions. `taco data preprocess` is the same program.
+byte for byte the same for any number of workers and interruptions. `taco data preprocess` is the same program.
 """
 
 from __future__ import annotations
@@ -36,39 +36,43 @@ def main(
     input: Annotated[list[str], typer.Option(help="files, folders, patterns, @list.txt, -", metavar="INPUT...")],
     tokenizer: Annotated[str, typer.Option(help="vocab.txt, SentencePiece .model, tokenizer.json, or a saved folder")],
     output_prefix: Annotated[str, typer.Option(help="the dataset is PREFIX.bin, PREFIX.idx, PREFIX.json")],
-    workers: Annotated[int, typer.Option(help="processes that tokenise; 0 or 1: this one", min=0)] = 1,
+    workers: Annotated[int, typer.Option(help="processes that tokenise; 0 or 1: only this one", min=0)] = 1,
     json_key: JsonKey = "text",
     input_format: InputFormat = None,
     text_documents: TextDocuments = "blank-line",
     delimiter: Delimiter = None,
     quoting: Quoting = "auto",
     no_header: NoHeader = False,
-    cased: Annotated[bool, typer.Option("--cased", help="keep capitals and accents (vocab.txt only)")] = False,
-    hash_range: Annotated[str, typer.Option(help="keep documents whose hash lies in LO:HI of 0:1, for splits")] = "0:1",
+    cased: Annotated[bool, typer.Option("--cased", help="keep case and accents (vocab.txt only)")] = False,
+    hash_range: Annotated[str, typer.Option(help="keep documents whose hash is in LO:HI of 0:1, for splits")] = "0:1",
     split_sentences: Annotated[
         bool, typer.Option("--split-sentences", help="one sequence per sentence, for sentence rows")
     ] = False,
-    dedup: Annotated[bool, typer.Option("--dedup", help="keep the first of documents with the same ids")] = False,
-    normalize: Annotated[str, typer.Option(help="Unicode normalisation of texts", metavar="none|nfc|nfkc")] = "none",
+    dedup: Annotated[bool, typer.Option("--dedup", help="keep only the first document with the same ids")] = False,
+    normalize: Annotated[str, typer.Option(help="Unicode normalisation of the text", metavar="none|nfc|nfkc")] = "none",
     control_characters: Annotated[
-        str, typer.Option(help="make them blanks, or drop documents with them", metavar="keep|space|drop")
+        str, typer.Option(help="replace them by spaces, or drop documents with them", metavar="keep|space|drop")
     ] = "keep",
     fold_whitespace: Annotated[
-        bool, typer.Option("--fold-whitespace", help="one blank for every run of whitespace")
+        bool, typer.Option("--fold-whitespace", help="replace every run of whitespace by one space")
     ] = False,
     min_chars: Annotated[int, typer.Option(help="drop shorter documents")] = 0,
     max_chars: Annotated[int | None, typer.Option(help="drop longer documents")] = None,
-    min_tokens: Annotated[int, typer.Option(help="drop documents of fewer tokens")] = 0,
-    max_tokens: Annotated[int | None, typer.Option(help="drop documents of more tokens")] = None,
+    min_tokens: Annotated[int, typer.Option(help="drop documents with fewer tokens")] = 0,
+    max_tokens: Annotated[int | None, typer.Option(help="drop documents with more tokens")] = None,
     on_error: OnError = "stop",
-    max_rejects: Annotated[int, typer.Option(help="give up after so many rejects; -1: never", min=-1)] = MAX_REJECTS,
-    max_document_bytes: Annotated[str | None, typer.Option(help="longer lines are errors (1G)")] = None,
-    max_ratio: Annotated[int | None, typer.Option(help="how much larger compressed files may unfold")] = None,
-    shard: Annotated[str, typer.Option(help="do part I of N only, I from 0; `taco data merge` joins them")] = "0/1",
-    memory: Annotated[str, typer.Option(help="limit for waiting text, and for the table of --dedup")] = "1G",
-    journal_seconds: Annotated[float, typer.Option(help="between entries of the journal", min=0.0)] = 5.0,
-    restart: Annotated[bool, typer.Option("--restart", help="drop what an unfinished run has done")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a dataset of the same prefix")] = False,
+    max_rejects: Annotated[
+        int, typer.Option(help="stop after more rejects than this; -1: never", min=-1)
+    ] = MAX_REJECTS,
+    max_document_bytes: Annotated[str | None, typer.Option(help="longer documents are errors; default: 1G")] = None,
+    max_ratio: Annotated[int | None, typer.Option(help="largest ratio of decompressed to compressed size")] = None,
+    shard: Annotated[
+        str, typer.Option(help="process only part I of N, I from 0; `taco data merge` joins them")
+    ] = "0/1",
+    memory: Annotated[str, typer.Option(help="limit for queued text, and for the table of --dedup")] = "1G",
+    journal_seconds: Annotated[float, typer.Option(help="seconds between entries of the journal", min=0.0)] = 5.0,
+    restart: Annotated[bool, typer.Option("--restart", help="discard the work of an unfinished run")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a dataset with the same prefix")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="report as JSON on standard output")] = False,
 ) -> None:
     """Tokenise corpora into a dataset that training maps into memory.
@@ -76,11 +80,11 @@ def main(
     Example: python data_tools/preprocess.py --input books.jsonl.zst wiki.txt.gz --tokenizer vocab.txt
     --output-prefix data/train --workers 8 --hash-range 0:0.95
 
-    A run that was interrupted goes on where its journal ends: start the same command again, with any number of
-    workers. Exit code 75 says that SIGTERM ended it and that it can be continued.
+    An interrupted run resumes where its journal ends: start the same command again, with any number of workers. Exit
+    code 75 means that SIGTERM ended it and that it can be resumed.
 
-    Memory does not grow with the corpus: about 100 MB for this process and as much for each worker, several times the
-    longest document, and what --memory allows.
+    Memory use does not grow with the corpus: about 100 MB for this process and for each worker, plus several times the
+    longest document, plus --memory.
     """
     from data_tools.encoding.cleaning import CleaningOptions
     from data_tools.encoding.encode import EncodeOptions, parse_hash_range
@@ -126,10 +130,10 @@ def main(
 
 @dataclass
 class Report:
-    """What one run did; `dropped` by reason. Bytes are those of the decompressed text.
+    """What one run did; `dropped` counts by reason. Bytes are of decompressed text.
 
-    Counts are those of the dataset, also of what an interrupted run had done (`resumed_documents`); speeds are those
-    of this run.
+    Counts are those of the dataset, including the work of an interrupted run (`resumed_documents`); speeds are those of
+    this run only.
     """
 
     prefix: str
@@ -163,12 +167,12 @@ def preprocess(
     memory: int = DEFAULT_MEMORY,
     journal_seconds: float = 5.0,
 ) -> Report:
-    """Writes the dataset `prefix` from `inputs`, in their order, or goes on with it, and returns what was done.
+    """Writes the dataset `prefix` from `inputs`, in order, or resumes writing it, and returns what was done.
 
     Raises:
-        ConfigError: the prefix names a folder, or an option cannot work.
-        DataError: a mistake in input, tokenizer or output; nothing that looks finished is left.
-        StoppedError: SIGTERM or Ctrl-C; what is done is kept.
+        ConfigError: the prefix is a folder, or an option is invalid.
+        DataError: a fault in input, tokenizer or output; no output that looks complete is left behind.
+        StoppedError: SIGTERM or Ctrl-C; finished work is kept.
         TacoError: a chunk of the corpus killed three workers.
     """
     from data_tools.output.output_files import TokenizerFolder, prepare_output
@@ -245,7 +249,7 @@ def _encode_all(
         print(f"continuing an unfinished run: {report.resumed_documents:,} documents are done", file=sys.stderr)
     chunks = read_chunks(sources, options.reading, shard=shard, start=run.start)
     encoder = Encoder(tokenizer, options)
-    # Standard input and datasets of the hub do not say how much is to come.
+    # The size of standard input and of hub datasets is unknown.
     total = before[-1] // shard[1] if all(source.num_bytes for source in sources) else 0
     meter = ProgressMeter("tokenising", total, run.state.disk_bytes)
     with StopSignals() as stop, meter:
@@ -264,7 +268,7 @@ def _encode_all(
 def _header(
     sources: list[Source], options: EncodeOptions, tokenizer: Tokenizer, shard: tuple[int, int]
 ) -> dict[str, Any]:
-    """What a run must have in common with the one that it continues."""
+    """The settings that a run must share with the one that it resumes."""
     from pretrain import __version__
 
     return {
@@ -310,7 +314,7 @@ def _complete(report: Report, run: ResumableRun, manifest: Manifest) -> Report:
 
 
 def _words(run: ResumableRun, text_bytes: int, tokens: int, seconds: float) -> tuple[str, ...]:
-    """Speeds of this run, in which `text_bytes` and `tokens` are new, then what there is altogether."""
+    """Speeds of this run, which added `text_bytes` and `tokens`, then totals."""
     seconds = max(seconds, 1e-9)
     return (
         f"{text_bytes / 1e6 / seconds:.1f} MB/s",
@@ -330,9 +334,9 @@ def _summary(report: Report) -> str:
 
 
 def _size(item: Dropped) -> str:
-    """What is known of the size of dropped documents: those without ids have bytes, duplicates have tokens."""
-    known = [f"{number:,} {unit}" for number, unit in ((item.bytes, "bytes"), (item.tokens, "tokens")) if number]
-    return f" ({', '.join(known)})" if known else ""
+    """The known sizes of dropped documents: bytes for those without ids, tokens for duplicates."""
+    sizes = [f"{number:,} {unit}" for number, unit in ((item.bytes, "bytes"), (item.tokens, "tokens")) if number]
+    return f" ({', '.join(sizes)})" if sizes else ""
 
 
 if __name__ == "__main__":

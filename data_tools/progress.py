@@ -1,6 +1,6 @@
-"""How far a program on corpora has come: a bar with ETA on a terminal, a line every few seconds elsewhere.
+"""Progress of the data programs: a bar with ETA on a terminal, a line every few seconds elsewhere.
 
-Everything goes to standard error, so that standard output holds results only.
+Everything goes to standard error, so that standard output holds only results.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _PERCENT_COLUMNS = len(" 100% ")
 
 
 class ProgressMeter:
-    """Shows the share of the input files that has been read, with a line of words; use it as a context manager."""
+    """Shows the share of the input that has been read, with further figures; use it as a context manager."""
 
     def __init__(self, title: str, total_bytes: int, done_bytes: int = 0) -> None:
-        """`total_bytes`: size of all input files on disk, 0 where it is not known, so that there is neither share nor
-        ETA; `done_bytes` of them were read by an earlier run."""
+        """`total_bytes`: size of all input files on disk, 0 if unknown, which leaves out share and ETA; an earlier run
+        has read `done_bytes` of them."""
         self._title, self._total, self._done_before = title, total_bytes, done_bytes
         self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
@@ -50,7 +50,7 @@ class ProgressMeter:
         return time.monotonic() - self._start
 
     def update(self, done_bytes: int, *words: str) -> None:
-        """`done_bytes` of the input files are read; `words` say what that amounts to, the most important first."""
+        """Reports that `done_bytes` of the input have been read; `words` are further figures, most important first."""
         if self._total:
             words = (self._eta(done_bytes), *words)
         if self._bar is not None:
@@ -64,7 +64,7 @@ class ProgressMeter:
             print(f"{self._title}: {', '.join((*share, *words))}", file=sys.stderr, flush=True)
 
     def _eta(self, done_bytes: int) -> str:
-        """Time left at the speed of this run, whatever an earlier one had done."""
+        """Time left at the speed of this run alone."""
         fresh = done_bytes - self._done_before
         if fresh <= 0:
             return "ETA unknown"
@@ -74,20 +74,20 @@ class ProgressMeter:
 
 
 class ByteCounter:
-    """Adds up the bytes that a program on datasets reports, from any of them, for the meter of all."""
+    """Adds up the bytes processed in several datasets for one meter."""
 
     def __init__(self, meter: ProgressMeter) -> None:
         self._meter, self._num_bytes = meter, 0
 
     def __call__(self, num_bytes: int) -> None:
-        """So many bytes more are done."""
+        """Adds `num_bytes` to the bytes done."""
         self._num_bytes += num_bytes
         speed = self._num_bytes / 1e6 / max(self._meter.seconds, 1e-9)
         self._meter.update(self._num_bytes, f"{speed:,.0f} MB/s", f"{self._num_bytes / 1e9:,.2f} GB")
 
 
 def _join_what_fits(words: tuple[str, ...], room: int) -> str:
-    """As many of the first `words` as a line has room for: a table would shorten all its columns alike."""
+    """As many of the first `words` as fit into `room` columns; a rich table would shorten all of them alike."""
     line = words[0] if words else ""
     for word in words[1:]:
         if len(line) + len(word) + 2 > room:

@@ -1,6 +1,6 @@
-"""The flags that say how files become documents, as the programs on corpora declare them.
+"""The flags that define how files become documents, shared by the programs that read corpora.
 
-Each is named as a field of `ReadOptions`, where its meaning stands; `--no-header` turns `has_header` off.
+Each is named after the field of `ReadOptions` that documents it; `--no-header` turns `has_header` off.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import typer
 
 JsonKey = Annotated[
     str,
-    typer.Option("--json-key", "--text-column", help="where the text stands; a.b: key b in a"),
+    typer.Option("--json-key", "--text-column", help="key or column of the text; a.b: key b in a"),
 ]
 InputFormat = Annotated[str | None, typer.Option(help="kind of every input, such as jsonl or txt.gz")]
 TextDocuments = Annotated[
     str, typer.Option(help="what separates documents of plain text", metavar="blank-line|line|file")
 ]
-Delimiter = Annotated[str | None, typer.Option(help="between fields of csv and tsv files")]
-Quoting = Annotated[str, typer.Option(help="of csv and tsv files", metavar="auto|rfc4180|none")]
-NoHeader = Annotated[bool, typer.Option("--no-header", help="tables begin with data; --json-key 3")]
-OnError = Annotated[str, typer.Option(help="at a document that cannot be read", metavar="stop|skip|replace")]
+Delimiter = Annotated[str | None, typer.Option(help="character between fields of csv and tsv files")]
+Quoting = Annotated[str, typer.Option(help="quoting in csv and tsv files", metavar="auto|rfc4180|none")]
+NoHeader = Annotated[bool, typer.Option("--no-header", help="tables have no header; give a number: --json-key 3")]
+OnError = Annotated[str, typer.Option(help="what to do with unreadable documents", metavar="stop|skip|replace")]

@@ -1,4 +1,4 @@
-"""Numbers as people write them on a command line: sizes in bytes and parts of a whole."""
+"""Parses command-line values: sizes in bytes and shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 def parse_size(flag: str, text: str) -> int:
-    """Bytes of `512M`, `2G` or `1000000`. Raises ConfigError: it is no size."""
+    """The bytes of `512M`, `2G` or `1000000`. Raises ConfigError: not a size."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"{flag} {text}: expected a number of bytes, such as 1000000, 512M or 2G")

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish to stop at the next good moment, so that what is done can be kept."""
+"""Turns SIGTERM and Ctrl-C into a request to stop at the next safe point, so that finished work can be kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StoppedError(TacoError):
 
 
 class StopSignals:
-    """Remembers the first signal for `check`; a second one ends the process at once. Use it as a context manager."""
+    """Records the first signal for `check`; a second one ends the process at once. Use it as a context manager."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -28,7 +28,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._note)
+                self._old[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -37,11 +37,11 @@ class StopSignals:
         self._restore()
 
     def check(self) -> None:
-        """Raises StoppedError: a signal has come."""
+        """Raises StoppedError: a signal has arrived."""
         if self._number:
             raise StoppedError(self._number)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self._number = number
         self._restore()
 

@@ -1,10 +1,10 @@
-"""Text to a vocabulary: WordPiece (`vocab.txt`), byte-level BPE (`tokenizer.json`) or SentencePiece (`.model`).
+"""Learns a vocabulary: WordPiece (`vocab.txt`), byte-level BPE (`tokenizer.json`) or SentencePiece (`.model`).
 
     python data_tools/train_tokenizer.py --input corpus.jsonl.zst --output vocab.txt --vocab-size 8000
 
-For corpora that no published vocabulary fits. It learns from a sample that is chosen by the hashes of the documents and
-held in memory, so a corpus of any size is read once; the same corpus gives the same file. The file is loaded and tried
-before it is put in place.
+For corpora that no published vocabulary suits. It learns from a sample chosen by document hashes and kept in memory, so
+a corpus of any size is read once; the same corpus gives the same file. The file is loaded and tested before it is
+published.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 app = new_program()
 DEFAULT_SAMPLE = "256M"
-# Characters of the sample that the finished vocabulary is tried on.
+# Characters of the sample on which the finished vocabulary is tested.
 _TRIED_CHARACTERS = 500_000
-# Below so many bytes learning takes seconds, and nothing is said while it goes on.
+# Below this size learning takes seconds, and no message is printed.
 _QUICK_BYTES = 20_000_000
 
 
@@ -48,7 +48,7 @@ class Kind(StrEnum):
 
     @property
     def suffix(self) -> str:
-        """How the file's name ends, by which other programs know its kind."""
+        """The suffix of the file's name, by which other programs identify its kind."""
         return {Kind.wordpiece: ".txt", Kind.bpe: ".json"}.get(self, ".model")
 
 
@@ -57,7 +57,7 @@ def main(
     input: Annotated[list[str], typer.Option(help="files, folders, patterns, @list.txt, -", metavar="INPUT...")],
     output: Annotated[Path, typer.Option(help="the file: NAME.txt (wordpiece), NAME.json (bpe), NAME.model (others)")],
     vocab_size: Annotated[int, typer.Option(help="number of pieces, special ones included", min=8)],
-    kind: Annotated[Kind, typer.Option(help="what to learn")] = Kind.wordpiece,
+    kind: Annotated[Kind, typer.Option(help="kind of vocabulary to learn")] = Kind.wordpiece,
     json_key: JsonKey = "text",
     input_format: InputFormat = None,
     text_documents: TextDocuments = "blank-line",
@@ -65,8 +65,8 @@ def main(
     quoting: Quoting = "auto",
     no_header: NoHeader = False,
     on_error: OnError = "stop",
-    cased: Annotated[bool, typer.Option("--cased", help="tell capitals (wordpiece: and accents) apart")] = False,
-    hash_range: Annotated[str, typer.Option(help="learn from documents whose hash lies in LO:HI of 0:1")] = "0:1",
+    cased: Annotated[bool, typer.Option("--cased", help="keep case (wordpiece: and accents)")] = False,
+    hash_range: Annotated[str, typer.Option(help="learn from documents whose hash is in LO:HI of 0:1")] = "0:1",
     sample_bytes: Annotated[str, typer.Option(help="text to learn from, chosen by hash, or `all`")] = DEFAULT_SAMPLE,
     max_documents: Annotated[int | None, typer.Option(help="documents to learn from, chosen by hash", min=1)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the output file")] = False,
@@ -102,7 +102,7 @@ def main(
 
 @dataclass
 class Report:
-    """What was learnt from what; `unknown_share` and `bytes_per_token` on text of the sample."""
+    """What was learnt from which text; `unknown_share` and `bytes_per_token` are measured on the sample."""
 
     output: str
     kind: str
@@ -119,12 +119,11 @@ class Report:
 
 
 def train(sample: TextSample, output: Path, kind: Kind, vocab_size: int, cased: bool, *, inputs: str) -> Report:
-    """Writes the vocabulary of `kind` that `sample` gives to `output`, after loading and trying it.
+    """Learns a vocabulary of `kind` from `sample`, loads and tests it, and writes it to `output`.
 
     Raises:
-        ConfigError: `vocab_size` cannot work for this kind.
-        DataError: the texts do not give such a vocabulary (`inputs` says where they come from), or the file cannot be
-            written.
+        ConfigError: `vocab_size` is impossible for this kind.
+        DataError: the texts do not give such a vocabulary (`inputs` names their source), or the file cannot be written.
     """
     if sample.num_bytes > _QUICK_BYTES:
         print(f"learning {vocab_size:,} pieces from {sample.num_bytes / 1e6:,.0f} MB", file=sys.stderr, flush=True)
@@ -133,7 +132,7 @@ def train(sample: TextSample, output: Path, kind: Kind, vocab_size: int, cased: 
     except DataError as error:
         raise DataError(f"{inputs}: {error}") from None
     with _replacing(output, data) as temporary:
-        tried, unknown, tokens = _try_out(temporary, vocab_size, cased, sample)
+        num_bytes, unknown, tokens = _try_out(temporary, vocab_size, cased, sample)
     return Report(
         output=str(output),
         kind=kind.value,
@@ -144,7 +143,7 @@ def train(sample: TextSample, output: Path, kind: Kind, vocab_size: int, cased: 
         read_documents=sample.read_documents,
         rejects=sample.rejects,
         is_whole_corpus=sample.is_whole,
-        bytes_per_token=tried / max(tokens, 1),
+        bytes_per_token=num_bytes / max(tokens, 1),
         unknown_share=unknown / max(tokens, 1),
     )
 
@@ -161,22 +160,22 @@ def _learn(sample: TextSample, kind: Kind, vocab_size: int, cased: bool) -> byte
 
 
 def _try_out(path: Path, vocab_size: int, cased: bool, sample: TextSample) -> tuple[int, int, int]:
-    """Loads the vocabulary as other programs will; bytes that it was tried on, unknown tokens, tokens."""
+    """Loads the vocabulary as other programs will; bytes that it was tested on, unknown tokens, tokens."""
     from pretrain.data.tokenizer.load import load_tokenizer
 
     tokenizer = load_tokenizer(path, cased=cased)
     _check_ids(tokenizer, vocab_size)
-    tried = unknown = tokens = characters = 0
+    num_bytes = unknown = tokens = characters = 0
     for text in sample.texts:
         part = text[: _TRIED_CHARACTERS - characters]
         ids = tokenizer.encode_batch([part])[0]
-        tried += len(part.encode())
+        num_bytes += len(part.encode())
         tokens += len(ids)
         unknown += ids.count(tokenizer.special.unk)
         characters += len(part)
         if characters >= _TRIED_CHARACTERS:
             break
-    return tried, unknown, tokens
+    return num_bytes, unknown, tokens
 
 
 def _check_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -196,7 +195,7 @@ def _check_output(output: Path, kind: Kind, overwrite: bool) -> None:
 
 @contextmanager
 def _replacing(output: Path, data: bytes) -> Iterator[Path]:
-    """Writes `data` under another name of the same kind, and puts it in place when the block ends well."""
+    """Writes `data` to a temporary file with the same suffix, and renames it to `output` if the block succeeds."""
     temporary = output.with_name(f".{output.stem}.tmp{output.suffix}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

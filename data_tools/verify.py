@@ -1,8 +1,8 @@
-"""Holds datasets against the hashes in their manifests; a person or a job runs it after copying, before training.
+"""Checks datasets against the hashes in their manifests; run it after copying and before training.
 
     taco data verify data/train data/valid --threads 8
 
-Exit code 0 says that every byte is as it was written, 1 that something is wrong, each problem with file and byte range.
+Exit code 0 means that every byte is as written, 1 that there are problems, each reported with file and byte range.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _MOST_THREADS = 8
 @app.command()
 def main(
     prefixes: Annotated[list[str], typer.Argument(help="dataset prefixes, with or without .bin, .idx or .json")],
-    threads: Annotated[int, typer.Option(help="chunks hashed at a time; 0: one per core, at most 8", min=0)] = 0,
-    deep: Annotated[bool, typer.Option("--deep", help="also hold every token id against the vocabulary")] = False,
+    threads: Annotated[int, typer.Option(help="chunks hashed at the same time; 0: one per core, at most 8", min=0)] = 0,
+    deep: Annotated[bool, typer.Option("--deep", help="also check every token id against the vocabulary")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="report as JSON on standard output")] = False,
 ) -> None:
-    """Recompute the hashes of datasets and name every damaged place.
+    """Recompute the hashes of datasets and report all damage.
 
     Example: taco data verify data/train data/valid --deep
     """
@@ -43,7 +43,7 @@ def main(
 
 
 def check_datasets(prefixes: list[str], *, threads: int = 0, deep: bool = False) -> list[dict[str, Any]]:
-    """The report of each dataset as `check_dataset` gives it, with one progress meter over all of them."""
+    """The report of `check_dataset` for each dataset, with one progress meter over all of them."""
     from data_tools.progress import ByteCounter, ProgressMeter
     from pretrain.data.dataset.verification import count_bytes
 
@@ -55,26 +55,26 @@ def check_datasets(prefixes: list[str], *, threads: int = 0, deep: bool = False)
 def check_dataset(
     prefix: str, *, threads: int = 0, deep: bool = False, on_progress: Progress = lambda num_bytes: None
 ) -> dict[str, Any]:
-    """Prefix, `ok`, problems as sentences and as `damage`, and what a sound dataset holds."""
+    """Prefix, `ok`, problems as sentences and as `damage`, and the counts of an intact dataset."""
     from pretrain.data.dataset.verification import check
 
-    found = check(prefix, threads=threads or _cores(), deep=deep, on_progress=on_progress)
+    verification = check(prefix, threads=threads or _cores(), deep=deep, on_progress=on_progress)
     return {
         "prefix": prefix,
-        "ok": not found.problems,
-        "problems": [str(problem) for problem in found.problems],
-        "damage": [asdict(problem) for problem in found.problems],
-        **({} if found.problems else _counts(found)),
+        "ok": not verification.problems,
+        "problems": [str(problem) for problem in verification.problems],
+        "damage": [asdict(problem) for problem in verification.problems],
+        **({} if verification.problems else _counts(verification)),
     }
 
 
-def _counts(found: Verification) -> dict[str, int]:
+def _counts(verification: Verification) -> dict[str, int]:
     counts = {
-        "documents": found.documents,
-        "sequences": found.sequences,
-        "tokens": found.tokens,
-        "largest_id": found.largest_id,
-        "empty_documents": found.empty_documents,
+        "documents": verification.documents,
+        "sequences": verification.sequences,
+        "tokens": verification.tokens,
+        "largest_id": verification.largest_id,
+        "empty_documents": verification.empty_documents,
     }
     return {name: count for name, count in counts.items() if count is not None}
 
