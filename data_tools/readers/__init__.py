@@ -1,7 +1,7 @@
-"""Corpora to documents: the first step of the flow, one module per format.
+"""Reads documents from corpora: the first step of the flow, one module per format.
 
-`expand_inputs` finds the sources, `read_chunks` cuts them into chunks of whole documents, `parse_chunk` gives the texts
-of a chunk, in whatever process. `ReadOptions` decides all of it, and `LineNumbers` completes rejects of plain files.
+`expand_inputs` finds the sources, `read_chunks` cuts them into chunks of whole documents, `parse_chunk` returns the
+texts of a chunk, in any process. `ReadOptions` configures all of it; `LineNumbers` adds line numbers to rejects.
 """
 
 from data_tools.readers.chunks import Chunk, ParsedChunk, Reject, Source

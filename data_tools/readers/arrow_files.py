@@ -1,7 +1,7 @@
-"""Arrow IPC files and streams to texts, as saved Hugging Face datasets hold them; mapped into memory, not copied.
+"""Reads texts from Arrow IPC files and streams, as in saved Hugging Face datasets; mapped into memory, not copied.
 
-The parent looks at the sizes of record batches only. A worker follows the batches to those of its chunk, and stays
-there for the next one.
+The parent reads only the sizes of record batches. A worker advances to the batches of its chunk and keeps its position
+for the next chunk.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _END_MARK = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def cut_arrow(source: Source, options: ReadOptions, faults: Faults) -> Iterator[Piece]:
-    """Chunks of rows; small record batches are joined, large ones divided.
+    """Chunks of rows; small record batches are joined, large ones split.
 
     Raises:
-        DamagedError: the file is truncated, damaged, or no arrow file.
-        DataError: there is no such column, or it holds no strings; the file cannot be read.
+        DamagedError: the file is truncated, damaged, or not an arrow file.
+        DataError: the column is missing or does not hold strings; the file cannot be read.
     """
     with arrow_errors_named(source.path):
         batches = _Batches(source.path)
@@ -62,13 +62,13 @@ def cut_arrow(source: Source, options: ReadOptions, faults: Faults) -> Iterator[
 
 
 def check_arrow(path: str, key: str) -> None:
-    """Raises as `cut_arrow`, from a look at the schema alone."""
+    """Raises as `cut_arrow`, but reads only the schema."""
     with arrow_errors_named(path):
         find_column(path, _Batches(path).schema, key)
 
 
 def parse_arrow(path: str, place: RowRange, options: ReadOptions, faults: Faults) -> tuple[list[str], int]:
-    """The texts of rows, and their bytes. Raises as `cut_arrow` and `Faults`; under "skip" damage is a fault."""
+    """The texts of rows, and their bytes. Raises as `cut_arrow` and `Faults`; with "skip", damage is a fault."""
     texts: list[str] = []
     num_bytes, row, end = 0, place.file_row, place.file_row + place.num_rows
     try:
@@ -93,7 +93,7 @@ def parse_arrow(path: str, place: RowRange, options: ReadOptions, faults: Faults
 
 
 class _Batches:
-    """The record batches of a file or stream, in order, of which one is current."""
+    """The record batches of a file or stream, in order; one of them is current."""
 
     def __init__(self, path: str) -> None:
         import pyarrow as pa
@@ -109,7 +109,7 @@ class _Batches:
         self.current: pa.RecordBatch = None
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        """All sound batches; `require_end` raises what ended them."""
+        """All intact batches; `require_end` raises the error that ended them."""
         import pyarrow as pa
 
         try:
@@ -119,7 +119,7 @@ class _Batches:
             self._failure = error
 
     def advance(self) -> None:
-        """Goes to the next batch. Raises EOFError: there is none."""
+        """Moves to the next batch. Raises EOFError: there is none."""
         if not self._step():
             raise EOFError("it holds fewer rows than it did")
 
@@ -130,7 +130,7 @@ class _Batches:
         return size * (self.index + 1) // self._reader.num_record_batches if self.is_file else self._mapped.tell()
 
     def require_end(self) -> None:
-        """Raises what ended the batches before; DamagedError: a stream does not end where its file does."""
+        """Raises the error that ended the batches early; DamagedError: a stream does not end where its file does."""
         if self._failure is not None:
             raise self._failure
         if self.is_file:
@@ -155,7 +155,7 @@ class _Batches:
         return True
 
 
-# The batches that this process used last: the next chunk is often the one after.
+# The batches that this process used last: its next chunk is often the following one.
 _last: tuple[Any, _Batches] | None = None
 
 
@@ -167,7 +167,7 @@ def _batches_at(path: str, index: int) -> _Batches:
         _last = (identity, _Batches(path))
     batches = _last[1]
     if batches.is_file and batches.index < index:
-        batches.index = index - 1  # a file has a table of its batches
+        batches.index = index - 1  # a file allows random access to its batches
     while batches.index < index:
         batches.advance()
     return batches

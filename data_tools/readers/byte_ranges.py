@@ -1,4 +1,4 @@
-"""Plain files of lines or of text: cut by offsets without a look at them, read by the worker that parses them.
+"""Plain files of lines or text: cut at byte offsets without reading them, read by the worker that parses them.
 
 Chunk k of a file is the range [k x chunk_bytes, (k + 1) x chunk_bytes); its documents are those that begin in it.
 """
@@ -17,18 +17,18 @@ _COUNT_BYTES = 1 << 22
 
 
 def cut_file(num_bytes: int, chunk_bytes: int, first: int) -> Iterator[FileRange]:
-    """The ranges of a file of `num_bytes`, from number `first` on."""
+    """The ranges of a file of `num_bytes`, starting with number `first`."""
     for start in range(first * chunk_bytes, num_bytes, chunk_bytes):
         yield FileRange(start, min(start + chunk_bytes, num_bytes), num_bytes)
 
 
 def read_documents(path: str, place: FileRange, rule: Rule, limit: int) -> tuple[bytes, int, list[Reject]]:
-    """The documents that begin in a range: their bytes, where these begin, and one that is too long, if any is.
+    """The documents that begin in a range: their bytes, the offset of these, and the one that is too long, if any.
 
-    Lines of the fault count from the first line of the bytes.
+    Line numbers of the fault count from the first line of the bytes.
 
     Raises:
-        DataError: the file cannot be read, or is not as long as it was.
+        DataError: the file cannot be read, or became shorter.
     """
     try:
         with open_input(path) as file:

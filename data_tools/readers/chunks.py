@@ -1,4 +1,4 @@
-"""The types that readers exchange: a source, a chunk of it, the documents of a chunk, and what is wrong with some."""
+"""The types that readers exchange: sources, their chunks, the documents of a chunk, and rejects."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _EXCERPT_CHARACTERS = 80
 
 @dataclass(frozen=True)
 class Source:
-    """One file of a corpus (or one name of the Hugging Face hub, or standard input, whose path is `-`).
+    """One file of a corpus (or one dataset name of the Hugging Face hub, or standard input, whose path is `-`).
 
-    `num_bytes` on disk, 0 where it is not known.
+    `num_bytes` on disk, 0 if unknown.
     """
 
     path: str
@@ -26,16 +26,16 @@ class Source:
 
     @property
     def identity(self) -> tuple[str, int, int]:
-        """What a later run compares to know that the source is the same: path, size, time of change."""
+        """What a later run compares to detect a changed source: path, size, modification time."""
         return self.path, self.num_bytes, self.mtime_ns
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A document that is left out, or the lost part of a file, with the place and the reason.
+    """A document that is left out, or the lost part of a file, with its location and the reason.
 
-    `line` counts from 1 (in tables, rows; None where it is not known), `byte` from 0 in the decompressed file. `reason`
-    is one word to count by; `message` says it to people, with the remedy.
+    `line` counts from 1 (in tables, rows; None if unknown), `byte` from 0 in the decompressed file. `reason` is one
+    word for counting; `message` is the explanation, with the remedy.
     """
 
     path: str
@@ -47,14 +47,14 @@ class Reject:
     is_row: bool = False
 
     def error(self) -> DataError:
-        """The same as an error that stops a run: file, place, what, remedy."""
+        """The same as an error that stops a run: file, location, fault, remedy."""
         place = "" if self.line is None else f": row {self.line}" if self.is_row else f":{self.line}"
         return DataError(f"{self.path}{place}: {self.message}")
 
 
 @dataclass(frozen=True)
 class FileRange:
-    """Bytes [start, end) of a plain file of `file_bytes`: the documents that begin there, for the worker to read."""
+    """Bytes [start, end) of a plain file of `file_bytes`; the worker reads the documents that begin there."""
 
     start: int
     end: int
@@ -63,9 +63,9 @@ class FileRange:
 
 @dataclass(frozen=True)
 class Block:
-    """Whole documents as bytes that were read already; `first_line` counts from 1, `first_byte` from 0.
+    """Whole documents as bytes, read already; `first_line` counts from 1, `first_byte` from 0.
 
-    `column` and `num_columns` of csv and tsv: where the text stands in a record, from 0, and the length of records.
+    `column` and `num_columns`, for csv and tsv: the index of the text column, from 0, and the fields per record.
     """
 
     data: bytes
@@ -77,9 +77,9 @@ class Block:
 
 @dataclass(frozen=True)
 class RowRange:
-    """`num_rows` rows from `first_row` on of a row group (parquet) or record batch (arrow), for the worker to read.
+    """`num_rows` rows, from `first_row`, of a row group (parquet) or record batch (arrow), read by the worker.
 
-    Those of arrow may go on in the batches after. `file_row`: rows of the file before them.
+    With arrow they may continue in the following batches. `file_row`: rows of the file before them.
     """
 
     group: int
@@ -90,7 +90,7 @@ class RowRange:
 
 @dataclass(frozen=True)
 class Values:
-    """Values of the text column that were read already; `file_row`: rows before them."""
+    """Values of the text column, read already; `file_row`: rows before them."""
 
     values: tuple[Any, ...]
     file_row: int
@@ -101,10 +101,10 @@ Place = FileRange | Block | RowRange | Values
 
 @dataclass(frozen=True)
 class Chunk:
-    """Whole documents of one source: where they stand, or their bytes; picklable.
+    """Whole documents of one source: their location, or their bytes; picklable.
 
     `source` is the number of the source, `number` that of the chunk in it, both from 0. `progress`: bytes of the source
-    on disk, up to the end of this chunk. `faults`: what the cutter had to leave out, for `parse_chunk` to report.
+    on disk, up to the end of this chunk. `faults`: what cutting had to leave out, reported by `parse_chunk`.
     """
 
     source: int
@@ -117,7 +117,7 @@ class Chunk:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of text that the chunk carries itself, and that memory is needed for while it waits."""
+        """Bytes of text in the chunk itself, which take memory while it is queued."""
         if isinstance(self.place, Block):
             return len(self.place.data)
         if isinstance(self.place, Values):
@@ -149,9 +149,9 @@ class LineSpan:
 class ParsedChunk:
     """The texts of a chunk in order, and what was left out.
 
-    `text_bytes`: decompressed bytes that the chunk stands for (of tables, of their texts, in UTF-8). `replaced`: texts
-    that are kept with U+FFFD for bytes that were not UTF-8. `lines`: set where the lines of `rejects` count from the
-    first line of the chunk, because the worker knows no other; `LineNumbers` makes them lines of the file.
+    `text_bytes`: decompressed bytes of the chunk (for tables, of their texts in UTF-8). `replaced`: texts kept with
+    U+FFFD for bytes that were not UTF-8. `lines`: set if the lines of `rejects` count from the first line of the chunk,
+    because the worker does not know its line number; `LineNumbers` turns them into lines of the file.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -162,7 +162,7 @@ class ParsedChunk:
 
 
 def excerpt(data: bytes | str) -> str:
-    """The beginning of a faulty document, to recognise it by."""
+    """The beginning of a faulty document, to identify it."""
     if isinstance(data, bytes):
         data = data[: 4 * _EXCERPT_CHARACTERS].decode("utf-8", "backslashreplace")
     return data[:_EXCERPT_CHARACTERS]

@@ -1,7 +1,7 @@
-"""Compressed files to their bytes, in blocks of one size: bounded memory, whatever a hostile file unfolds to.
+"""Decompresses files in blocks of one size: memory is bounded, whatever a malicious file decompresses to.
 
-gzip, Zstandard, bzip2 and xz, each with any number of members behind one another. What ends early or is damaged is an
-error that names the file and how far it could be read.
+gzip, Zstandard, bzip2 and xz, each with any number of concatenated members. A truncated or damaged file is an error
+that names the file and how far it could be read.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ else:
 
 SUFFIXES: dict[str, Compression] = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 _READ_BYTES = 1 << 18
-# What is lost of a damaged file before its damage is less than this.
+# Less than this is lost before the damage in a damaged file.
 _PIECE_BYTES = 1 << 18
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError, OSError)
-# Small files may unfold as they like: only what is really long can hurt.
+# The ratio is not checked below this size: only long output can do harm.
 _RATIO_FREE_BYTES = 64 << 20
-# An xz file says how much memory it needs; `xz -9` asks for 65 MiB.
+# An xz file declares how much memory it needs; `xz -9` needs 65 MiB.
 _XZ_MEMORY = 512 << 20
 
 
 class DamagedError(DataError):
-    """A compressed file that ends early, is damaged, or unfolds to too much; what was read before it is sound.
+    """A file is truncated, damaged, or decompresses to too much; what was read before is intact.
 
-    `num_bytes`: decompressed bytes before the damage, where they are known.
+    `num_bytes`: decompressed bytes before the damage, if known.
     """
 
     def __init__(self, message: str, num_bytes: int | None) -> None:
@@ -45,7 +45,7 @@ class DamagedError(DataError):
 
 
 def open_input(path: str) -> BinaryIO:
-    """The file `path`, or standard input for `-`, without a buffer of its own. Raises DataError: cannot be opened."""
+    """Opens the file `path`, or standard input for `-`. Raises DataError: it cannot be opened."""
     try:
         return Path("/dev/stdin").open("rb") if path == "-" else Path(path).open("rb")
     except OSError as error:
@@ -58,7 +58,7 @@ def read_blocks(
     """Blocks of exactly `block_bytes` of the decompressed file (the last may be shorter), with the bytes read on disk.
 
     Raises:
-        DamagedError: the file is truncated, damaged, or unfolds to more than `max_ratio` times its size.
+        DamagedError: the file is truncated, damaged, or decompresses to more than `max_ratio` times its size.
         DataError: it cannot be read.
     """
     done = 0
@@ -89,7 +89,7 @@ def read_blocks(
 
 
 class _Counted:
-    """A file that knows how many bytes were read from it."""
+    """A file that counts the bytes read from it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.num_bytes = file, 0
@@ -101,7 +101,7 @@ class _Counted:
 
 
 class _Decompressor(Protocol):
-    """What bz2, lzma and zstd offer, and `_Gzip` makes of zlib."""
+    """The common interface of the decompressors of bz2, lzma and zstd, and of `_Gzip`."""
 
     eof: bool
     needs_input: bool
@@ -127,7 +127,7 @@ class _Gzip:
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
         block = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
-        # A full block may leave output inside zlib, although all input was taken.
+        # After a full block zlib may still hold output, although it consumed all input.
         self.needs_input = not self._inner.unconsumed_tail and len(block) < max_length
         return block
 
@@ -138,7 +138,7 @@ def _plain(file: _Counted, block_bytes: int) -> Iterator[bytes]:
 
 
 def _members(new: Callable[[], Any], padding: bytes) -> Callable[[_Counted, int], Iterator[bytes]]:
-    """A reader of members one behind the other; `padding` may stand between and after them."""
+    """A reader of concatenated members; there may be `padding` between and after them."""
 
     def read(file: _Counted, block_bytes: int) -> Iterator[bytes]:
         data = file.read(_READ_BYTES)
@@ -159,9 +159,9 @@ def _members(new: Callable[[], Any], padding: bytes) -> Callable[[_Counted, int]
 
 
 def _gather(pieces: Iterator[bytes], block_bytes: int) -> Iterator[bytes]:
-    """Pieces of any size, joined and cut to blocks of one size: where chunks end must not depend on libraries.
+    """Joins pieces of any size and cuts them into blocks of one size: chunk borders must not depend on libraries.
 
-    What was read before an error is given before it.
+    Data before an error is yielded before the error is raised.
     """
     gathered: list[bytes] = []
     num_bytes = 0

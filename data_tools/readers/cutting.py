@@ -1,8 +1,8 @@
-"""Where documents begin: the one rule by which plain files are cut by offsets and streams by what they hold.
+"""Where documents begin: one rule, by which plain files are cut at offsets and streams as they are read.
 
-A cut point is a byte before which one document has ended: after every line end where a line is a document (JSON lines,
-text by lines), after every blank line where blank lines separate documents. The bytes between two neighbouring cut
-points hold one document, or none.
+A cut point is an offset at which one document has ended: after every line end if a line is a document (JSON lines, text
+by lines), after every blank line if blank lines separate documents. The bytes between two adjacent cut points hold one
+document or none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SEARCH_BYTES = 1 << 18
 
 @dataclass(frozen=True)
 class Rule:
-    """Where a cut point is: behind every "line", behind every "blank-line", or "never", where a file is a document."""
+    """Where the cut points are: after every "line", after every "blank-line", or "never", if a file is a document."""
 
     by: Literal["line", "blank-line", "never"]
 
@@ -37,7 +37,7 @@ class Rule:
         return "line" if self.by == "line" else "document"
 
     def last(self, data: bytes, is_blank: bool = True) -> int:
-        """The last cut point of `data`, 0 for none; `is_blank`: nothing but blanks precedes it in its first line."""
+        """The last cut point of `data`, 0 for none; `is_blank`: only blanks precede `data` in its first line."""
         end = -1 if self.by == "never" else data.rfind(b"\n")
         while end >= 0:
             before = data.rfind(b"\n", 0, end)
@@ -54,12 +54,12 @@ class Rule:
         return 0 if match is None else match.end(1) - is_blank
 
     def ends_blank(self, data: bytes, is_blank: bool) -> bool:
-        """Is the last line of `data`, which is still open, blank so far?"""
+        """Whether the last, incomplete line of `data` is blank so far."""
         last = data.rfind(b"\n")
         return (last >= 0 or is_blank) and not data[last + 1 :].strip(BLANKS)
 
     def search(self, file: BinaryIO, low: int, bound: int) -> int:
-        """The first cut point in [low, bound] of a seekable `file` that has no end before `bound`; -1 for none."""
+        """The first cut point in [low, bound] of a seekable `file` of at least `bound` bytes; -1 for none."""
         if low == 0:
             return 0
         # The byte before `low` counts: a line end there makes `low` a cut point.
@@ -75,7 +75,7 @@ class Rule:
         return -1
 
     def _is_blank_before(self, file: BinaryIO, position: int) -> bool:
-        """Do only blanks stand between `position` and the start of its line?"""
+        """Whether there are only blanks between the start of the line and `position`."""
         while position > 0:
             low = max(position - _SEARCH_BYTES, 0)
             file.seek(low)
@@ -87,17 +87,17 @@ class Rule:
 
 
 def is_utf16(first_bytes: bytes) -> bool:
-    """Does a file that begins like this hold UTF-16, which has a byte-order mark of its own?"""
+    """Whether a file with these first bytes is UTF-16, by its byte-order mark."""
     return first_bytes.startswith(_UTF16)
 
 
 class Scanner(Protocol):
-    """Finds cut points in the blocks of a stream, which it is given in order; it remembers what a block leaves open."""
+    """Finds cut points in the blocks of a stream, which must come in order; it keeps state between blocks."""
 
     what: str
 
     def scan(self, block: bytes, *, wants_first: bool) -> tuple[int, int]:
-        """The first (if wanted) and the last cut point in `block`, 0 for none."""
+        """The first (if `wants_first`) and the last cut point in `block`, 0 for none."""
         ...
 
 
@@ -119,9 +119,9 @@ class RuleScanner:
 def cut_stream(
     path: str, blocks: Iterator[tuple[bytes, int]], scanner: Scanner, limit: int, fail: Callable[[Reject], None]
 ) -> Iterator[tuple[bytes, int, int, int]]:
-    """Blocks joined and cut again at cut points: (data, number of its first line, its first byte, bytes on disk).
+    """Joins blocks and cuts them at cut points: (data, number of its first line, its first byte, bytes on disk).
 
-    A document of more than `limit` bytes goes to `fail`, and if that returns, is left out; memory stays bounded.
+    A document of more than `limit` bytes is passed to `fail` and, if that returns, left out; memory stays bounded.
     """
     pending: list[bytes] = []
     pending_bytes, line, offset, progress = 0, 1, 0, 0
@@ -149,6 +149,6 @@ def cut_stream(
 
 
 def too_long(path: str, line: int, byte: int, what: str, limit: int, data: bytes) -> Reject:
-    """A fault: a document (or line) of more than `limit` bytes that begins with `data`."""
+    """The fault of a document (or line) of more than `limit` bytes that begins with `data`."""
     message = f"a {what} of more than {limit} bytes; split it, remove it, or raise --max-document-bytes"
     return Reject(path, line, byte, "too_many_bytes", excerpt(data), message)

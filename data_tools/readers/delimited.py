@@ -1,7 +1,7 @@
-"""Comma- and tab-separated values to texts: one record per document, the text in one column.
+"""Reads texts from comma- and tab-separated values: one record per document, the text in one column.
 
-csv follows RFC 4180: a field in quotes may hold delimiters, line ends and doubled quotes. tsv has no quoting, as GLUE's
-files: every line is a record and a quote is a character. `ReadOptions.quoting` overrules both.
+csv follows RFC 4180: a quoted field may hold delimiters, line ends and doubled quotes. tsv has no quoting, like GLUE's
+files: every line is a record, and a quote is an ordinary character. `ReadOptions.quoting` overrides both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from data_tools.readers.streams import stream_blocks
 from pretrain.errors import DataError
 
 _QUOTE = ord('"')
-_FIELD_LIMIT = 2**31 - 1  # of a C long, where it is short
+_FIELD_LIMIT = 2**31 - 1  # the largest C long on platforms where it has 32 bits
 
 
 def cut_delimited(source: Source, options: ReadOptions, faults: Faults) -> Iterator[Piece]:
@@ -27,7 +27,7 @@ def cut_delimited(source: Source, options: ReadOptions, faults: Faults) -> Itera
 
     Raises:
         DamagedError: as `stream_blocks`.
-        DataError: there is no such column.
+        DataError: the column is missing.
     """
     delimiter, is_quoted = _dialect(source.kind, options)
     scanner: Scanner = RecordScanner(delimiter) if is_quoted else RuleScanner(Rule("line"))
@@ -39,7 +39,7 @@ def cut_delimited(source: Source, options: ReadOptions, faults: Faults) -> Itera
 
 
 class RecordScanner:
-    """Ends of records that are not inside quotes. A quote opens a field at its start only, as in Python's csv."""
+    """Finds record ends outside quotes. A quote opens a quoted field only at its start, as in Python's csv."""
 
     what = "record"
 
@@ -47,7 +47,7 @@ class RecordScanner:
         self._openers = frozenset(f"{delimiter}\n\r".encode())
         self.is_inside = False
         self._previous = ord("\n")
-        self._is_undecided = False  # the last byte was a quote inside quotes: an end, or the first of two
+        self._is_undecided = False  # the last byte was a quote inside quotes: the closing one, or the first of two
 
     def scan(self, block: bytes, *, wants_first: bool) -> tuple[int, int]:
         """As `Scanner`."""
@@ -79,24 +79,24 @@ class RecordScanner:
 
 def parse_delimited(path: str, block: Block, kind: str, options: ReadOptions, faults: Faults) -> list[str]:
     """The fields of the text column, in order; blank lines are skipped. Raises DataError as `Faults`."""
-    wrong: UnicodeDecodeError | None = None
+    decode_error: UnicodeDecodeError | None = None
     try:
         text = block.data.decode("utf-8")
     except UnicodeDecodeError as error:
-        wrong, text = error, block.data.decode("utf-8", "surrogateescape")
+        decode_error, text = error, block.data.decode("utf-8", "surrogateescape")
     texts = []
     for line, row in _rows(path, text, block.first_line, kind, options, faults):
         if len(row) != block.num_columns:
             message = f"a record of {len(row)} fields, expected {block.num_columns}; mend or remove it"
             faults.add(Reject(path, line, None, "ragged_record", excerpt(repr(row)), message))
-        elif wrong is None or _is_unicode(row):
+        elif decode_error is None or _is_unicode(row):
             texts.append(row[block.column])
         elif faults.replaces:
             faults.replaced += 1
             texts.append(row[block.column].encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
         else:
-            # In a run that stops here this is the first such record, so the error is about it.
-            reject = not_utf8(path, wrong, block.first_line, block.first_byte)
+            # In a run that stops at faults this is the first such record, so the decoding error is its own.
+            reject = not_utf8(path, decode_error, block.first_line, block.first_byte)
             faults.add(reject if faults.stops else replace(reject, line=line, byte=None, excerpt=excerpt(ascii(row))))
     return texts
 
@@ -136,13 +136,13 @@ def _is_unicode(row: list[str]) -> bool:
 
 
 def _dialect(kind: str, options: ReadOptions) -> tuple[str, bool]:
-    """The delimiter, and whether quotes have their meaning."""
+    """The delimiter, and whether quotes are special."""
     delimiter = options.delimiter or ("\t" if kind == "tsv" else ",")
     return delimiter, options.quoting == "rfc4180" or (options.quoting == "auto" and kind == "csv")
 
 
 def _take_header(source: Source, options: ReadOptions, block: Block) -> tuple[int, int, Block]:
-    """The number of the text column, from 0, how many there are, and the block without the header."""
+    """The index of the text column, from 0, the number of columns, and the block without the header."""
     text = block.data.decode("utf-8", "replace")
     delimiter, is_quoted = _dialect(source.kind, options)
     lines = io.StringIO(text, newline="\n")
@@ -168,7 +168,7 @@ def _take_header(source: Source, options: ReadOptions, block: Block) -> tuple[in
 
 
 def _after_lines(data: bytes, num_lines: int) -> int:
-    """Where the line after the first `num_lines` begins."""
+    """The offset of the line after the first `num_lines`."""
     end = 0
     for _ in range(num_lines):
         end = data.find(b"\n", end) + 1 or len(data)
@@ -176,5 +176,5 @@ def _after_lines(data: bytes, num_lines: int) -> int:
 
 
 def no_column(path: str, name: str, columns: list[str]) -> DataError:
-    """The error of a table that has no such column."""
+    """The error for a table without the column `name`."""
     return DataError(f"{path}: no column {name!r}; the columns are: {', '.join(columns)}; choose one with --json-key")

@@ -1,4 +1,4 @@
-"""What happens at a fault: an error that names the place stops the run, or the document is left out and counted."""
+"""Handles faults: an error with the location stops the run, or the document is left out and counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Faults:
     """Collects rejects, or raises the first one as an error."""
 
     def __init__(self, on_error: OnError, lines_before: Callable[[], int] | None = None) -> None:
-        """`lines_before`: gives the number of lines to add to those of the faults; called for an error only."""
+        """`lines_before` returns the number to add to the faults' line numbers; called only for an error."""
         self.replaces = on_error == "replace"
         self.stops = on_error == "stop"
         self._lines_before = lines_before
@@ -23,7 +23,7 @@ class Faults:
         self.replaced = 0
 
     def add(self, reject: Reject) -> None:
-        """Raises DataError: faults stop the run."""
+        """Records `reject`. Raises DataError: faults stop the run."""
         if not self.stops:
             self.rejects.append(reject)
             return
@@ -32,12 +32,12 @@ class Faults:
         raise reject.error()
 
     def take(self) -> list[Reject]:
-        """The rejects so far, which are forgotten here."""
+        """Returns the rejects so far and clears them."""
         rejects, self.rejects = self.rejects, []
         return rejects
 
     def decode(self, data: bytes, fault: Callable[[UnicodeDecodeError], Reject]) -> str | None:
-        """The text of `data`; None if it is left out, with what `fault` says of it."""
+        """The text of `data`; None if it is left out as the reject that `fault` returns."""
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -49,7 +49,7 @@ class Faults:
 
 
 def not_utf8(path: str, error: UnicodeDecodeError, line: int, byte: int) -> Reject:
-    """The fault of bytes that begin at `line` and `byte` of the file and are not UTF-8."""
+    """The fault of bytes that are not UTF-8 and begin at `line` and `byte` of the file."""
     value = error.object[error.start]
     line, byte = line + error.object.count(b"\n", 0, error.start), byte + error.start
     message = (
@@ -66,19 +66,20 @@ def damaged_file(path: str, error: DataError, num_bytes: int | None) -> Reject:
 
 
 class LineNumbers:
-    """Lines of the file for rejects whose lines count from the start of their chunk; for the process that gathers them.
+    """Turns line numbers of a chunk into those of its file, in the process that collects the rejects.
 
-    Give it the chunks in order. A gap, as after a resume, is counted in the file, so each file is read at most once.
+    Pass it the chunks in order. Lines in a gap, as after a resume, are counted in the file, so each file is read at
+    most once.
     """
 
     def __init__(self) -> None:
         self._path, self._byte, self._lines = "", 0, 0
 
     def locate(self, rejects: list[Reject], span: LineSpan | None) -> list[Reject]:
-        """The rejects of one chunk, `ParsedChunk.rejects` and `.lines`, with lines of the file.
+        """The rejects of one chunk with line numbers of the file; takes `ParsedChunk.rejects` and `.lines`.
 
         Raises:
-            DataError: the file cannot be read any more.
+            DataError: the file can no longer be read.
         """
         if span is None:
             return rejects
@@ -87,11 +88,11 @@ class LineNumbers:
         if rejects or span.first_byte == self._byte:
             if self._byte < span.first_byte:
                 self._lines += count_lines(span.path, self._byte, span.first_byte)
-            located = [_moved(reject, self._lines) for reject in rejects]
+            located = [_shifted(reject, self._lines) for reject in rejects]
             self._byte, self._lines = span.end_byte, self._lines + span.num_lines
             return located
         return rejects
 
 
-def _moved(reject: Reject, lines: int) -> Reject:
+def _shifted(reject: Reject, lines: int) -> Reject:
     return reject if reject.line is None else replace(reject, line=reject.line + lines)

@@ -1,6 +1,6 @@
-"""Datasets of the Hugging Face hub to texts, streamed: `hf://NAME[:CONFIGURATION][:SPLIT]`, split "train" by default.
+"""Streams texts from datasets of the Hugging Face hub: `hf://NAME[:CONFIGURATION][:SPLIT]`, split "train" by default.
 
-The only module that imports `datasets`. Compute nodes often have no network: what fails is said with the way round it.
+The only module that imports `datasets`. Compute nodes often have no network, so errors include a workaround.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def split_name(path: str) -> tuple[str, str | None, str]:
     """Name, configuration and split of `hf://NAME[:CONFIGURATION][:SPLIT]`.
 
     Raises:
-        DataError: it has no name, or too many parts.
+        DataError: a part is empty, or there are too many parts.
     """
     parts = path.removeprefix(PREFIX).split(":")
     if not all(parts) or len(parts) > 3:
@@ -37,7 +37,7 @@ def cut_hub_rows(source: Source, options: ReadOptions, faults: Faults) -> Iterat
     """Chunks of values of the text column.
 
     Raises:
-        DataError: the dataset cannot be reached, or has no such configuration, split or column.
+        DataError: the dataset cannot be reached, or the configuration, split or column does not exist.
     """
     values: list[Any] = []
     num_bytes = rows = 0
@@ -61,7 +61,7 @@ def parse_hub_rows(path: str, place: Values, options: ReadOptions, faults: Fault
 
 
 def load_stream(name: str, configuration: str | None, split: str) -> Iterable[dict[str, Any]]:
-    """The rows of a dataset, as they come over the network. Raises whatever `datasets` does."""
+    """The rows of a dataset, streamed over the network. Raises whatever `datasets` raises."""
     import datasets
 
     stream: Iterable[dict[str, Any]] = datasets.load_dataset(name, configuration, split=split, streaming=True)

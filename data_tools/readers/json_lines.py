@@ -1,4 +1,4 @@
-"""JSON lines to texts: one object per line, the text under a key, or under a path of keys."""
+"""Reads texts from JSON lines: one object per line, the text under a key or a path of keys."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def parse_json_lines(path: str, block: Block, options: ReadOptions, faults: Faul
 
 
 def find_key(tree: Any, key: str) -> Any:
-    """The value under `key` spelt so, or else under the path of keys `a.b.c`.
+    """The value under the literal `key`, else under the path of keys `a.b.c`.
 
     Raises:
-        KeyError, TypeError: there is none.
+        KeyError, TypeError: there is no such value.
     """
     if key in tree:
         return tree[key]
@@ -51,14 +51,14 @@ def find_key(tree: Any, key: str) -> Any:
 
 
 class _Lines:
-    """A second look at lines that gave no text, with the place of each in the file."""
+    """Re-examines lines that gave no text, keeping track of their positions in the file."""
 
     def __init__(self, path: str, block: Block, lines: list[bytes], options: ReadOptions, faults: Faults) -> None:
         self._path, self._block, self._lines, self._options, self._faults = path, block, lines, options, faults
         self._number = self._offset = 0
 
     def examine(self, number: int) -> str | None:
-        """The text of line `number`, from 0, if it can be mended; None if it is blank or left out."""
+        """The text of line `number`, from 0, if it can be repaired; None if it is blank or left out."""
         if not self._lines[number].strip():
             return None
         self._offset += sum(len(line) + 1 for line in self._lines[self._number : number])
@@ -82,9 +82,9 @@ class _Lines:
         except UnicodeDecodeError as wrong:
             if not self._faults.replaces:
                 return not_utf8(self._path, wrong, *self._place())
-            return self._mended(line.decode("utf-8", "replace").encode(), is_replaced=True)
+            return self._repaired(line.decode("utf-8", "replace").encode(), is_replaced=True)
         if self._faults.replaces and "surrogate" in str(broken):
-            return self._mended(line, is_replaced=False)
+            return self._repaired(line, is_replaced=False)
         return self._broken_json(broken)
 
     def _place(self) -> tuple[int, int]:
@@ -101,8 +101,8 @@ class _Lines:
             hint = "mend or remove the line"
         return self._fault("broken_json", f"broken JSON ({error}); {hint}")
 
-    def _mended(self, line: bytes, *, is_replaced: bool) -> str | Reject:
-        """The text of a line with U+FFFD for what was not UTF-8, and for halves of surrogate pairs."""
+    def _repaired(self, line: bytes, *, is_replaced: bool) -> str | Reject:
+        """The text of a line with U+FFFD for invalid UTF-8 and for lone surrogates."""
         try:
             tree = orjson.loads(line)
         except orjson.JSONDecodeError as error:
@@ -115,9 +115,9 @@ class _Lines:
         text = self._text(tree)
         if isinstance(text, Reject):
             return text
-        mended = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        self._faults.replaced += is_replaced or mended != text
-        return mended
+        repaired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        self._faults.replaced += is_replaced or repaired != text
+        return repaired
 
     def _text(self, tree: Any) -> str | Reject:
         key = self._options.json_key
@@ -135,5 +135,5 @@ class _Lines:
 
 
 def expected_string(value: Any) -> str:
-    """Words for a value that should be a string."""
+    """The message for a value that should be a string."""
     return f"expected a string, found {'null' if value is None else type(value).__name__}"

@@ -1,4 +1,4 @@
-"""What decides the documents that a corpus gives: one frozen, picklable object, the same in every process."""
+"""The options that define the documents of a corpus: one frozen, picklable object, the same in every process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "on_error": get_args(OnError),
     "quoting": get_args(Quoting),
 }
-# What a person types for each field, for messages.
+# The command-line flags of fields with other names, for messages.
 _FLAGS = {"json_key": "--json-key (--text-column)", "has_header": "--no-header"}
 
 
@@ -32,13 +32,13 @@ _FLAGS = {"json_key": "--json-key (--text-column)", "has_header": "--no-header"}
 class ReadOptions:
     """How files become documents.
 
-    `json_key`: the key of a JSON line, or the column of a table, that holds the text; `a.b` is key b inside a, unless a
-    key is spelt so. `input_format`: the kind of every input (such as `jsonl` or `csv.gz`), whatever its name.
+    `json_key`: the key of a JSON line, or the column of a table, that holds the text; `a.b` is key b inside a, unless
+    there is a key "a.b". `input_format`: the kind of every input (such as `jsonl` or `csv.gz`), whatever its name.
     `text_documents`: what separates documents of plain text. `on_error`: stop at a fault, skip the document, or also
-    replace what is not UTF-8 by U+FFFD. `delimiter`: one character between the fields of csv and tsv files; None for
-    the usual one. `quoting`: "auto" is RFC 4180 for csv and none for tsv. `has_header`: without one, `json_key` is the
-    number of a column, from 1. `max_ratio`: how many times its size a compressed file may unfold to (0: no limit).
-    `chunk_bytes`: about how much text stands in a chunk; another value cuts a corpus elsewhere.
+    replace invalid UTF-8 by U+FFFD. `delimiter`: one character between the fields of csv and tsv files; None for the
+    usual one. `quoting`: "auto" is RFC 4180 for csv and none for tsv. `has_header`: without one, `json_key` is the
+    number of a column, from 1. `max_ratio`: the largest ratio of decompressed to compressed size (0: no limit).
+    `chunk_bytes`: approximate bytes of text per chunk; another value cuts a corpus at other places.
     """
 
     json_key: str = "text"
@@ -53,7 +53,7 @@ class ReadOptions:
     chunk_bytes: int = CHUNK_BYTES
 
     def __post_init__(self) -> None:
-        """Raises ConfigError: a value that cannot work."""
+        """Raises ConfigError: a value is invalid."""
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{_flag(name)} {getattr(self, name)}: expected one of {', '.join(choices)}")
@@ -76,10 +76,10 @@ class ReadOptions:
 
     @classmethod
     def parse(cls, **typed: Any) -> ReadOptions:
-        """Options as people type them: sizes such as "512M", `\\t` for a tab; None keeps the default.
+        """Options from command-line values: sizes such as "512M", `\\t` for a tab; None keeps the default.
 
         Raises:
-            ConfigError: an unknown option or a value that cannot work.
+            ConfigError: an option is unknown, or a value is invalid.
         """
         known = {field.name for field in fields(cls)}
         unknown = set(typed) - known
@@ -97,10 +97,10 @@ class ReadOptions:
 
 
 def parse_format(text: str) -> tuple[Kind, Compression | None]:
-    """The kind and the compression (None: as the file's name says) of an --input-format such as `jsonl` or `csv.gz`.
+    """The kind and the compression (None: decided by the file's name) of an --input-format like `jsonl` or `csv.gz`.
 
     Raises:
-        ConfigError: no such kind or compression.
+        ConfigError: the kind or compression is unknown.
     """
     kind, _, compression = text.lower().partition(".")
     kinds = [name for name in get_args(Kind) if name != "hub"]

@@ -1,9 +1,9 @@
-"""Parquet files to texts. The parent reads their footers only; workers read rows of a row group, of one column.
+"""Reads texts from Parquet files. The parent reads only the footers; workers read rows of a row group, of one column.
 
-A row group can only be decoded from its start, so it is cut into few parts, and a worker goes on where it stopped when
-the next part is of the same row group.
+A row group can only be decoded from its start, so it is cut into few parts, and a worker continues where it stopped if
+its next part is of the same row group.
 
-The metadata of single columns is not looked at: where a footer is damaged, pyarrow ends the process at it.
+The metadata of single columns is not read: with a damaged footer, pyarrow kills the process when it is accessed.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def cut_parquet(source: Source, options: ReadOptions, faults: Faults) -> Iterato
     """Chunks of rows of one row group each.
 
     Raises:
-        DamagedError: the file is truncated, damaged, or no parquet file.
-        DataError: there is no such column, or it holds no strings; the file cannot be read.
+        DamagedError: the file is truncated, damaged, or not a Parquet file.
+        DataError: the column is missing or does not hold strings; the file cannot be read.
     """
     with arrow_errors_named(source.path), _open(source.path) as file:
         metadata = file.metadata
@@ -70,13 +70,13 @@ def cut_parquet(source: Source, options: ReadOptions, faults: Faults) -> Iterato
 
 
 def check_parquet(path: str, key: str) -> None:
-    """Raises as `cut_parquet`, from a look at the footer alone."""
+    """Raises as `cut_parquet`, but reads only the footer."""
     with arrow_errors_named(path), _open(path) as file:
         find_column(path, file.schema_arrow, key)
 
 
 def parse_parquet(path: str, place: RowRange, options: ReadOptions, faults: Faults) -> tuple[list[str], int]:
-    """The texts of rows, and their bytes. Raises as `cut_parquet` and `Faults`; under "skip" damage is a fault."""
+    """The texts of rows, and their bytes. Raises as `cut_parquet` and `Faults`; with "skip", damage is a fault."""
     texts: list[str] = []
     num_bytes, row = 0, place.file_row
     try:
@@ -115,12 +115,12 @@ class _GroupReader:
         self.row = 0
 
     def skip_to(self, row: int) -> None:
-        """Passes over rows until `row`."""
+        """Skips the rows before `row`."""
         for _ in self.take(row - self.row):
             pass
 
     def take(self, num_rows: int) -> Iterator[pa.Array]:
-        """The next rows. Raises DataError: there are fewer."""
+        """The next rows. Raises EOFError: there are fewer."""
         while num_rows > 0:
             column = self._rest if self._rest is not None else self._next()
             part, self._rest = column.slice(0, num_rows), None
@@ -137,11 +137,11 @@ class _GroupReader:
         return text_column(batch, self.names)
 
     def close(self) -> None:
-        """Lets the file go."""
+        """Closes the file."""
         self._file.close()
 
 
-# The reader that this process used last: the next chunk is often the one after.
+# The reader that this process used last: its next chunk is often the following one.
 _last: tuple[Any, _GroupReader] | None = None
 
 

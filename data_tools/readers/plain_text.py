@@ -1,4 +1,4 @@
-"""Plain text to documents: by blank lines, by lines, or one per file."""
+"""Splits plain text into documents: by blank lines, by lines, or one per file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from data_tools.readers.cutting import BLANKS, too_long
 from data_tools.readers.faults import Faults, not_utf8
 from data_tools.readers.options import ReadOptions
 
-# Only line ends count: U+2028 and its kin may stand inside a text.
+# Only line feeds count: U+2028 and the like may be part of a text.
 _BLANK_LINES = re.compile(rb"\n(?:[ \t\r\x0b\x0c]*\n)+")
 
 
 def parse_text(path: str, block: Block, options: ReadOptions, faults: Faults) -> list[str]:
-    """The documents of a block, with \\n for every line end and none around them. Raises DataError as `Faults`."""
+    """The documents of a block, with \\n for every line end and none at either end. Raises DataError as `Faults`."""
     if len(block.data) <= options.max_document_bytes:
         try:
             return [body.decode("utf-8") for body in _split(block.data, options.text_documents)]
@@ -40,16 +40,16 @@ def _split(data: bytes, by: str) -> list[bytes]:
         data = data.replace(b"\r\n", b"\n")
     if by == "line":
         return [line for line in data.split(b"\n") if line.strip(BLANKS)]
-    # A line end before the first line lets it be a blank one; one behind the last line is stripped again.
+    # With a line end put before it, a blank first line is recognised; the one after the last line is stripped again.
     parts = [data] if by == "file" else _BLANK_LINES.split(b"\n" + data + b"\n")
     return [body for part in parts if (body := part.strip(b"\n"))]
 
 
 def _documents(data: bytes, by: str) -> Iterator[tuple[int, bytes]]:
-    """The bytes of each document that is not blank, and where they begin."""
+    """The offset and bytes of each document that is not blank."""
     separators = {"line": re.compile(rb"\n"), "blank-line": _BLANK_LINES, "file": re.compile(rb"(?!)")}[by]
     start = 0
-    # The line end put before it lets a blank first line be found; offsets are one more than in `data`.
+    # With a line end put before it, a blank first line is found; offsets are one more than in `data`.
     for match in separators.finditer(b"\n" + data + b"\n"):
         body = data[start : max(match.start() - 1, 0)]
         if body.strip():

@@ -1,7 +1,7 @@
-"""Sources to chunks: always the same cut, for any number of workers, of parts (shards) and of interruptions.
+"""Cuts sources into chunks, always the same ones, for any number of workers, parts (shards) and interruptions.
 
 Reading has two halves, so that many workers can share one corpus: `read_chunks` cuts (one process, little work),
-`parse_chunk` gives the texts of a chunk (any process).
+`parse_chunk` returns the texts of a chunk (any process).
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def read_chunks(
     shard: tuple[int, int] = (0, 1),
     start: tuple[int, int] | None = None,
 ) -> Iterator[Chunk]:
-    """Cuts all sources, in order, into chunks of whole documents and about `options.chunk_bytes`.
+    """Cuts all sources, in order, into chunks of whole documents, of about `options.chunk_bytes` each.
 
-    `shard` (i, n) gives the chunks that begin in the i-th of n equal parts of the input, by bytes on disk; a file that
-    can only be read from its start belongs to one part. `start` (source, chunk) gives that chunk and all after it.
+    `shard` (i, n) selects the chunks that begin in the i-th of n equal parts of the input, by bytes on disk; a file
+    that can only be read from its start belongs to one part. `start` (source, chunk) is the first chunk to return.
 
     Raises:
-        ConfigError: a part or a start of standard input, which cannot be read twice.
-        DataError: a source cannot be read; with `on_error="stop"`, also one that is damaged, empty after
-            decompression, or holds a document that is too long.
+        ConfigError: a shard or a start is given with standard input, which cannot be read twice.
+        DataError: a source cannot be read; with `on_error="stop"`, also if it is damaged, empty after decompression, or
+            holds a document that is too long.
     """
     options = options or ReadOptions()
     index, num_shards = shard
@@ -63,7 +63,7 @@ def read_chunks(
 
 @dataclass(frozen=True)
 class _ShardOf:
-    """The part of the input in which a byte of one source lies."""
+    """Maps a byte of one source to its part of the input."""
 
     before: int
     num_bytes: int
@@ -71,7 +71,7 @@ class _ShardOf:
     num_shards: int
 
     def __call__(self, start: int) -> int:
-        # What is left over at the end of a source belongs to its last byte.
+        # An offset at the end of a source counts as its last byte.
         place = self.before + max(min(start, self.num_bytes - 1), 0)
         return place * self.num_shards // self.total if self.total else 0
 
@@ -100,14 +100,14 @@ def _is_divisible(source: Source, options: ReadOptions) -> bool:
 
 
 def total_progress(sources: Sequence[Source], chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The same chunks, with `progress` counted over all sources together."""
+    """The same chunks, with `progress` counted over all sources."""
     before = list(accumulate((source.num_bytes for source in sources), initial=0))
     for chunk in chunks:
         yield replace(chunk, progress=before[chunk.source] + chunk.progress)
 
 
 def _pieces(source: Source, options: ReadOptions, first: int) -> Iterator[tuple[int, Piece]]:
-    """The chunks of one source from number `first` on, with their numbers."""
+    """The chunks of one source with their numbers, starting with number `first`."""
     if source.kind in ("jsonl", "txt") and _is_divisible(source, options) and not _begins_as_utf16(source):
         for count, place in enumerate(cut_file(source.num_bytes, options.chunk_bytes, first), start=first):
             yield count, Piece(place, place.start, place.end)
@@ -118,7 +118,7 @@ def _pieces(source: Source, options: ReadOptions, first: int) -> Iterator[tuple[
 
 
 def _until_damage(source: Source, options: ReadOptions) -> Iterator[Piece]:
-    """The chunks of a source that is read from its start; a fault that ends it makes one more chunk."""
+    """The chunks of a source that is read from its start; a fault that ends it gives one more chunk."""
     faults = Faults(options.on_error)
     try:
         for piece in _CUTTERS[source.kind](source, options, faults):
@@ -153,8 +153,8 @@ def parse_chunk(chunk: Chunk, options: ReadOptions | None = None) -> ParsedChunk
     """The texts of the documents in `chunk`, in order, and what was left out.
 
     Raises:
-        DataError: with `on_error="stop"`, the first fault: text that is not UTF-8, a broken JSON line, no such key, a
-            value that is no string. The file cannot be read, or has changed.
+        DataError: with `on_error="stop"`, the first fault: invalid UTF-8, a broken JSON line, a missing key, a value
+            that is not a string. The file cannot be read, or has changed.
     """
     options = options or ReadOptions()
     if isinstance(chunk.place, FileRange):

@@ -1,4 +1,4 @@
-"""Folders that Hugging Face `save_to_disk()` wrote: which arrow files hold the rows, in order."""
+"""Folders written by Hugging Face's `save_to_disk()`: which arrow files hold the rows, in order."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _SPLITS = "dataset_dict.json"
 
 
 def is_saved(folder: str) -> bool:
-    """Does `folder` hold a saved dataset, or a saved dictionary of datasets?"""
+    """Whether `folder` holds a saved dataset, or a saved dictionary of datasets."""
     return any(os.path.isfile(os.path.join(folder, name)) for name in (_STATE, _SPLITS))
 
 
 def saved_files(folder: str) -> tuple[list[str], list[str]]:
-    """The arrow files of a saved dataset in order, and the names of its splits (none, if it is one alone).
+    """The arrow files of a saved dataset in order, and the names of its splits (none if it is not a dictionary).
 
     Raises:
-        DataError: what describes the folder is damaged.
+        DataError: the folder's description is damaged.
     """
     if os.path.isfile(os.path.join(folder, _SPLITS)):
         splits = _names(folder, _SPLITS, lambda tree: tree["splits"])

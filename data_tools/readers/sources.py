@@ -1,6 +1,6 @@
-"""What a person gives as input, to sources: files, patterns, folders, lists, standard input, names of the hub.
+"""Expands the inputs on a command line to sources: files, patterns, folders, lists, standard input, hub datasets.
 
-Everything that is wrong with any of them is said at once, before any work.
+All problems with any of them are reported together, before any work.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _NAMED = 5
 def expand_inputs(
     inputs: Sequence[str | Path], options: ReadOptions | None = None, *, note: Callable[[str], None] | None = None
 ) -> list[Source]:
-    """The sources that `inputs` name, in order; what a folder holds besides goes to `note` (default: standard error).
+    """The sources that `inputs` name, in order; `note` (default: standard error) reports other files in folders.
 
     Raises:
-        DataError: some are missing, empty, no files, or of a kind that is not known; all of them are named.
+        DataError: some are missing, empty, not files, or of an unknown kind; names all of them.
     """
     finder = _Finder(options or ReadOptions(), note or _print_note)
     for item in map(str, inputs):
@@ -58,7 +58,7 @@ def expand_inputs(
 
 
 def kind_of(path: str, options: ReadOptions) -> tuple[Kind, Compression] | None:
-    """Kind and compression by the name of a file, or by --input-format; None: not known."""
+    """Kind and compression by a file's name, or by --input-format; None if unknown."""
     stem, suffix = os.path.splitext(path)
     by_name: Compression = SUFFIXES.get(suffix.lower(), "")
     if options.input_format is not None:
@@ -66,10 +66,10 @@ def kind_of(path: str, options: ReadOptions) -> tuple[Kind, Compression] | None:
         compression = by_name if compression is None else compression
     else:
         name = stem if by_name else path
-        found = KINDS.get(os.path.splitext(name)[1].lower())
-        if found is None:
+        kind_by_name = KINDS.get(os.path.splitext(name)[1].lower())
+        if kind_by_name is None:
             return None
-        kind, compression = found, by_name
+        kind, compression = kind_by_name, by_name
     return None if kind in _TABLES and compression else (kind, compression)
 
 
@@ -95,14 +95,14 @@ class _Finder:
             self._add_file(item)
 
     def check_columns(self) -> None:
-        """Looks for the text column in every table whose file describes itself."""
+        """Looks for the text column in every table whose file has a schema."""
         for source in self.sources:
             check = {"parquet": check_parquet, "arrow": check_arrow}.get(source.kind)
             try:
                 if check is not None:
                     check(source.path, self.options.json_key)
             except DamagedError as error:
-                if self.options.on_error == "stop":  # else it is counted when its turn comes
+                if self.options.on_error == "stop":  # else it is counted when it is read
                     self.problems.append(str(error))
             except DataError as error:
                 self.problems.append(str(error))
@@ -138,10 +138,10 @@ class _Finder:
             self.add(item, is_listed=True)
 
     def _add_pattern(self, pattern: str) -> None:
-        found = sorted(glob.glob(pattern, recursive=True))
-        if not found:
+        paths = sorted(glob.glob(pattern, recursive=True))
+        if not paths:
             self.problems.append(f"{pattern}: no file matches")
-        for path in found:
+        for path in paths:
             if os.path.isfile(path):
                 self._add_file(path)
 
@@ -158,7 +158,7 @@ class _Finder:
             else:
                 self._add_file(path)
         if (len(self.sources), len(self.problems)) == before:
-            self.problems.append(f"{folder}: holds no file of a known kind ({_known()})")
+            self.problems.append(f"{folder}: holds no file of a known kind ({_known_kinds()})")
         if left_out:
             named = ", ".join(os.path.relpath(path, folder) for path in left_out[:_NAMED])
             more = ", ..." if len(left_out) > _NAMED else ""
@@ -183,34 +183,34 @@ class _Finder:
         except OSError as error:
             self.problems.append(f"{path}: {error.strerror}")
             return
-        found = kind_of(path, self.options)
+        known_kind = kind_of(path, self.options)
         if not os.path.isfile(path):
             self.problems.append(f"{path}: is not a file; a pipe is read as standard input, -")
         elif status.st_size == 0:
             self.problems.append(f"{path}: is empty (0 bytes)")
-        elif found is None:
-            self.problems.append(f"{path}: unknown kind; known are {_known()}; or say it with --input-format")
+        elif known_kind is None:
+            self.problems.append(f"{path}: unknown kind; known are {_known_kinds()}; or say it with --input-format")
         else:
-            self.sources.append(Source(path, *found, status.st_size, status.st_mtime_ns))
+            self.sources.append(Source(path, *known_kind, status.st_size, status.st_mtime_ns))
 
 
 def _files_under(folder: str) -> Iterator[str]:
-    """All files in `folder` and below, sorted, without hidden ones; saved datasets as folders that end with a slash."""
-    for where, folders, names in os.walk(folder):
-        if where != folder and is_saved(where):
+    """All files in `folder` and below, sorted, without hidden ones; saved datasets as folders with a trailing slash."""
+    for parent, folders, names in os.walk(folder):
+        if parent != folder and is_saved(parent):
             folders.clear()
-            yield os.path.join(where, "")
+            yield os.path.join(parent, "")
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith("."):
-                yield os.path.join(where, name)
+                yield os.path.join(parent, name)
 
 
-def _known() -> str:
-    packed = [suffix for suffix, kind in KINDS.items() if kind not in _TABLES]
+def _known_kinds() -> str:
+    others = [suffix for suffix, kind in KINDS.items() if kind not in _TABLES]
     return (
-        f"{', '.join(packed)}, each plain or with {', '.join(SUFFIXES)}, and {', '.join(sorted({*KINDS} - {*packed}))}"
+        f"{', '.join(others)}, each plain or with {', '.join(SUFFIXES)}, and {', '.join(sorted({*KINDS} - {*others}))}"
     )
 
 

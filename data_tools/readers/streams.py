@@ -1,4 +1,4 @@
-"""Files that are read from their start, to blocks of whole documents: compressed ones, and those of records."""
+"""Cuts files that must be read from their start into blocks of whole documents: compressed files, files of records."""
 
 from __future__ import annotations
 

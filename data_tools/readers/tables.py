@@ -1,4 +1,4 @@
-"""The text column of parquet and arrow tables: finding it, and its values to texts."""
+"""The text column of parquet and arrow tables: finding it, and turning its values into texts."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 
 def find_column(path: str, schema: pa.Schema, key: str) -> list[str]:
-    """The names that lead to the column `key`: itself, or fields of structs as in `a.b`.
+    """The path of names to the column `key`: itself, or fields of structs as in `a.b`.
 
     Raises:
-        DataError: there is no such column, or it holds no strings.
+        DataError: the column is missing or does not hold strings.
     """
     import pyarrow as pa
 
     names = [key] if key in schema.names else key.split(".")
     if names[0] not in schema.names:
         raise no_column(path, key, schema.names)
-    found: Any = schema.field(names[0]).type
+    kind: Any = schema.field(names[0]).type
     for name in names[1:]:
-        if not pa.types.is_struct(found) or found.get_field_index(name) < 0:
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
             raise no_column(path, key, _paths(schema))
-        found = found.field(name).type
-    value = found.value_type if pa.types.is_dictionary(found) else found
+        kind = kind.field(name).type
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
     is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
     views = (pa.types.is_string_view, pa.types.is_binary_view, pa.types.is_null)
     if not any(check(value) for check in (*is_text, *views)):
-        raise DataError(f"{path}: column {key!r}: expected strings, found {found}; choose one with --json-key")
+        raise DataError(f"{path}: column {key!r}: expected strings, found {kind}; choose one with --json-key")
     return names
 
 
@@ -56,10 +56,10 @@ def _field_paths(name: str, kind: Any) -> list[str]:
 
 
 def text_column(batch: pa.RecordBatch, names: list[str]) -> pa.Array:
-    """The column that `names` lead to, as bytes whose offsets were checked: a hostile file may hold any.
+    """The column at the path `names`, as bytes, with validated offsets: a malicious file may hold any.
 
     Raises:
-        pa.ArrowInvalid: offsets outside the data.
+        pa.ArrowInvalid: an offset is outside the data.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -89,7 +89,7 @@ def texts_of_column(path: str, column: pa.Array, first_row: int, limit: int, fau
 
 
 def texts_of_values(path: str, values: Iterable[Any], first_row: int, limit: int, faults: Faults) -> list[str]:
-    """The strings among `values`; every other one is a fault with the number of its row, from 1."""
+    """The strings among `values`; every other value is a fault with its row number, from 1."""
     texts = []
     for row, value in enumerate(values, start=first_row + 1):
         text = value
@@ -114,14 +114,14 @@ def _not_utf8(path: str, value: bytes, row: int, error: UnicodeDecodeError) -> R
 
 
 def value_bytes(column: pa.Array) -> int:
-    """Bytes of all values of a column of bytes."""
+    """Total bytes of the values of a binary column."""
     import pyarrow.compute as pc
 
     return pc.sum(pc.binary_length(column)).as_py() or 0 if column.null_count < len(column) else 0
 
 
 def damaged_rows(path: str, error: DataError, first_row: int, end_row: int) -> Reject:
-    """The fault of rows, numbered from 0, that are lost because the file is damaged."""
+    """The fault of rows (numbered from 0) that are lost because the file is damaged."""
     words = str(error).removeprefix(f"{path}: ")
     message = f"rows {first_row + 1} to {end_row} are lost: {words}"
     return Reject(path, first_row + 1, None, "damaged_file", "", message, is_row=True)
@@ -129,7 +129,7 @@ def damaged_rows(path: str, error: DataError, first_row: int, end_row: int) -> R
 
 @contextmanager
 def arrow_errors_named(path: str) -> Iterator[None]:
-    """Raises the errors of pyarrow as errors that name the file: DamagedError, or DataError if it cannot be read."""
+    """Turns pyarrow's errors into errors that name the file: DamagedError, or DataError if it cannot be read."""
     import pyarrow as pa
 
     try:

@@ -1,4 +1,4 @@
-"""WET files of Common Crawl to texts: the plain-text `conversion` records of a WARC file, and no other records.
+"""Reads texts from Common Crawl's WET files: the plain-text `conversion` records of a WARC file, and no others.
 
 A record is a header (`WARC/1.0`, then `Name: value` lines, then an empty line) and Content-Length bytes of content.
 """
@@ -25,12 +25,12 @@ def cut_web_text(source: Source, options: ReadOptions, faults: Faults) -> Iterat
     """Chunks of whole records.
 
     Raises:
-        DamagedError: as `stream_blocks`, or what should be a record is none, or ends early.
-        DataError: the file holds no text, as a WARC file of responses does not.
+        DamagedError: as `stream_blocks`, or a record is invalid or truncated.
+        DataError: the file holds no text, like a WARC file of responses.
     """
     scanner = RecordScanner(source.path)
     for block, progress in stream_blocks(source, options, scanner, faults):
-        # The stream gives its end as it is, and a part of a record is none.
+        # The last block of a stream may end with an incomplete record, which is left out.
         data = block.data[: max(scanner.last_end - block.first_byte, 0)]
         yield Piece(replace(block, data=data), 0, progress)
     scanner.require_end()
@@ -39,21 +39,21 @@ def cut_web_text(source: Source, options: ReadOptions, faults: Faults) -> Iterat
 
 
 class RecordScanner:
-    """Ends of records, found by their lengths."""
+    """Finds the ends of records from their lengths."""
 
     what = "record"
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._offset = 0  # bytes scanned
-        self._content_bytes = 0  # of the current record, still to come
-        self._header = b""  # of the next record, as far as it is there
+        self._content_bytes = 0  # remaining in the current record
+        self._header = b""  # of the next record, as far as it has been read
         self._damage: str | None = None
         self.last_end = 0
         self.num_texts = 0
 
     def scan(self, block: bytes, *, wants_first: bool) -> tuple[int, int]:
-        """As `Scanner`. Raises DamagedError: in the block before, what should be a record is none."""
+        """As `Scanner`. Raises DamagedError: the previous block has an invalid record."""
         self._raise_damage()
         first = last = position = 0
         while position < len(block) and self._damage is None:
@@ -72,13 +72,13 @@ class RecordScanner:
         return first, last
 
     def require_end(self) -> None:
-        """Raises DamagedError: what follows the last record is none, or cut short."""
+        """Raises DamagedError: the last record is invalid or truncated."""
         if self._content_bytes or self._header:
             self._damage = self._damage or "a record that is cut short"
         self._raise_damage()
 
     def _take_header(self, block: bytes, position: int) -> tuple[int, bool]:
-        """Where the header that goes on at `position` ends in `block`, and whether it is whole now."""
+        """The end in `block` of the header that continues at `position`, and whether it is complete now."""
         piece = block[position : position + _MAX_HEADER_BYTES]
         head = (self._header + piece).lstrip(b"\r\n")
         end = head.find(_HEADER_END)
@@ -117,7 +117,7 @@ def parse_web_text(path: str, block: Block, options: ReadOptions, faults: Faults
 
 
 def _contents(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where the content of each conversion record stands in `data`, which holds whole records."""
+    """The offsets [start, end) of each conversion record's content in `data`, which holds whole records."""
     position = 0
     while (end := data.find(_HEADER_END, position)) >= 0:
         length, is_text = _read_header(data[position:end].lstrip(b"\r\n"))
@@ -130,7 +130,7 @@ def _contents(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _read_header(header: bytes) -> tuple[int, bool]:
-    """The length of the content (-1: none is given), and whether it is the text of a page."""
+    """The length of the content (-1: missing or invalid), and whether it is the text of a page."""
     fields = dict(line.lower().partition(b":")[::2] for line in header.split(b"\r\n")[1:])
     length = fields.get(b"content-length", b"").strip()
     is_sound = header.startswith(b"WARC/") and length.isdigit() and len(length) < 19
