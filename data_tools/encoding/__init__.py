@@ -1,1 +1,1 @@
-"""Texts to token ids: cleaning, encoding, and the worker processes that do it."""
+"""Turns texts into token ids: cleaning, encoding, and worker processes."""

@@ -1,7 +1,7 @@
-"""Texts before they are tokenised: Unicode normalisation, control characters, whitespace, and limits of length.
+"""Cleans texts before tokenisation: Unicode normalisation, control characters, whitespace, and length limits.
 
-Between the readers and the tokenizer. Nothing is done unless it is asked for, since every tokenizer normalises by its
-own rules. Every text that is dropped has a reason, so that counts add up.
+Between the readers and the tokenizer. By default nothing is done, since every tokenizer normalises by its own rules.
+Every dropped text has a reason, so that counts add up.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from pretrain.errors import ConfigError
 
 Normalize = Literal["none", "nfc", "nfkc"]
 ControlCharacters = Literal["keep", "space", "drop"]
-# Reasons, as they stand in reports and manifests.
+# Reasons, as written in reports and manifests.
 EMPTY, TOO_SHORT, TOO_LONG = "empty", "too_short", "too_long"
 CONTROL_CHARACTERS, TOO_MANY_MARKS = "control_characters", "too_many_marks"
 NO_TOKENS, TOO_FEW_TOKENS, TOO_MANY_TOKENS = "no_tokens", "too_few_tokens", "too_many_tokens"
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-# Those that are no whitespace either.
+# Control characters that are not whitespace either.
 _GARBAGE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 _PARAGRAPH = re.compile("\n\\s*\n|\u2029")
-# Normalising sorts the marks on one letter, in time quadratic in their number; Unicode's stream-safe format has 30.
+# Normalisation sorts the marks of a letter in quadratic time; Unicode's stream-safe format allows 30.
 _MAX_MARKS = 1000
-# No marks themselves, but normalisation makes marks of them (Tibetan vowels, half-width voicing).
+# Not marks, but normalisation turns them into marks (Tibetan vowels, half-width voicing).
 _BECOME_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"
 
 
 @dataclass(frozen=True)
 class CleaningOptions:
-    """What is done to texts, and which are dropped; the default does nothing. Frozen and picklable.
+    """How texts are cleaned, and which are dropped; the default does nothing. Frozen and picklable.
 
-    `normalize`: Unicode normalisation. `control_characters`: "space" puts a blank in the place of each character of
-    category Cc but tab, line feed and carriage return; "drop" drops texts that hold one that is no whitespace.
-    `fold_whitespace`: one blank for every run of whitespace, one blank line for every end of a paragraph.
+    `normalize`: Unicode normalisation. `control_characters`: "space" replaces each character of category Cc except tab,
+    line feed and carriage return by a space; "drop" drops texts that contain one that is not whitespace.
+    `fold_whitespace`: replaces every run of whitespace by one space, and every paragraph break by one blank line.
     `min_chars`, `max_chars`: characters of the cleaned text. `min_tokens`, `max_tokens`: tokens of a document. None
     means no upper limit. `split_sentences`: documents are written sentence by sentence.
     """
@@ -55,7 +55,7 @@ class CleaningOptions:
     split_sentences: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ConfigError: a value that cannot work."""
+        """Raises ConfigError: a value is invalid."""
         for name, choices in (("normalize", get_args(Normalize)), ("control_characters", get_args(ControlCharacters))):
             if getattr(self, name) not in choices:
                 flag = name.replace("_", "-")
@@ -65,10 +65,10 @@ class CleaningOptions:
 
 
 def clean(texts: Sequence[str], options: CleaningOptions) -> tuple[list[str], list[str | None]]:
-    """The cleaned texts that are kept, in order, and for each of `texts` why it was dropped, or None.
+    """The cleaned texts to keep, in order, and for each of `texts` the reason why it was dropped, or None.
 
-    Reasons are "empty" (nothing but whitespace), "control_characters", "too_many_marks" (more than 1,000 combining
-    marks in a row, where normalisation is asked for), "too_short" and "too_long".
+    Reasons are "empty" (only whitespace), "control_characters", "too_many_marks" (more than 1,000 combining marks in a
+    row, if texts are normalised), "too_short" and "too_long".
     """
     steps = _steps(options)
     limits = options.min_chars > 0 or options.max_chars is not None
@@ -79,7 +79,7 @@ def clean(texts: Sequence[str], options: CleaningOptions) -> tuple[list[str], li
         if reason is None:
             for step in steps:
                 text = step(text)
-            # A blank in the place of a control character may leave nothing but blanks.
+            # With spaces instead of control characters a text may be only whitespace.
             reason = EMPTY if not text or text.isspace() else _length_fault(text, options) if limits else None
         if reason is None:
             kept.append(text)
@@ -90,18 +90,18 @@ def clean(texts: Sequence[str], options: CleaningOptions) -> tuple[list[str], li
 def drop_by_tokens(num_tokens: np.ndarray, options: CleaningOptions) -> dict[str, np.ndarray]:
     """Which documents (bool [num_documents]) are dropped for each reason, by their numbers of tokens.
 
-    Reasons are "no_tokens", "too_few_tokens" and "too_many_tokens"; no document has two, and a reason that no document
-    has is left out.
+    Reasons are "no_tokens", "too_few_tokens" and "too_many_tokens"; no document has two. Reasons without documents are
+    left out.
     """
-    none = num_tokens == 0
-    found = {NO_TOKENS: none, TOO_FEW_TOKENS: ~none & (num_tokens < options.min_tokens)}
+    is_empty = num_tokens == 0
+    masks = {NO_TOKENS: is_empty, TOO_FEW_TOKENS: ~is_empty & (num_tokens < options.min_tokens)}
     if options.max_tokens is not None:
-        found[TOO_MANY_TOKENS] = num_tokens > options.max_tokens
-    return {reason: mask for reason, mask in found.items() if mask.any()}
+        masks[TOO_MANY_TOKENS] = num_tokens > options.max_tokens
+    return {reason: mask for reason, mask in masks.items() if mask.any()}
 
 
 def count_dropped(texts: Sequence[str], reasons: Sequence[str | None]) -> dict[str, Dropped]:
-    """Documents and UTF-8 bytes (as the texts came) by reason."""
+    """Documents and UTF-8 bytes (before cleaning) by reason."""
     counts: dict[str, list[int]] = {}
     for text, reason in zip(texts, reasons, strict=True):
         if reason is not None:
@@ -125,7 +125,7 @@ def _steps(options: CleaningOptions) -> list[Callable[[str], str]]:
     if options.normalize != "none":
         steps.append(_to_nfc if options.normalize == "nfc" else _to_nfkc)
     if options.control_characters == "space":
-        steps.append(_blank_controls)
+        steps.append(_replace_controls)
     if options.fold_whitespace:
         steps.append(_fold_whitespace)
     return steps
@@ -149,7 +149,7 @@ def _length_fault(text: str, options: CleaningOptions) -> str | None:
     return None
 
 
-# The checks before are quick; most texts are as they should be, and are not copied.
+# Each step checks first, which is fast; most texts need no change and are not copied.
 
 
 def _to_nfc(text: str) -> str:
@@ -160,7 +160,7 @@ def _to_nfkc(text: str) -> str:
     return text if unicodedata.is_normalized("NFKC", text) else unicodedata.normalize("NFKC", text)
 
 
-def _blank_controls(text: str) -> str:
+def _replace_controls(text: str) -> str:
     return _CONTROL.sub(" ", text) if _CONTROL.search(text) else text
 
 
@@ -170,7 +170,7 @@ def _fold_whitespace(text: str) -> str:
 
 
 def _has_many_marks(text: str) -> bool:
-    """Whether more than _MAX_MARKS marks follow one another; every such run covers one of the places looked at."""
+    """Whether there are more than _MAX_MARKS marks in a row; every such run covers one of the sampled positions."""
     if len(text) <= _MAX_MARKS or text.isascii():
         return False
     return any(
@@ -180,7 +180,7 @@ def _has_many_marks(text: str) -> bool:
 
 
 def _marks_around(text: str, at: int) -> int:
-    """Marks in a row that include the one at `at`; counting stops where there are too many."""
+    """The length of the run of marks around the one at `at`; counting stops when there are too many."""
     end = at
     while end < len(text) and end - at <= _MAX_MARKS and _is_mark(text[end]):
         end += 1

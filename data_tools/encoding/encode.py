@@ -1,7 +1,7 @@
-"""Chunks of a corpus to token ids: the middle step of preprocessing, the same in this process and in many.
+"""Turns chunks of a corpus into token ids: the middle step of preprocessing, the same in one process or many.
 
-`readers` gives chunks, `Encoder` turns one into tokens and counts, `encode_chunks` does so for all of them in order,
-the run appends them to the dataset.
+`readers` yields chunks, `Encoder` turns one into tokens and counts, `encode_chunks` does so for all of them in order,
+and the run appends them to the dataset.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pretrain.data.tokenizer.base import best_dtype
 from pretrain.data.tokenizer.load import Tokenizer, load_tokenizer
 from pretrain.errors import ConfigError
 
-# Texts given to the tokenizer at once: its lists of ids take many times the memory of the text.
+# Characters passed to the tokenizer at once: its lists of ids take many times the memory of the text.
 _BATCH_CHARACTERS = 1 << 18
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """What decides the tokens of a corpus, and so goes to every worker."""
+    """The options that determine the tokens of a corpus; every worker gets them."""
 
     tokenizer: str
     cased: bool = False
@@ -41,9 +41,9 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """Tokens of all kept documents of one chunk, one after the other, and what was left out.
+    """Tokens of all kept documents of one chunk, concatenated, and what was left out.
 
-    `lengths`: tokens per sequence; `sequences`: sequences per document, None where each document is one.
+    `lengths`: tokens per sequence; `sequences`: sequences per document, None if each document is one sequence.
     """
 
     source: int
@@ -60,14 +60,14 @@ class EncodedChunk:
 
 
 class HashRange:
-    """The texts whose xxh64, divided by 2^64, lies in [low, high): the same ones in whatever corpus they stand."""
+    """The texts whose xxh64, divided by 2^64, is in [low, high): the same texts in any corpus."""
 
     def __init__(self, bounds: tuple[Fraction, Fraction]) -> None:
         self._first, self._end = (int(bound * 2**64) for bound in bounds)
 
     @property
     def is_all(self) -> bool:
-        """Whether every text lies in it."""
+        """Whether it contains every text."""
         return self._end - self._first == 2**64
 
     def __contains__(self, text: str) -> bool:
@@ -103,7 +103,7 @@ class Encoder:
         )
 
     def _select(self, texts: list[str], dropped: dict[str, Dropped]) -> list[str]:
-        """The cleaned texts to keep; the hash range looks at texts as they came, so that cleaning moves none."""
+        """The cleaned texts to keep; the hash range applies to uncleaned texts, so that cleaning changes no split."""
         if not self._hash_range.is_all:
             outside = [
                 None if not text or text.isspace() or text in self._hash_range else "outside_hash_range"
@@ -128,9 +128,11 @@ class Encoder:
         keep = np.ones(len(texts), bool)
         for reason, mask in drop_by_tokens(per_document, self.options.cleaning).items():
             keep &= ~mask
-            gone = np.flatnonzero(mask)
-            size = sum(len(texts[index].encode()) for index in gone)
-            add_dropped(dropped, {reason: Dropped(gone.size, int(per_document[gone].sum()), size)})
+            dropped_indices = np.flatnonzero(mask)
+            size = sum(len(texts[index].encode()) for index in dropped_indices)
+            add_dropped(
+                dropped, {reason: Dropped(dropped_indices.size, int(per_document[dropped_indices].sum()), size)}
+            )
         if not keep.all():
             tokens = tokens[np.repeat(keep[owners], lengths)]
         is_kept = keep[owners] & (lengths > 0)  # a sentence may have no token, such as one of control characters
@@ -147,7 +149,7 @@ class Encoder:
 
 
 def parse_hash_range(text: str) -> tuple[Fraction, Fraction]:
-    """The two bounds of `LO:HI`, exactly as written, so that 0:0.95 and 0.95:1 meet without gap or overlap.
+    """The two bounds of `LO:HI`, as exact fractions, so that 0:0.95 and 0.95:1 have neither gap nor overlap.
 
     Raises:
         ConfigError: not two numbers with 0 <= LO < HI <= 1.
@@ -177,11 +179,11 @@ def encode_chunks(
     max_bytes_ahead: int = 256 << 20,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[EncodedChunk]:
-    """Encodes `chunks` in order; with fewer than two `workers` in this process.
+    """Encodes `chunks` in order; in this process if there are fewer than two `workers`.
 
     Raises:
-        DataError: the first mistake in the corpus, whatever the number of workers.
-        TacoError: a chunk that killed three workers, or whatever `check_stop` raises.
+        DataError: the first fault in the corpus, for any number of workers.
+        TacoError: a chunk killed three workers; also whatever `check_stop` raises.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process is one core; children inherit it
     if workers < 2:
@@ -203,17 +205,17 @@ def encode_chunks(
 
 
 def make_encoder(options: EncodeOptions) -> Encoder:
-    """An encoder with a tokenizer of its own, for a worker. Raises DataError: the tokenizer cannot be loaded."""
+    """An encoder with its own tokenizer, for a worker. Raises DataError: the tokenizer cannot be loaded."""
     return Encoder(load_tokenizer(options.tokenizer, cased=options.cased), options)
 
 
 def describe_chunk(chunk: Chunk) -> str:
-    """The chunk's place in words, for messages."""
+    """The chunk's location, for messages."""
     return f"{chunk.path} (chunk {chunk.number}, up to byte {chunk.progress} on disk)"
 
 
 def _sum_by(owners: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
-    """The sums int64 [count] of the `values` of each owner; `owners` ascend."""
+    """The sum of the `values` of each owner, int64 [count]; `owners` are in ascending order."""
     ends = np.searchsorted(owners, np.arange(count + 1))
     sums = np.concatenate(([0], np.cumsum(values, dtype=np.int64)))
     return np.diff(sums[ends])

@@ -1,9 +1,9 @@
-"""Worker processes that may die or hang at any time: each item is worked on, and results come back in order.
+"""Worker processes that may die or hang at any time: every item is processed, and results come back in order.
 
-Each worker has a socket of its own, so that a killed one can neither block nor damage what others send. The parent
-never blocks on one worker: it waits for all of them together, notices a death as soon as the system closes the socket,
-starts a new worker and hands it the lost items. Workers are started afresh (no fork: the parent may have threads) and
-end with the parent however it ends.
+Each worker has its own socket, so that a killed one can neither block nor corrupt what others send. The parent never
+blocks on one worker: it waits for all of them together, notices a death as soon as the system closes the socket, starts
+a new worker and gives it the lost items. Workers are started without fork, since the parent may have threads, and end
+with the parent however it ends.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from typing import Any
 from data_tools.encoding.worker_process import Failure, WorkerHandle
 from pretrain.errors import TacoError
 
-# Items ahead of the consumer: enough that no worker waits, few enough that memory stays small.
+# Items ahead of the consumer: enough that no worker waits, few enough to save memory.
 _ITEMS_PER_WORKER = 3
 _QUEUED_PER_WORKER = 2
 _MAX_KILLS = 3
 _MAX_FAILED_STARTS = 3
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0
-# A worker that uses no processor time for so long is stopped or stuck; one that does may be slow, up to the second.
+# A worker that uses no CPU time for this long is stopped or stuck; a busy one may be slow, up to the second limit.
 _IDLE_SECONDS = 60.0
 _SLOW_SECONDS = 1800.0
 _SLOW_FACTOR = 50.0
 
 
 class Task:
-    """An item on its way: its number in the order, and how many workers died over it."""
+    """An item in progress: its number in the order, and how many workers died while processing it."""
 
     def __init__(self, number: int, item: Any, num_bytes: int) -> None:
         self.number, self.item, self.num_bytes = number, item, num_bytes
@@ -43,7 +43,7 @@ class Task:
 class WorkerPool:
     """`count` processes that apply `factory(argument)` to items; use it as a context manager.
 
-    `factory` is a function of a module, `argument` picklable: each worker builds its own callable from them.
+    `factory` is a module-level function, `argument` is picklable: each worker builds its own callable from them.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class WorkerPool:
         max_bytes_ahead: int = 256 << 20,
         check_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """`describe` names an item in messages; `item_bytes` of items ahead of the consumer stay below
-        `max_bytes_ahead` (one item is always let through); `check_stop` is called all the time and may raise."""
+        """`describe` names an item in messages; the `item_bytes` of items ahead of the consumer stay below
+        `max_bytes_ahead` (one item is always allowed); `check_stop` is called often and may raise."""
         self._factory, self._argument, self._count = factory, argument, count
         self._describe, self._item_bytes, self._max_bytes = describe, item_bytes, max_bytes_ahead
         self._check_stop = check_stop
@@ -81,17 +81,17 @@ class WorkerPool:
         self._selector.close()
 
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
-        """Results of `items`, in their order; an error of the iterator comes after the results of what it gave.
+        """Results of `items`, in order; an error in `items` is raised after the results of the items before it.
 
         Raises:
-            TacoError: what a worker raised, an item that killed three workers, or workers that do not start.
+            TacoError: a worker raised it, an item killed three workers, or workers do not start.
         """
-        source, given, taken, bytes_ahead = iter(items), 0, 0, 0
+        source, num_read, num_returned, bytes_ahead = iter(items), 0, 0, 0
         sizes: dict[int, int] = {}
         failure: TacoError | None = None
         is_exhausted = False
         while True:
-            while not is_exhausted and self._has_room(given - taken, bytes_ahead):
+            while not is_exhausted and self._has_room(num_read - num_returned, bytes_ahead):
                 try:
                     item = next(source)
                 except StopIteration:
@@ -100,22 +100,22 @@ class WorkerPool:
                 except TacoError as error:
                     failure, is_exhausted = error, True
                     break
-                sizes[given] = self._item_bytes(item)
-                bytes_ahead += sizes[given]
-                self._waiting.append(Task(given, item, sizes[given]))
-                given += 1
+                sizes[num_read] = self._item_bytes(item)
+                bytes_ahead += sizes[num_read]
+                self._waiting.append(Task(num_read, item, sizes[num_read]))
+                num_read += 1
                 self._hand_out()
             self._hand_out()
-            while taken in self._results:
-                result = self._results.pop(taken)
-                bytes_ahead -= sizes.pop(taken)
-                taken += 1
+            while num_returned in self._results:
+                result = self._results.pop(num_returned)
+                bytes_ahead -= sizes.pop(num_returned)
+                num_returned += 1
                 if isinstance(result, Failure):
                     raise result.error()
                 yield result
-            if is_exhausted and taken == given:
+            if is_exhausted and num_returned == num_read:
                 break
-            if is_exhausted or not self._has_room(given - taken, bytes_ahead):
+            if is_exhausted or not self._has_room(num_read - num_returned, bytes_ahead):
                 self._wait(_POLL_SECONDS)
             else:
                 self._wait(0)
@@ -140,7 +140,7 @@ class WorkerPool:
             self._selector.modify(worker.socket, worker.interest(), worker)
 
     def _wait(self, seconds: float) -> None:
-        """Moves what can be moved, for at most `seconds`, then looks after the workers."""
+        """Sends and receives what is ready, waiting at most `seconds`, then checks the workers."""
         self._check_stop()
         for key, events in self._selector.select(seconds):
             worker: WorkerHandle = key.data
@@ -154,7 +154,7 @@ class WorkerPool:
                 self._replace(worker, "")
         now = time.monotonic()
         if now - self._last_look >= _LOOK_SECONDS:
-            # After a pause of this very process nobody is to blame for silence.
+            # If this process itself was suspended, the workers' idle time does not count.
             if now - self._last_look > 2 * _LOOK_SECONDS + 5:
                 for worker in self._workers:
                     worker.forgive()
@@ -163,10 +163,10 @@ class WorkerPool:
 
     def _receive(self, worker: WorkerHandle) -> None:
         for answer in worker.receive():
-            if answer is None:  # it is ready
+            if answer is None:  # the worker is ready
                 self._failed_starts = 0
                 continue
-            if answer[0] < 0:  # it could not be built
+            if answer[0] < 0:  # the worker's callable could not be built
                 raise answer[1].error()
             task, seconds = worker.finish_task()
             self._slowest = max(self._slowest, seconds)
@@ -181,7 +181,7 @@ class WorkerPool:
                     self._replace(worker, f"did nothing for {idle:.0f} s" if idle > _IDLE_SECONDS else "was too slow")
 
     def _replace(self, worker: WorkerHandle, complaint: str) -> None:
-        """Ends `worker`, dead or hung, and starts another that does its items again."""
+        """Ends `worker`, dead or hung, and starts another one that processes its items again."""
         self._selector.unregister(worker.socket)
         self._workers.remove(worker)
         code = worker.end()

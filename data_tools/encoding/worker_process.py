@@ -1,7 +1,8 @@
-"""One worker process, seen from both ends of its socket: the handle in the parent, and the loop in the child.
+"""Both ends of a worker process: the handle in the parent, and the loop in the child.
 
-Messages are a length (8 bytes) and a pickle: parent and child are one program, and nobody else can reach the socket.
-The child is first sent how to build its callable, answers None when it has, and then each item with its number.
+Messages are a length (8 bytes) and a pickle: parent and child are the same program, and no other process can reach the
+socket. The child first gets the factory of its callable and answers None once it is built; then it gets items with
+their numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pretrain.errors import TacoError
 
 _HEADER = struct.Struct("<Q")
 _SOCKET_BYTES = 1 << 20
-# -c puts the folder where the program was started on the path; the parent's path replaces it before anything is read.
+# -c puts the current folder on the path; the parent's path replaces it before anything is imported.
 _BOOTSTRAP = (
     "import sys; sys.path[:] = sys.argv[2:]; "
     "from data_tools.encoding.worker_process import serve; serve(int(sys.argv[1]))"
@@ -37,18 +38,18 @@ _BOOTSTRAP = (
 
 @dataclass(frozen=True)
 class Failure:
-    """What a worker raised instead of giving a result."""
+    """What a worker raised instead of returning a result."""
 
     cause: TacoError | None
     text: str
 
     def error(self) -> Exception:
-        """The exception to raise in the parent: the user's mistake itself, or a bug with the worker's traceback."""
+        """The exception to raise in the parent: the user's error itself, or a bug with the worker's traceback."""
         return self.cause if self.cause is not None else RuntimeError(f"a worker process failed:\n{self.text}")
 
 
 class WorkerHandle:
-    """The parent's end: starts the child, never blocks, and knows what the child has to do."""
+    """The parent's end: starts the child, never blocks, and keeps the child's tasks."""
 
     def __init__(self, factory: Callable[[Any], Callable[[Any], Any]], argument: Any) -> None:
         self.socket, theirs = socket.socketpair()
@@ -70,32 +71,32 @@ class WorkerHandle:
         self._queue((factory, argument))
 
     def interest(self) -> int:
-        """What to wait for: always answers, and room where there is something to send."""
+        """Events to wait for: always answers, and room to write if there is something to send."""
         return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
 
     def assign(self, task: Any, number: int, item: Any) -> None:
-        """Queues `item`; `task` joins `tasks`, whose first one the child works on."""
+        """Queues `item` and appends `task` to `tasks`, the first of which the child is processing."""
         if not self.tasks and self.is_ready:
             self.forgive()
         self.tasks.append(task)
         self._queue((number, item))
 
     def finish_task(self) -> tuple[Any, float]:
-        """Takes the task that was answered off the queue, with the seconds it took."""
+        """Removes the answered task from the queue; returns it with the seconds it took."""
         seconds = self.busy_seconds()
         self.forgive()
         return self.tasks.popleft(), seconds
 
     def forgive(self) -> None:
-        """Starts counting time anew."""
+        """Restarts the clocks of `busy_seconds` and `idle_seconds`."""
         self._busy_since = self._alive_at = time.monotonic()
 
     def busy_seconds(self) -> float:
-        """Seconds since the child began its task, or its start."""
+        """Seconds since the child began its task, or since it was started."""
         return time.monotonic() - self._busy_since
 
     def idle_seconds(self) -> float:
-        """Seconds for which the child has used no processor time, as far as the system tells (0 where it does not)."""
+        """Seconds for which the child has used no CPU time; 0 if the system does not report it."""
         ticks = _cpu_ticks(self.pid)
         if ticks is None or ticks != self._cpu_ticks:
             self._cpu_ticks = -1 if ticks is None else ticks
@@ -103,7 +104,7 @@ class WorkerHandle:
         return time.monotonic() - self._alive_at
 
     def send_more(self) -> None:
-        """Sends what the socket takes now. Raises ConnectionError: the child is gone."""
+        """Sends as much as the socket accepts now. Raises ConnectionError: the child is gone."""
         while self._outgoing:
             try:
                 sent = self.socket.send(self._outgoing[0])
@@ -114,7 +115,7 @@ class WorkerHandle:
                 self._outgoing.popleft()
 
     def receive(self) -> Iterator[Any]:
-        """The messages that are complete by now. Raises EOFError or ConnectionError: the child is gone."""
+        """The messages received completely so far. Raises EOFError or ConnectionError: the child is gone."""
         while True:
             try:
                 count = self.socket.recv_into(self._incoming[self._filled :])
@@ -138,9 +139,9 @@ class WorkerHandle:
                 self._incoming = memoryview(bytearray(_HEADER.unpack(message)[0]))
 
     def end(self) -> int:
-        """Kills the child if it lives, waits for it, and returns its exit code, negative for a signal."""
+        """Kills the child if it is alive, waits for it, and returns its exit code, negative for a signal."""
         self.socket.close()
-        self._process.kill()  # one that is dying already keeps its own code
+        self._process.kill()  # a child that is already exiting keeps its own code
         return self._process.wait()
 
     def _queue(self, message: Any) -> None:
@@ -149,8 +150,8 @@ class WorkerHandle:
 
 
 def serve(descriptor: int) -> None:
-    """The child: builds its callable, then answers item after item until the parent closes the socket or dies."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach whole groups of processes; the parent decides
+    """The child: builds its callable, then processes items until the parent closes the socket or dies."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole process group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=descriptor)
     threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
@@ -175,7 +176,7 @@ def _attempt(action: Callable[[], Any]) -> Any:
 
 
 def _end_with_parent(descriptor: int) -> None:
-    """A parent that is killed cannot end its workers, and one that is busy would notice late."""
+    """Ends this process when the parent dies: a killed parent cannot do it, and a busy worker would notice late."""
     poller = select.poll()
     poller.register(descriptor, select.POLLHUP | select.POLLERR)
     poller.poll()
@@ -203,7 +204,7 @@ def _write_message(connection: socket.socket, message: Any) -> None:
 
 
 def _cpu_ticks(pid: int) -> int | None:
-    """Processor time of a process in clock ticks; None where the system has no /proc."""
+    """CPU time of a process in clock ticks; None if the system has no /proc."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
