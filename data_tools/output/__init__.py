@@ -1,1 +1,1 @@
-"""What a data program leaves behind: datasets that a killed run continues, journals, locks, records."""
+"""Output of the data programs: resumable datasets, journals, locks, recorded options."""

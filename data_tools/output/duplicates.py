@@ -1,8 +1,8 @@
 """Leaves out documents whose token ids equal those of an earlier one: the second pass of `--dedup`.
 
-The first pass gathers all documents under temporary names. Here they are hashed and compared, token by token where the
-hashes agree, and those to keep are copied into the dataset. What is needed per document (24 bytes) lies in files that
-are mapped, and the table that finds equal hashes is divided into parts that fit into the memory allowed.
+The first pass collects all documents in temporary files. Here they are hashed, compared token by token if their hashes
+agree, and those to keep are copied into the dataset. Data per document (24 bytes) is in mapped files, and the hash
+table is divided into parts that fit the memory limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DOCUMENTS_AT_ONCE = 1 << 14
 
 @dataclass(frozen=True)
 class RawDocuments:
-    """Documents as a writer leaves them before it makes the index, mapped into memory.
+    """Documents as a writer leaves them before it writes the index, mapped into memory.
 
     `tokens` [t]; `lengths` int32 [s], tokens per sequence; `documents` int64 [d + 1], first sequence of each document.
     """
@@ -38,14 +38,14 @@ class RawDocuments:
 
     @classmethod
     def open(cls, prefix: str, dtype: np.dtype) -> RawDocuments:
-        """The temporary files of a writer on `prefix`, which has brought them to the disk."""
+        """Opens the temporary files of a writer on `prefix`, which must have flushed them to disk."""
         files = (("bin", dtype), ("lengths", np.dtype("<i4")), ("documents", np.dtype("<i8")))
         paths = [(Path(f"{prefix}.{name}.tmp"), kind) for name, kind in files]
         return cls(*(map_array(path, kind, 0, path.stat().st_size // kind.itemsize) for path, kind in paths))
 
     @property
     def num_documents(self) -> int:
-        """Documents in all."""
+        """Number of documents."""
         return self.documents.size - 1
 
 
@@ -60,10 +60,10 @@ def copy_unique(
 ) -> Dropped:
     """Adds the first of each set of equal documents to `writer`, in order; returns what was left out.
 
-    `memory` bounds the table of hashes; `max_bytes` of tokens are copied at once, or the longest document.
+    `memory` limits the hash table; `max_bytes` of tokens are copied at once, or one longer document.
 
     Raises:
-        DataError: the disk is full, or `memory` is far too small for so many documents.
+        DataError: the disk is full, or `memory` is far too small for the number of documents.
     """
     dropped_documents = dropped_tokens = 0
     with _scratch_files(writer.prefix, raw.num_documents) as (offsets, hashes, is_duplicate):
@@ -119,7 +119,7 @@ def _find_duplicates(
 
 
 def _ranges(offsets: np.ndarray, max_bytes: int) -> Iterator[tuple[int, int]]:
-    """Neighbouring documents of at most `max_bytes` together, at least one of them."""
+    """Ranges of consecutive documents of at most `max_bytes` together, with at least one document each."""
     first, count = 0, offsets.size - 1
     while first < count:
         window = offsets[first + 1 : first + 1 + _DOCUMENTS_AT_ONCE]
@@ -130,7 +130,7 @@ def _ranges(offsets: np.ndarray, max_bytes: int) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _scratch_files(prefix: str, num_documents: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Offsets int64 [d + 1], hashes uint64 [d, 2] and marks uint8 [d] in mapped files, zero at first."""
+    """Offsets int64 [d + 1], hashes uint64 [d, 2] and marks uint8 [d] in mapped files, initially zero."""
     shapes = {
         "offsets": (np.int64, (num_documents + 1,)),
         "hashes": (np.uint64, (num_documents, 2)),
@@ -147,7 +147,7 @@ def _scratch_files(prefix: str, num_documents: int) -> Iterator[tuple[np.ndarray
 
 
 def _create(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """A new mapped file whose room is taken now: a full disk is an error here, not a crash at some store later."""
+    """A new mapped file, allocated in full now: a full disk is an error here instead of a crash at a later store."""
     if 0 in shape:
         return np.empty(shape, dtype)
     size = int(np.prod(shape)) * dtype.itemsize

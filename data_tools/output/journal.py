@@ -1,8 +1,8 @@
-"""PREFIX.journal: what a run has brought to the disk, so that the same command goes on there however the run ended.
+"""PREFIX.journal: what a run has flushed to disk, so that the same command resumes there however the run ended.
 
-The first line says what the run is (options, inputs, tokenizer), each later one how far it was. A line is 16
-hexadecimal digits, a blank and JSON; the digits are the xxh64 of the digits before it and the JSON, so a torn, changed
-or missing line ends what can be believed.
+The first line describes the run (options, inputs, tokenizer), each later one its progress. A line is 16 hexadecimal
+digits, a space and JSON; the digits are the xxh64 of the previous line's digits and the JSON, so nothing after a torn,
+changed or missing line is trusted.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _DIGITS = 16
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run is: the first chunk that is not done, as (source, number), and what all chunks before it gave.
+    """The progress of a run: its first unfinished chunk, as (source, number), and the totals of all chunks before it.
 
-    `reject_bytes` is the length of the spool of rejects. `is_complete` says that no chunk is left, `published` is the
-    hash of the finished dataset, known just before it is put in place.
+    `reject_bytes` is the length of the spool of rejects. `is_complete`: no chunk is left. `published`: the hash of the
+    finished dataset, known just before it is published.
     """
 
     next_chunk: tuple[int, int] = (0, 0)
@@ -44,7 +44,7 @@ class RunState:
 
 
 class Journal:
-    """The lines of one journal; `header` and `states` are those that can be believed."""
+    """The lines of one journal; `header` and `states` are from trusted lines only."""
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path, self.header = path, header
@@ -53,12 +53,12 @@ class Journal:
 
     @classmethod
     def load(cls, path: Path) -> Journal | None:
-        """The journal in the file `path`; None where there is none, or not even its first line can be believed."""
+        """The journal in the file `path`; None if it is missing, or not even its first line can be trusted."""
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
-        lines = _believable(data)
+        lines = _trusted_lines(data)
         first = next(lines, None)
         if first is None:
             return None
@@ -73,7 +73,7 @@ class Journal:
             yield self._state(number)
 
     def go_back_to(self, state: RunState) -> None:
-        """Cuts off the lines after that of `state`."""
+        """Removes the lines after that of `state`."""
         while len(self._records) > 1 and self._state(len(self._records) - 1) != state:
             self._records.pop()
         self._num_chunks = len(state.writer.bin_xxh64)
@@ -82,12 +82,12 @@ class Journal:
             os.fsync(file.fileno())
 
     def append(self, state: RunState) -> None:
-        """Adds a line and brings it to the disk. Raises OSError: it cannot be written; the lines before it stand."""
+        """Adds a line and flushes it to disk. Raises OSError: it cannot be written; earlier lines stay valid."""
         contents = [self._pack(state)] if self._records else [self.header, self._pack(state)]
         end, digits = (self._records[-1][0], self._records[-1][1]) if self._records else (0, "")
         records, is_new = [], not self._records
         with self.path.open("wb" if is_new else "r+b") as file:
-            file.truncate(end)  # what a full disk tore
+            file.truncate(end)  # removes a line torn by a full disk
             file.seek(end)
             for content in contents:
                 text = json.dumps(content).encode()
@@ -103,11 +103,11 @@ class Journal:
         self._num_chunks = len(state.writer.bin_xxh64)
 
     def remove(self) -> None:
-        """Ends the journal: the dataset is there."""
+        """Removes the journal: the dataset is complete."""
         self.path.unlink(missing_ok=True)
 
     def _pack(self, state: RunState) -> dict[str, Any]:
-        """Only hashes of chunks that the line before has not, or has unfinished: a corpus may have a million."""
+        """`state` with only the chunk hashes that the previous line lacks or has incomplete: there may be a million."""
         content = asdict(state)
         first = max(self._num_chunks - 1, 0)
         content["writer"]["bin_xxh64"] = content["writer"]["bin_xxh64"][first:]
@@ -126,18 +126,18 @@ class Journal:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between the headers of two runs, as `key: old, now new`."""
-    found = []
+    """The differences between the headers of two runs, as `key: old, now new`."""
+    changes = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{key}.")
+            changes += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            found.append(f"{prefix}{key}: {before!r}, now {after!r}")
-    return found
+            changes.append(f"{prefix}{key}: {before!r}, now {after!r}")
+    return changes
 
 
-def _believable(data: bytes) -> Iterator[tuple[int, str, dict[str, Any]]]:
+def _trusted_lines(data: bytes) -> Iterator[tuple[int, str, dict[str, Any]]]:
     end, digits = 0, ""
     while (newline := data.find(b"\n", end)) >= 0:
         line = data[end:newline]

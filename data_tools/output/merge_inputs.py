@@ -1,4 +1,4 @@
-"""The datasets that are merged: which they are, in what order, whether they fit together, and copying them checked."""
+"""The datasets to merge: opening them, their order, whether they are compatible, and copying them with hash checks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DOCUMENTS_AT_ONCE = 1 << 14
 
 @dataclass(frozen=True)
 class MergeInput:
-    """One dataset to merge; `options` is None where no single run of preprocessing would make it."""
+    """One dataset to merge; `options` is None if no single run of preprocessing would make it."""
 
     prefix: str
     manifest: Manifest
@@ -31,10 +31,10 @@ class MergeInput:
 
     @classmethod
     def open(cls, prefix: str) -> MergeInput:
-        """The dataset `prefix`, whose sizes and index are checked.
+        """Opens the dataset `prefix`, checking file sizes and the index.
 
         Raises:
-            DataError: it has no manifest, or the files are not those that were written.
+            DataError: it has no manifest, or the files are not as written.
         """
         manifest = Manifest.load(dataset_path(prefix, ".json"))
         for suffix, expected in ((".bin", manifest.bin_bytes), (".idx", manifest.idx_bytes)):
@@ -43,10 +43,10 @@ class MergeInput:
                 raise DataError(f"{path}: No such file; {REMEDY}")
             if path.stat().st_size != expected:
                 raise DataError(f"{path}: expected {expected} bytes, found {path.stat().st_size}; {REMEDY}")
-        found = hash_range(dataset_path(prefix, ".idx"), 0, manifest.idx_bytes)
-        if found != manifest.idx_xxh64:
+        digest = hash_range(dataset_path(prefix, ".idx"), 0, manifest.idx_bytes)
+        if digest != manifest.idx_xxh64:
             path = dataset_path(prefix, ".idx")
-            raise DataError(f"{path}: expected xxh64 {manifest.idx_xxh64}, found {found}; {REMEDY}")
+            raise DataError(f"{path}: expected xxh64 {manifest.idx_xxh64}, found {digest}; {REMEDY}")
         options = manifest.preprocessing or options_of_command(dataset_path(prefix, ".json"), manifest.command)
         return cls(prefix, manifest, options)
 
@@ -54,7 +54,7 @@ class MergeInput:
         """Adds all documents to `writer`, a bounded piece at a time, and checks every hash on the way.
 
         Raises:
-            DataError: bytes are not those that were written, or the disk is full.
+            DataError: bytes are not as written, or the disk is full.
         """
         manifest = self.manifest
         dtype = np.dtype(manifest.dtype).newbyteorder("<")
@@ -79,7 +79,7 @@ class MergeInput:
 
 
 class _HashChecker:
-    """Holds the bytes of PREFIX.bin, as they pass, against the hashes in the manifest."""
+    """Checks the bytes of PREFIX.bin, while they are copied, against the hashes in the manifest."""
 
     def __init__(self, dataset: MergeInput) -> None:
         self._path, self._manifest = dataset_path(dataset.prefix, ".bin"), dataset.manifest
@@ -96,14 +96,14 @@ class _HashChecker:
                 self.finish()
 
     def finish(self) -> None:
-        """The end of a chunk. Raises DataError: it is not what was written."""
+        """Checks the current chunk. Raises DataError: it is not as written."""
         if not self._filled:
             return
-        expected, found = self._manifest.bin_xxh64[self._number], self._digest.hexdigest()
-        if found != expected:
+        expected, actual = self._manifest.bin_xxh64[self._number], self._digest.hexdigest()
+        if actual != expected:
             first = self._number * self._manifest.chunk_bytes
             where = f"{self._path}: bytes {first} to {first + self._filled}"
-            raise DataError(f"{where}: expected xxh64 {expected}, found {found}; {REMEDY}")
+            raise DataError(f"{where}: expected xxh64 {expected}, found {actual}; {REMEDY}")
         self._digest, self._number, self._filled = xxhash.xxh64(), self._number + 1, 0
 
 
@@ -112,7 +112,7 @@ def open_inputs(prefixes: Sequence[str], output: str, *, dedup: bool, is_mixed: 
 
     Raises:
         ConfigError: the output is one of them, or one is named twice.
-        DataError: one is damaged, a part is missing or there twice, or they do not fit together.
+        DataError: one is damaged, a part is missing or given twice, or they are incompatible.
     """
     names = [prefix_of(prefix) for prefix in prefixes]
     places = [Path(name).absolute() for name in names]
@@ -121,44 +121,46 @@ def open_inputs(prefixes: Sequence[str], output: str, *, dedup: bool, is_mixed: 
             raise ConfigError(f"{output}: is both output and input; give the result a new name")
         if places.count(place) > 1:
             raise ConfigError(f"{name}: is named twice; name each dataset once")
-    found = [MergeInput.open(name) for name in names]
-    first = found[0]
-    for other in found[1:]:
+    datasets = [MergeInput.open(name) for name in names]
+    first = datasets[0]
+    for other in datasets[1:]:
         _require_same(first, other, "tokenizer.sha256", lambda item: item.manifest.tokenizer.sha256)
         _require_same(first, other, "dtype", lambda item: item.manifest.dtype)
         if not is_mixed:
             _require_same(first, other, "command", lambda item: _content_flags(item.options))
     if not is_mixed and not dedup:
-        for item in found:
+        for item in datasets:
             if item.options is not None and item.options.dedup:
                 raise DataError(
                     f"{item.prefix}: was made with --dedup, but datasets joined without it may share documents; "
                     "give --dedup, or --mixed to join them as they are"
                 )
-    return _in_order(found)
+    return _in_order(datasets)
 
 
-def merged_options(found: Sequence[MergeInput], *, dedup: bool) -> Preprocessing | None:
-    """The options of one run that would have given the merged dataset; None where there is none."""
-    records = [item.options for item in found if item.options is not None]
-    if len(records) < len(found) or len({_content_flags(record) for record in records}) > 1:
+def merged_options(datasets: Sequence[MergeInput], *, dedup: bool) -> Preprocessing | None:
+    """The options of the single run that would have given the merged dataset; None if there is no such run."""
+    records = [item.options for item in datasets if item.options is not None]
+    if len(records) < len(datasets) or len({_content_flags(record) for record in records}) > 1:
         return None
-    firsts = [item for item in found if not item.manifest.shard or item.manifest.shard[0] == 0]
+    firsts = [item for item in datasets if not item.manifest.shard or item.manifest.shard[0] == 0]
     return replace(records[0], inputs=tuple(name for item in firsts for name in _inputs(item)), dedup=dedup)
 
 
-def merged_command(found: Sequence[MergeInput], output: str, record: Preprocessing | None, *, dedup: bool) -> list[str]:
-    """The command of the run with the options `record`, or of this merge where there is none."""
+def merged_command(
+    datasets: Sequence[MergeInput], output: str, record: Preprocessing | None, *, dedup: bool
+) -> list[str]:
+    """The command of the run with the options `record`, or of this merge if there is no such run."""
     if record is not None:
         return command_words(record, output)
-    prefixes = [item.prefix for item in found]
+    prefixes = [item.prefix for item in datasets]
     return ["taco", "data", "merge", output, *prefixes, "--mixed", *(["--dedup"] if dedup else [])]
 
 
-def _in_order(found: Sequence[MergeInput]) -> list[MergeInput]:
-    """Parts of one corpus by their numbers; corpora as they were named first."""
+def _in_order(datasets: Sequence[MergeInput]) -> list[MergeInput]:
+    """Parts of one corpus in order of their numbers; corpora in order of first mention."""
     groups: dict[tuple[object, ...], list[MergeInput]] = {}
-    for item in found:
+    for item in datasets:
         key = ("parts of", _inputs(item)) if item.manifest.shard else ("whole", item.prefix)
         groups.setdefault(key, []).append(item)
     for parts in groups.values():
@@ -198,16 +200,16 @@ def _inputs(item: MergeInput) -> tuple[str, ...]:
 
 
 def _content_flags(record: Preprocessing | None) -> tuple[tuple[str, ...], ...]:
-    """What must agree; tokenizers are compared by their hashes, and duplicates left out in one pass or two."""
+    """The options that must agree; tokenizers are compared by hash, and --dedup may be done in one pass or two."""
     return content_flags(record) if record is not None else (("not made by", "taco data preprocess"),)
 
 
 def _require_same(first: MergeInput, other: MergeInput, name: str, value: Callable[[MergeInput], object]) -> None:
-    expected, found = value(first), value(other)
-    if expected != found:
+    expected, actual = value(first), value(other)
+    if expected != actual:
         remedy = "; --mixed joins them all the same" if name == "command" else "; make them with the same tokenizer"
         raise DataError(
-            f"{other.prefix}: {name}: expected {_words(expected)} as of {first.prefix}, found {_words(found)}{remedy}"
+            f"{other.prefix}: {name}: expected {_words(expected)} as of {first.prefix}, found {_words(actual)}{remedy}"
         )
 
 

@@ -1,6 +1,6 @@
-"""Manifests of release 0.1.0, which recorded the options of preprocessing only as a command: reads them from its words.
+"""Reads manifests of release 0.1.0, which recorded the options of preprocessing only as a command, from its words.
 
-No other module looks into a recorded command. Newer manifests hold the options as data.
+No other module parses a recorded command. Newer manifests hold the options as data.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def options_of_command(path: Path, words: Sequence[str]) -> Preprocessing | None
     """The options in the command that the manifest `path` records; None for a command of another program.
 
     Raises:
-        DataError: it is no command of release 0.1.0.
+        DataError: it is not a command of release 0.1.0.
     """
     if tuple(words[:3]) != PROGRAM:
         return None
     try:
-        # Inputs end at the flag that always follows them.
+        # --tokenizer always follows the inputs.
         end = list(words).index("--tokenizer")
         values = _values(words[end:])
         del values["output_prefix"]
@@ -52,7 +52,7 @@ def options_of_command(path: Path, words: Sequence[str]) -> Preprocessing | None
 
 
 def _values(words: Sequence[str]) -> dict[str, str]:
-    """The values of flags and switches by the names of their options."""
+    """The values of flags and switches by option name."""
     values: dict[str, str] = {}
     position = 0
     while position < len(words):
@@ -66,6 +66,6 @@ def _values(words: Sequence[str]) -> dict[str, str]:
 
 
 def _take(kind: type[_Options], values: dict[str, str]) -> _Options:
-    """The options of one group, with values of their types; takes them out of `values`."""
+    """The options of one group, with typed values; removes them from `values`."""
     own = {field.name: values.pop(field.name) for field in fields(kind) if field.name in values}
     return TypeAdapter(kind).validate_strings(own)

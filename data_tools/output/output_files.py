@@ -1,4 +1,4 @@
-"""What stands beside the token files of a dataset: its folder, and the tokenizer that made it."""
+"""Output beside the token files of a dataset: its parent folder, and the folder of its tokenizer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pretrain.errors import ConfigError, DataError
 
 
 def prepare_output(prefix: str) -> None:
-    """Makes the folder of `prefix`.
+    """Creates the parent folder of `prefix`.
 
     Raises:
-        ConfigError: the prefix names a folder.
-        DataError: something is in the way.
+        ConfigError: the prefix is a folder.
+        DataError: another file or folder is in the way.
     """
     path, tokenizer = Path(prefix), Path(f"{prefix}.tokenizer")
     if tokenizer.exists() and not (tokenizer / MARKER).exists():
@@ -30,9 +30,9 @@ def prepare_output(prefix: str) -> None:
 
 
 class TokenizerFolder:
-    """PREFIX.tokenizer, written under a temporary name at once, since some tokenizers cannot be saved.
+    """PREFIX.tokenizer, written to a temporary folder at the start, since some tokenizers cannot be saved.
 
-    Use it as a context manager; `publish` puts the folder in its place.
+    Use it as a context manager; `publish` renames the folder to its final name.
     """
 
     def __init__(self, tokenizer: Tokenizer, prefix: str) -> None:
@@ -40,7 +40,7 @@ class TokenizerFolder:
         self._final, self._new, self._old = (Path(f"{prefix}.tokenizer{suffix}") for suffix in ("", ".tmp", ".old"))
 
     def __enter__(self) -> TokenizerFolder:
-        """Writes the folder. Raises DataError: it cannot be written, or not with the same ids."""
+        """Writes the folder. Raises DataError: it cannot be written, or only with different ids."""
         self._remove()
         try:
             self._tokenizer.save_pretrained(self._new)
@@ -55,7 +55,7 @@ class TokenizerFolder:
         self._remove()
 
     def publish(self) -> None:
-        """Replaces the folder of an older dataset. Raises OSError."""
+        """Publishes the folder, replacing that of an older dataset. Raises OSError."""
         if self._final.exists():
             self._final.rename(self._old)
         self._new.rename(self._final)

@@ -1,7 +1,7 @@
-"""What a manifest records of the options of preprocessing, and the command that would make the dataset again.
+"""The options of preprocessing in a manifest, and the command that would make the dataset again.
 
-Only what decides the content of a dataset is recorded. Merging compares the options of its inputs and records those of
-the one run that would have made the whole at once.
+Only options that determine a dataset's content are recorded. Merging compares the options of its inputs and records
+those of the single run that would have made the whole dataset.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FLAGS = {"has_header": "--no-header"}
 
 
 def record_options(inputs: Sequence[str], options: EncodeOptions, *, dedup: bool) -> Preprocessing:
-    """What the manifest of a dataset made from these inputs and options records."""
+    """The record in the manifest of a dataset made from these inputs and options."""
     return Preprocessing(
         inputs=tuple(inputs),
         tokenizer=options.tokenizer,
@@ -35,9 +35,9 @@ def record_options(inputs: Sequence[str], options: EncodeOptions, *, dedup: bool
 
 
 def content_flags(record: Preprocessing) -> tuple[tuple[str, ...], ...]:
-    """The flags, with their values, of all options that are not the default; without the tokenizer and `--dedup`.
+    """The flags, with values, of all options that differ from the defaults; without the tokenizer and `--dedup`.
 
-    An option that this release does not have counts as not the default, one that the record lacks as the default.
+    An option unknown to this release counts as different, one missing from the record as default.
     """
     flags = [*_flags(record.reading, asdict(ReadOptions())), *_flags(record.cleaning, asdict(CleaningOptions()))]
     flags += [("--cased",)] if record.cased else []

@@ -1,7 +1,7 @@
-"""The output of one run as it grows on disk: token ids, rejects and the journal that vouches for both.
+"""The output of one run while it grows on disk: token ids, rejects and the journal that confirms both.
 
-A run that ends early, in whatever way, leaves what its journal vouches for; the next run of the same command goes on
-there. A run that fails before the first line of its journal leaves nothing.
+A run that ends early, in whatever way, leaves the data confirmed by its journal; the next run of the same command
+resumes there. A run that fails before the first line of its journal leaves nothing.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class ResumableRun:
     """One run on the prefix `prefix`; use it as a context manager.
 
     Attributes:
-        state: how far the run is.
-        start: the first chunk to do, None for the first of all.
-        published: the manifest where an earlier run had finished all but the tidying up; there is nothing left to do.
+        state: the progress of the run.
+        start: the first chunk to process, None for the first of all.
+        published: the manifest if an earlier run had finished everything except the cleanup, so no work is left.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class ResumableRun:
         is_raw: bool = False,
         commit_seconds: float | None = 5.0,
     ) -> None:
-        """`header` says in JSON types what the run is. With `is_raw` the tokens are gathered beside the dataset, for a
-        second pass. `commit_seconds` between two lines of the journal; None: a run that cannot be resumed."""
+        """`header` describes the run in JSON types. With `is_raw` the tokens are collected beside the dataset, for a
+        second pass. `commit_seconds`: between two lines of the journal; None for a run that cannot be resumed."""
         self._prefix, self._dtype, self._header = prefix, dtype, json.loads(json.dumps(header))
         self._overwrite, self._restart, self._commit_seconds = overwrite, restart, commit_seconds
         self._tokens_prefix = f"{prefix}.raw" if is_raw else prefix
@@ -74,10 +74,10 @@ class ResumableRun:
         self.published: Manifest | None = None
 
     def __enter__(self) -> ResumableRun:
-        """Takes the lock and finds what there is.
+        """Takes the lock and loads the state of an unfinished run.
 
         Raises:
-            DataError: another run is at work, the unfinished run is another one, or the dataset exists.
+            DataError: another run is in progress, the unfinished run has other settings, or the dataset exists.
         """
         with ExitStack() as stack:
             stack.enter_context(RunLock(self._prefix))
@@ -102,13 +102,13 @@ class ResumableRun:
 
     @property
     def rejects_path(self) -> Path:
-        """Where rejects stand until the dataset is published."""
+        """The file of the rejects until the dataset is published."""
         return self._rejects_path
 
     def append(self, chunk: EncodedChunk, disk_bytes: int) -> None:
-        """Adds what one chunk gave, and brings it all to the disk from time to time.
+        """Adds the result of one chunk, and flushes everything to disk from time to time.
 
-        `disk_bytes`: how much of the input is read by now.
+        `disk_bytes`: how much of the input has been read so far.
 
         Raises:
             DataError: the disk is full.
@@ -133,7 +133,7 @@ class ResumableRun:
         self._commit_if_due()
 
     def commit(self, *, is_complete: bool = False, published: str = "") -> None:
-        """Brings everything to the disk and says so in the journal. Raises DataError: the disk is full."""
+        """Flushes everything to disk and records it in the journal. Raises DataError: the disk is full."""
         if self._commit_seconds is None:
             return
         writer = self.writer.checkpoint()
@@ -152,9 +152,9 @@ class ResumableRun:
 
     @contextmanager
     def final_writer(self, memory: int, threads: int) -> Iterator[tuple[IndexedDatasetWriter, dict[str, Dropped]]]:
-        """The writer that holds the dataset and what was left out; of a raw run after its second pass.
+        """The writer that holds the dataset, and what was left out; for a raw run, after its second pass.
 
-        `memory` and `threads` are those of `copy_unique`.
+        `memory` and `threads` as in `copy_unique`.
         """
         if self._tokens_prefix == self._prefix:
             yield self.writer, self.state.dropped
@@ -172,7 +172,7 @@ class ResumableRun:
             yield writer, dropped
 
     def publish_rejects(self) -> None:
-        """Puts PREFIX.rejects.jsonl in its place, or removes that of an older dataset. Raises OSError."""
+        """Publishes PREFIX.rejects.jsonl, or removes that of an older dataset. Raises OSError."""
         final = Path(f"{self._prefix}.rejects.jsonl")
         self._rejects.flush()
         os.fsync(self._rejects.fileno())
@@ -182,32 +182,32 @@ class ResumableRun:
             final.unlink(missing_ok=True)
 
     def announce(self, manifest: Manifest) -> None:
-        """Says in the journal which dataset is about to be put in place."""
+        """Records in the journal which dataset is about to be published."""
         self.commit(is_complete=True, published=_fingerprint(manifest))
 
     def _find_journal(self) -> Journal:
         path = Path(f"{self._prefix}.journal")
-        found = None if self._restart or self._commit_seconds is None else Journal.load(path)
-        if found is None:
+        journal = None if self._restart or self._commit_seconds is None else Journal.load(path)
+        if journal is None:
             if path.exists() and not self._restart:
                 _warn(f"{path} cannot be used; starting over")
             return Journal(path, self._header)
-        changes = differences(_comparable(found.header, self._header), self._header)
+        changes = differences(_comparable(journal.header, self._header), self._header)
         if changes:
             raise DataError(
                 f"{path}: an unfinished run was started with other settings ({_shorten(changes)}); give the same ones "
                 "to continue it, or --restart to start over"
             )
-        for state in found.states:
+        for state in journal.states:
             if self._is_published(state):
                 self.published = Manifest.load(Path(f"{self._prefix}.json"))
                 self.state = state
-                return found
+                return journal
             if self._take_back(state):
-                found.go_back_to(state)
-                found.header = self._header
+                journal.go_back_to(state)
+                journal.header = self._header
                 self.state, self.start = state, state.next_chunk
-                return found
+                return journal
         _warn(f"{path}: the files of the unfinished run are shorter or other than it says; starting over")
         return Journal(path, self._header)
 
@@ -220,7 +220,7 @@ class ResumableRun:
         return False
 
     def _take_back(self, state: RunState) -> bool:
-        """Whether the temporary files hold `state`; takes back those that were put in place without PREFIX.json."""
+        """Whether the temporary files hold `state`; first renames files published without PREFIX.json back."""
         moved = []
         if state.published and not Path(f"{self._prefix}.json").exists():
             pairs = [(Path(f"{self._prefix}.rejects.jsonl"), self._rejects_path)]
@@ -240,14 +240,14 @@ class ResumableRun:
         return is_good
 
     def _open(self, stack: ExitStack) -> IndexedDatasetWriter:
-        """The writer and the spool of rejects, cut back to the state."""
+        """Opens the writer and the spool of rejects, both truncated to the state."""
         is_resumed = self.start is not None
         if not is_resumed:
             self._journal.path.unlink(missing_ok=True)
             for prefix in (self._prefix, f"{self._prefix}.raw"):
                 remove_temporaries(prefix)
         with explain_os_errors(self._rejects_path):
-            # A spool that nothing was written to may have been removed meanwhile.
+            # An empty spool may have been removed meanwhile.
             is_there = is_resumed and self._rejects_path.exists()
             spool = self._rejects_path.open("r+b") if is_there else self._rejects_path.open("w+b")
             self._rejects: BinaryIO = stack.enter_context(spool)
@@ -266,9 +266,9 @@ class ResumableRun:
             self.commit()
 
     def _keep(self, error: BaseException) -> bool:
-        """Whether there is something to keep after `error`; says how to go on."""
+        """Whether there is something to keep after `error`; prints how to resume."""
         if isinstance(error, StoppedError | KeyboardInterrupt):
-            with suppress(DataError):  # a full disk: the last line of the journal stands
+            with suppress(DataError):  # a full disk: the last line of the journal stays valid
                 self.commit()
         if not self._journal.path.exists():
             return False
@@ -283,9 +283,9 @@ class ResumableRun:
 
 
 def _comparable(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The old header, where a difference that cannot change what is done already is levelled out.
+    """The old header, without a difference that cannot affect finished work.
 
-    A run that stops at errors has met none, so it may be continued with another way to treat them.
+    A run that stops at errors has met none, so it may be resumed with another --on-error.
     """
     reading = old.get("reading", {})
     if reading.get("on_error") != "stop" or "reading" not in new:
@@ -294,7 +294,7 @@ def _comparable(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shorten(changes: list[str]) -> str:
-    """The first differences in words of bearable length, and how many more there are."""
+    """The first differences, shortened, and how many more there are."""
     shown = [change if len(change) <= 200 else f"{change[:197]}..." for change in changes[:4]]
     more = [f"and {len(changes) - len(shown)} more"] if len(changes) > len(shown) else []
     return "; ".join(shown + more)

@@ -1,4 +1,4 @@
-"""One run at a time on one output prefix: PREFIX.lock, held by the system for as long as the process lives."""
+"""Allows one run at a time per output prefix: PREFIX.lock, which the system releases when the process ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RunLock:
         self._file.close()
 
     def _take(self) -> bool:
-        """False where the file was removed by its last holder just now."""
+        """Takes the lock; False if its last holder has just removed the file."""
         file = self._path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
