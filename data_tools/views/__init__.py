@@ -1,1 +1,1 @@
-"""Datasets as people look at them: rows, statistics, pictures and pages."""
+"""Views of datasets for people: rows, statistics, plots and text pages."""

@@ -1,7 +1,7 @@
-"""Counts over datasets, in one pass over the mapped files and in memory that does not grow with them.
+"""Counts over datasets, in one pass over the mapped files and in constant memory.
 
-`LengthTally` knows how many documents (or sentences) have each length, `TokenTally` how often each token id occurs;
-both are exact, so percentiles and shares are too.
+`LengthTally` counts documents (or sentences) by length, `TokenTally` the occurrences of each token id; both are exact,
+so percentiles and shares are exact, too.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.errors import DataError
 
-# Tokens, or lengths, looked at in one go.
+# Tokens, or lengths, processed at once.
 _PIECE = 1 << 20
-# Lengths below are counted in an array, the rare longer ones in a table.
+# Shorter lengths are counted in an array, the rare longer ones in a table.
 _SHORT = 1 << 16
 # Without a manifest there is no vocabulary size; an id above this is damage, not a token.
 _LARGEST_VOCABULARY = 1 << 24
-# Ranks between which a line is laid through log frequency over log rank.
+# Ranks between which a line is fitted to log frequency over log rank.
 _ZIPF_RANKS = (10, 10_000)
 
 
 @dataclass(frozen=True)
 class Bin:
-    """One bar of a histogram of lengths: those from `low` to `high`, how many there are, and their sum."""
+    """One bar of a histogram of lengths: lengths from `low` to `high`, their number and their sum."""
 
     low: int
     high: int
@@ -57,7 +57,7 @@ class LengthTally:
         return np.concatenate((short, long)), np.concatenate(counts)
 
     def percentile(self, share: float) -> int:
-        """The smallest length that at least `share` percent do not exceed; 0 where nothing was counted."""
+        """The smallest length that at least `share` percent do not exceed; 0 if nothing was counted."""
         lengths, counts = self.table()
         if not counts.size:
             return 0
@@ -65,7 +65,7 @@ class LengthTally:
         return int(lengths[np.searchsorted(ends, share / 100 * ends[-1])])
 
     def histogram(self, bins_per_doubling: int = 1) -> list[Bin]:
-        """Bars that begin at 0, 1, 2, 4, 8, ... (or at so many places per doubling), from the shortest length on."""
+        """Bars that begin at 0, 1, 2, 4, 8, ... (or with several bins per doubling), from the shortest length on."""
         lengths, counts = self.table()
         if not lengths.size:
             return []
@@ -73,29 +73,29 @@ class LengthTally:
         lows = np.unique(np.concatenate(([0], np.ceil(2.0 ** (steps / bins_per_doubling)).astype(np.int64))))
         bin_of = np.searchsorted(lows, lengths, side="right") - 1
         bars = []
-        for place in range(int(bin_of[0]), int(bin_of[-1]) + 1):
-            inside = bin_of == place
+        for bar in range(int(bin_of[0]), int(bin_of[-1]) + 1):
+            inside = bin_of == bar
             number, tokens = int(counts[inside].sum()), int((lengths[inside] * counts[inside]).sum())
-            bars.append(Bin(int(lows[place]), int(lows[place + 1]) - 1, number, tokens))
+            bars.append(Bin(int(lows[bar]), int(lows[bar + 1]) - 1, number, tokens))
         return bars
 
 
 class TokenTally:
-    """How often each id occurs; `counts` is int64 [vocabulary size, or largest id + 1 where that is not known]."""
+    """How often each id occurs; `counts` is int64 [vocabulary size, or largest id + 1 if that is unknown]."""
 
     def __init__(self, vocab_size: int | None) -> None:
         self._vocab_size = vocab_size
         self.counts = np.zeros(vocab_size or 0, np.int64)
 
     def add(self, dataset: IndexedDataset, on_progress: Callable[[int], None] = lambda num_bytes: None) -> None:
-        """Counts all tokens of `dataset`; `on_progress` is told of bytes as they are counted.
+        """Counts all tokens of `dataset`; `on_progress` is called with the number of bytes counted.
 
         Raises:
-            DataError: an id that is not in the vocabulary.
+            DataError: an id is not in the vocabulary.
         """
         limit = self._vocab_size or _LARGEST_VOCABULARY
         for first in range(0, dataset.num_tokens, _PIECE):
-            # Read, not taken from the mapping: pages that were touched there would count as this process's memory.
+            # Read from the file instead of the mapping, whose touched pages would count as this process's memory.
             piece = _read_tokens(dataset, first)
             smallest, largest = int(piece.min()), int(piece.max())
             if smallest < 0 or largest >= limit:
@@ -104,9 +104,9 @@ class TokenTally:
                     f"{dataset.bin_path}: token id {wrong} between tokens {first} and {first + len(piece)} is not in a "
                     f"vocabulary of {limit}; `taco data verify --deep {dataset.prefix}` says where"
                 )
-            found = np.bincount(piece, minlength=len(self.counts))
-            found[: len(self.counts)] += self.counts
-            self.counts = found
+            counts = np.bincount(piece, minlength=len(self.counts))
+            counts[: len(self.counts)] += self.counts
+            self.counts = counts
             on_progress(piece.nbytes)
 
     def frequencies(self) -> np.ndarray:
@@ -131,9 +131,9 @@ class TokenTally:
         return float(-(shares * np.log2(shares)).sum()) + 0.0
 
     def zipf_exponent(self) -> float | None:
-        """s of frequency ~ rank^-s, fitted by least squares in logarithms at ranks spread evenly; None for too few.
+        """s of frequency ~ rank^-s, fitted by least squares to logarithms at evenly spaced ranks; None if too few.
 
-        Ranks 10 to 10,000: the very first words and the rare ones do not follow the law.
+        Ranks 10 to 10,000: the most frequent and the rare words do not follow Zipf's law.
         """
         frequencies = self.frequencies()
         low, high = _ZIPF_RANKS[0], min(_ZIPF_RANKS[1], len(frequencies))
@@ -153,7 +153,7 @@ def _read_tokens(dataset: IndexedDataset, first: int) -> np.ndarray:
 
 
 def counts_of_files(dataset: IndexedDataset) -> dict[str, Any]:
-    """What every report on a dataset begins with."""
+    """The first fields of every report on a dataset."""
     return {
         "prefix": dataset.prefix,
         "documents": dataset.num_documents,
@@ -173,7 +173,7 @@ def tally_documents(dataset: IndexedDataset) -> LengthTally:
 
 
 def tally_sequences(dataset: IndexedDataset) -> LengthTally:
-    """Tokens per sequence, which are the sentences where preprocessing split into them."""
+    """Tokens per sequence; sequences are sentences if preprocessing split the documents."""
     tally = LengthTally()
     for first in range(0, dataset.num_sequences, _PIECE):
         tally.add(np.asarray(dataset.sequence_lengths[first : first + _PIECE]))

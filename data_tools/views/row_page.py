@@ -1,4 +1,4 @@
-"""The pages of `taco data inspect`: in colour on a terminal, with the same marks in brackets everywhere else."""
+"""The text output of `taco data inspect`: in colour on a terminal, with the same marks in brackets elsewhere."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _COLUMNS_OFF_A_TERMINAL = 120
 _NEGATIVES_SHOWN = 10
 
 
-def show(found: dict[str, Any], tokenizer: Tokenizer | None, view: RowView | None, config: RunConfig | None) -> None:
-    """Prints the summary, the documents and the row, where there are any."""
+def show(report: dict[str, Any], tokenizer: Tokenizer | None, view: RowView | None, config: RunConfig | None) -> None:
+    """Prints the summary, the documents and the row, if there are any."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _COLUMNS_OFF_A_TERMINAL)
-    _show_summary(console, found["dataset"])
-    for document in found["documents"]:
+    _show_summary(console, report["dataset"])
+    for document in report["documents"]:
         _show_document(console, document)
     if view is not None and config is not None:
         _show_row(console, view, config)
@@ -119,7 +119,7 @@ def _line(tokens: list[Token], document: int, anchors: set[int]) -> Text:
     before: Token | None = None
     for token in tokens:
         is_marked = token.kind in ("masked", "random", "kept")
-        # A row may begin inside a word; its piece then keeps the mark that says so.
+        # A row may begin inside a word; its first piece then keeps its continuation mark.
         is_joined = token.continues_word and not is_marked and before is not None and before.kind != "special"
         text = token.label_piece.removeprefix("##") if is_joined else _surface(token)
         text = f"{{{token.piece}|{token.label_piece}}}" if is_marked else text
@@ -133,12 +133,12 @@ def _line(tokens: list[Token], document: int, anchors: set[int]) -> Text:
 
 
 def _surface(token: Token) -> str:
-    """The piece without the mark of a blank before it, unless it is nothing but that mark."""
+    """The piece without the mark of a preceding space, unless it is only that mark."""
     return token.label_piece.lstrip("\u2581\u0120") or token.label_piece
 
 
 def _pairs(anchor: Anchor, view: RowView) -> Text:
-    """An anchor with its positive, which lies near it in the same row, and negatives from other rows."""
+    """An anchor with its positive, a nearby token of the same row, and negatives from other rows."""
     line = Text(f"TACO, column {anchor.column} ")
     line.append(anchor.piece, _STYLES["anchor"])
     if not anchor.is_anchor:

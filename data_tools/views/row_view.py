@@ -1,4 +1,4 @@
-"""One training row, token by token: what the model sees, what it must predict, and what TACO compares.
+"""One training row, token by token: inputs of the model, labels, and the pairs that TACO compares.
 
 Everything comes from the functions that training calls (`open_batches`, `sample_pairs`), so a view cannot differ from
 training. Shape letters: B rows of the micro-batch, L tokens of a row, K negatives.
@@ -21,14 +21,14 @@ from pretrain.errors import ConfigError
 
 Kind = Literal["text", "special", "padding", "masked", "random", "kept"]
 
-# Places of the order that are looked up in one go when a row is searched.
+# Positions of the order looked up at once when searching for a row.
 _PIECE = 1 << 20
 _DEFAULT_ANCHORS = 3
 
 
 @dataclass(frozen=True)
 class Token:
-    """A place of a row: `id` as the model sees it, `label` what stood there before masking (the same elsewhere)."""
+    """A position of a row: `id` as the model sees it, `label` the id before masking (equal if not masked)."""
 
     column: int
     id: int
@@ -42,7 +42,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Other:
-    """A token that an anchor is compared with: row of the micro-batch, column, id and piece as the model sees them."""
+    """A token that an anchor is compared with: row of the micro-batch, column, and the model's input id and piece."""
 
     row: int
     column: int
@@ -52,7 +52,7 @@ class Other:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A token of the row with its positive and negatives; without a positive there is nothing to compare."""
+    """A token of the row with its positive and negatives; without a positive no pair is compared."""
 
     column: int
     piece: str
@@ -63,9 +63,9 @@ class Anchor:
 
 @dataclass(frozen=True)
 class RowView:
-    """Row `row` of the datasets in epoch `epoch`: place `place` of micro-batch `micro_batch`.
+    """Row `row` of the datasets in epoch `epoch`, which is row `place` of micro-batch `micro_batch`.
 
-    `anchors` is None where pairs could not be drawn, because torch is not installed.
+    `anchors` is None if pairs could not be drawn because torch is not installed.
     """
 
     row: int
@@ -79,7 +79,7 @@ class RowView:
 def find_place(
     config: RunConfig, rows: RowSource, row: int, epoch: int, on_progress: Callable[[int], None] = lambda places: None
 ) -> tuple[int, int]:
-    """In which micro-batch of the run, and at which of its places, `row` comes in `epoch`.
+    """The micro-batch of the run in which `row` is used in `epoch`, and its place there.
 
     Raises:
         ConfigError: there is no such row, or the datasets are blended.
@@ -95,9 +95,9 @@ def find_place(
     for first in range(begin, begin + rows.num_rows, _PIECE):
         positions = np.arange(first, min(first + _PIECE, begin + rows.num_rows), dtype=np.int64)
         _, samples = walk(config.run.seed, positions, rows.num_rows, shuffle=True)
-        found = np.flatnonzero(samples == row)
-        if found.size:
-            return divmod(first + int(found[0]), config.train.micro_batch_size)
+        matches = np.flatnonzero(samples == row)
+        if matches.size:
+            return divmod(first + int(matches[0]), config.train.micro_batch_size)
         on_progress(len(positions))
     raise AssertionError(f"row {row} is not in the order of epoch {epoch}")
 
@@ -112,12 +112,12 @@ def view_row(
 ) -> RowView:
     """The row at `place` of `micro_batch`, with the pairs of the tokens in the columns `anchors` (None: a few of them).
 
-    Only pairs need torch. Where it is not installed, a row is shown without them, unless `anchors` asks for them.
+    Only pairs need torch. If it is not installed, the view has none, unless `anchors` requests them.
 
     Raises:
-        ConfigError: an anchor outside the row, or a place outside the micro-batch.
-        DataError: a token id on disk that is not in the vocabulary.
-        ModuleNotFoundError: `anchors` are asked for, and torch is not installed.
+        ConfigError: an anchor is outside the row, or the place outside the micro-batch.
+        DataError: a token id on disk is not in the vocabulary.
+        ModuleNotFoundError: `anchors` are requested, but torch is not installed.
     """
     size = config.train.micro_batch_size
     if not 0 <= place < size:
@@ -173,7 +173,7 @@ def _tokens(rows: RowSource, tokenizer: Tokenizer, batch: Batch, place: int) -> 
 
 
 def _documents(segment_L: np.ndarray, label_L: np.ndarray, sep: int) -> np.ndarray:
-    """Numbers of the documents of a row: its segments, or, where it is one segment, what separators divide."""
+    """Document numbers of a row: its segments, or, if it is a single segment, the parts between separators."""
     if segment_L.max(initial=0) > 1:
         return segment_L
     is_border_L = np.concatenate(([0], label_L[:-1] == sep))
@@ -226,5 +226,5 @@ def _anchors(
 def _spread(may_be: Sequence[bool]) -> list[int]:
     """A few anchors, evenly spread over those of the row."""
     columns = [column for column, is_anchor in enumerate(may_be) if is_anchor]
-    wanted = min(_DEFAULT_ANCHORS, len(columns))
-    return [columns[(2 * number + 1) * len(columns) // (2 * wanted)] for number in range(wanted)]
+    count = min(_DEFAULT_ANCHORS, len(columns))
+    return [columns[(2 * number + 1) * len(columns) // (2 * count)] for number in range(count)]

@@ -1,4 +1,4 @@
-"""The report of `taco data stats` in words and bars, for a terminal of any kind."""
+"""The report of `taco data stats` as text and bars, for any terminal."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _vocabulary(item: dict[str, Any]) -> list[str]:
 
 
 def _top_tokens(entries: list[dict[str, Any]]) -> list[str]:
-    """Pieces in columns, read line by line."""
+    """Pieces in columns, ordered line by line."""
     cells = [f"{set_cell_size(_name(entry), 16)}{100 * entry['share']:6.2f}" for entry in entries]
     return ["    " + "   ".join(cells[first : first + 4]) for first in range(0, len(cells), 4)]
 
@@ -97,7 +97,7 @@ def _histogram(bars: list[dict[str, Any]]) -> list[str]:
 
 
 def _bars(rows: Iterable[tuple[str, float, str]]) -> list[str]:
-    """Lines of label, share in percent, a bar as long as the share, and words."""
+    """Lines of a label, the share in percent, a bar proportional to the share, and words."""
     rows = list(rows)
     if not rows:
         return []
@@ -109,7 +109,7 @@ def _bars(rows: Iterable[tuple[str, float, str]]) -> list[str]:
 
 
 def _bar(share: float) -> str:
-    """`share` (0 to 1) of the columns; eighths of a block where the terminal can show them."""
+    """A bar of `share` (0 to 1) of the columns; with eighths of a block if the terminal can show them."""
     if not (sys.stdout.encoding or "").lower().startswith("utf"):
         return "#" * round(share * _BAR_COLUMNS)
     whole, eighths = divmod(round(share * _BAR_COLUMNS * 8), 8)

@@ -1,4 +1,4 @@
-"""The picture of `taco data stats`: lengths of documents, and frequency over rank of tokens."""
+"""The plot of `taco data stats`: document lengths, and frequency over rank of tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def draw(reports: list[dict[str, Any]], path: Path) -> None:
-    """Writes a PNG with two panels; several datasets are drawn over one another.
+    """Writes a PNG with two panels; several datasets share both.
 
     Raises:
         DataError: the file cannot be written.
@@ -49,7 +49,7 @@ def _title(reports: list[dict[str, Any]], names: list[str]) -> str:
 
 
 def _draw_lengths(axis: Axes, lengths: dict[str, Any], name: str, color: str) -> None:
-    """Share of documents, filled, and of tokens, as a line: long documents are few, and most of the text."""
+    """Share of documents, filled, and of tokens, as a line: long documents are few but hold most of the text."""
     bars = [bar for bar in lengths["fine_histogram"] if bar["low"] > 0]
     if not bars:
         return
@@ -90,7 +90,7 @@ def _draw_frequencies(axis: Axes, vocabulary: dict[str, Any], name: str, color: 
     axis.plot(ranks, counts, color=color, linewidth=1.8, label=f"{name}: {vocabulary['used']:,}{of} ids occur")
     exponent = vocabulary["zipf_exponent"]
     if exponent is not None:
-        # In the middle of the curve over the ranks of the fit, so that one sees where frequencies leave the law.
+        # Centred on the curve over the fitted ranks, to show where frequencies deviate from Zipf's law.
         inside = [(rank, count) for rank, count in vocabulary["frequencies"] if 10 <= rank <= 10_000]
         level = sum(math.log(count) + exponent * math.log(rank) for rank, count in inside) / len(inside)
         line = [math.exp(level) * rank**-exponent for rank in ranks]
