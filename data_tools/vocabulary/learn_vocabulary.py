@@ -1,7 +1,7 @@
-"""Texts to a vocabulary file's bytes: WordPiece, byte-level BPE, SentencePiece. The same texts give the same bytes.
+"""Learns vocabularies: WordPiece, byte-level BPE, SentencePiece. The same texts give the same file, byte for byte.
 
-The libraries that learn are those that tokenise (`tokenizers`, `sentencepiece`); what they leave to chance is decided
-here. Special tokens come first in every vocabulary.
+The same libraries learn and tokenise (`tokenizers`, `sentencepiece`); where they are not deterministic, this module
+makes them so. Special tokens come first in every vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from pretrain.errors import ConfigError, DataError
 
-# Longer lines are cut: SentencePiece's time grows with them, and it leaves out very long ones.
+# Longer lines are cut: SentencePiece's time grows with them, and it skips very long ones.
 _LINE_CHARACTERS = 4000
 # Longer words are cut: a merge takes time for every character of every word. Real ones are shorter.
 _WORD_CHARACTERS = 1000
@@ -31,14 +31,14 @@ NOTHING_LEARNT = "the text has no word; check the corpus, --json-key and --hash-
 def learn_wordpiece(texts: Sequence[str], vocab_size: int, cased: bool) -> bytes:
     """The bytes of a vocab.txt of exactly `vocab_size` pieces: special ones, characters in order, then merges.
 
-    Characters take at most half of the vocabulary, or as much of it (up to 7/8) as words of one character, such as
-    ideographs, take of the text. What merges leave free goes to further characters.
+    Characters take at most half of the vocabulary, or the share (up to 7/8) of words of one character, such as
+    ideographs, in the text. Space that merges do not use goes to further characters.
 
     The library numbers characters inside words in the order of a hash table, which differs from run to run and decides
-    between equally frequent merges. So the characters are counted first and given to it as fixed pieces.
+    between equally frequent merges. So the characters are counted first and passed to it as fixed pieces.
 
     Raises:
-        DataError: the texts hold too few different words.
+        DataError: the texts have too few different words.
     """
     from tokenizers import trainers
 
@@ -62,11 +62,11 @@ def learn_wordpiece(texts: Sequence[str], vocab_size: int, cased: bool) -> bytes
 
 
 def learn_byte_bpe(texts: Sequence[str], vocab_size: int, cased: bool) -> bytes:
-    """The bytes of a tokenizer.json: byte-level BPE over NFC, in lower case unless `cased`, that knows every text.
+    """The bytes of a tokenizer.json: byte-level BPE over NFC, lowercased unless `cased`, without unknown tokens.
 
     Raises:
         ConfigError: `vocab_size` has no room for the special tokens and the 256 bytes.
-        DataError: the texts hold too few different words.
+        DataError: the texts have too few different words.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -118,18 +118,19 @@ def learn_sentencepiece(texts: Sequence[str], vocab_size: int, cased: bool, algo
     )
 
 
-def _check_size(found: int, wanted: int) -> None:
-    if found < wanted:
+def _check_size(num_pieces: int, vocab_size: int) -> None:
+    if num_pieces < vocab_size:
         raise DataError(
-            f"this text gives {found} pieces, not {wanted}; ask for --vocab-size {found} or fewer, or give more text"
+            f"this text gives {num_pieces} pieces, not {vocab_size}; "
+            f"ask for --vocab-size {num_pieces} or fewer, or give more text"
         )
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """How often each code point begins a word, and how often it stands inside one (int64 [0x110000] each).
+    """How often each code point begins a word, and how often it is inside one (int64 [0x110000] each).
 
-    `alone`: how many words cannot be longer than one character.
+    `alone`: how many words are of characters that always form a word alone.
     """
 
     first: np.ndarray
@@ -138,7 +139,7 @@ class _Counts:
 
     @property
     def share_of_vocabulary(self) -> float:
-        """What characters may take of the vocabulary."""
+        """The share of the vocabulary that characters may take."""
         total = int(self.first.sum() + self.inside.sum())
         return min(max(0.5, self.alone / total), 0.875)
 
@@ -160,7 +161,7 @@ def _count_characters(pipeline: Any, texts: Sequence[str]) -> _Counts:
 
 
 def _normal_codes(pipeline: Any, texts: Sequence[str]) -> Iterator[np.ndarray]:
-    """Code points of the normalised texts, divided by line ends, many texts at once."""
+    """Code points of the normalised texts, separated by line feeds, many texts at once."""
     batch: list[str] = []
     num_characters = 0
     for number, text in enumerate(texts, start=1):
@@ -172,17 +173,17 @@ def _normal_codes(pipeline: Any, texts: Sequence[str]) -> Iterator[np.ndarray]:
 
 
 def _kind_of(pipeline: Any, character: str) -> int:
-    """Whether the tokenizer sees a part of a word, a blank between words, or a word of one character."""
+    """Whether the tokenizer treats it as part of a word, as a space between words, or as a word of one character."""
     words = [word for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(f"a{character}a")]
     return {1: _WORD, 2: _BLANK}.get(len(words), _ALONE)
 
 
 def _rank_characters(counts: _Counts) -> list[list[str]]:
-    """Characters, the most frequent first, each as the pieces it needs: alone or first in a word, and inside one."""
+    """Characters, most frequent first, each as its pieces: alone or first in a word, and inside one."""
     total = counts.first + counts.inside
     codes = np.flatnonzero(total)
     ranked = codes[np.argsort(-total[codes], kind="stable")].tolist()
-    # The bare form is needed even where the character never begins a word: the library asks for it.
+    # The bare form is needed even if the character never begins a word: the library requires it.
     return [[chr(code)] + ([f"##{chr(code)}"] if counts.inside[code] else []) for code in ranked]
 
 
@@ -207,7 +208,7 @@ def _without_long_words(texts: Sequence[str]) -> Iterator[str]:
 
 
 def _lines(texts: Sequence[str]) -> Iterator[str]:
-    """Lines short enough for SentencePiece, cut at blanks where there are any."""
+    """Lines short enough for SentencePiece, cut at spaces if possible."""
     for text in texts:
         for line in text.split("\n"):
             start = 0

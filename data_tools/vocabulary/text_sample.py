@@ -1,7 +1,7 @@
-"""A sample of a corpus: the documents whose content hashes are smallest, as many as fit; read once, in bounded memory.
+"""A sample of a corpus: the documents with the smallest content hashes, as many as fit; read once, in bounded memory.
 
-Which documents those are depends on nothing but their contents, not on the order of files or the number of runs. The
-hash is that of --hash-range, so a sample of a large corpus keeps clear of a range at the upper end, such as 0.99:1.
+The choice depends only on the documents' contents, not on the order of files or the number of runs. The hash is that of
+--hash-range, so a sample of a large corpus contains nothing of a range at the upper end, such as 0.99:1.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import xxhash
 from data_tools.progress import ProgressMeter
 from data_tools.readers import Chunk, ReadOptions, expand_inputs, parse_chunk, read_chunks, total_progress
 
-# Of a corpus much larger than the sample, only some chunks are parsed: several times what is needed, by bytes on disk
-# (which compression makes more), and enough of them that none at all is out of the question.
+# In a corpus much larger than the sample, only some chunks are parsed: several times as many as needed, by bytes on
+# disk (with compression, even more), and enough that it cannot happen that none is chosen.
 _TIMES_SAMPLE, _MIN_CHUNKS = 8, 256
-# Documents beyond the limit that are gathered before the largest hashes are thrown out.
+# How far the limits may be exceeded before the documents with the largest hashes are discarded.
 _SLACK = 1.25
 
 
@@ -27,8 +27,8 @@ _SLACK = 1.25
 class TextSample:
     """The chosen texts in the order of the corpus.
 
-    `read_documents` were looked at, `rejects` of them could not be read (where that is no error); `is_whole` says that
-    nothing was left out but by `hash_range`.
+    `read_documents` were considered; `rejects` could not be read (if that is not an error). `is_whole`: nothing was
+    left out except by `hash_range`.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -48,11 +48,11 @@ def draw_sample(
 ) -> TextSample:
     """At most `sample_bytes` of text (UTF-8) and `max_documents` documents of `inputs`; at least one document.
 
-    Of a corpus whose files hold many times `sample_bytes`, a share of the chunks that they are read in is looked at:
-    the same share in every run, whatever the number of documents wanted.
+    In a corpus many times larger than `sample_bytes`, only a share of the chunks is read: the same share in every run,
+    whatever the requested number of documents.
 
     Raises:
-        DataError: inputs cannot be read, or a document cannot and `options.on_error` is "stop".
+        DataError: inputs cannot be read, or `options.on_error` is "stop" and a document cannot be read.
     """
     sources = expand_inputs(list(inputs), options)
     total_bytes = sum(source.num_bytes for source in sources)
@@ -62,7 +62,7 @@ def draw_sample(
     is_known = all(source.num_bytes for source in sources)
     with ProgressMeter("sampling", total_bytes if is_known else 0) as meter:
         for chunk in total_progress(sources, read_chunks(sources, options)):
-            if _is_looked_at(chunk, share):
+            if _is_chosen(chunk, share):
                 parsed = parse_chunk(chunk, options)
                 rejects += len(parsed.rejects)
                 for text in parsed.texts:
@@ -75,7 +75,7 @@ def draw_sample(
 
 
 class _Smallest:
-    """Gathers documents; those of the largest hashes go as soon as there are too many."""
+    """Collects documents; those with the largest hashes are discarded as soon as there are too many."""
 
     def __init__(self, hash_range: tuple[Fraction, Fraction], max_bytes: int | None, max_documents: int | None) -> None:
         self._first, self._end = (int(bound * 2**64) for bound in hash_range)
@@ -100,13 +100,13 @@ class _Smallest:
         self.num_bytes += len(data)
         too_many = len(self._texts) > _SLACK * self._max_documents + 1000
         if too_many or (self.num_bytes > _SLACK * self._max_bytes and len(self._texts) > 1):
-            self._throw_out()
+            self._discard()
 
     def finish(self) -> TextSample:
-        self._throw_out()
+        self._discard()
         return TextSample(self._texts, self.num_bytes, self._read_documents, is_whole=self._is_whole)
 
-    def _throw_out(self) -> None:
+    def _discard(self) -> None:
         hashes, sizes = np.array(self._hashes, np.uint64), np.array(self._sizes, np.int64)
         order = np.argsort(hashes, kind="stable")
         num_fitting = int(np.searchsorted(np.cumsum(sizes[order]), self._max_bytes, side="right"))
@@ -114,7 +114,7 @@ class _Smallest:
         if count == order.size:
             return
         kept = np.sort(order[:count]).tolist()
-        # Whatever comes later with a larger hash would be thrown out as well.
+        # Later documents with larger hashes would be discarded as well.
         self._end = int(hashes[order[count]])
         self._texts = [self._texts[index] for index in kept]
         self._hashes = [self._hashes[index] for index in kept]
@@ -129,5 +129,5 @@ def _share_of_chunks(total_bytes: int, chunk_bytes: int, sample_bytes: int | Non
     return min(Fraction(max(_TIMES_SAMPLE * sample_bytes, _MIN_CHUNKS * chunk_bytes), total_bytes), Fraction(1))
 
 
-def _is_looked_at(chunk: Chunk, share: Fraction) -> bool:
+def _is_chosen(chunk: Chunk, share: Fraction) -> bool:
     return share == 1 or xxhash.xxh64_intdigest(f"{chunk.source}:{chunk.number}".encode()) < share * 2**64
