@@ -1,4 +1,4 @@
-// What every binding shares: array types without silent conversion, and the checks of their shapes.
+// Shared by all bindings: array types without silent conversion, and shape checks.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -19,7 +19,7 @@ using Array = py::array_t<T, py::array::c_style>;
 
 inline std::string shape_text(const py::array& array) { return py::str(array.attr("shape")).cast<std::string>(); }
 
-// A view into a buffer of bytes can have the right dtype and begin at an address where no such number may stand.
+// A view into a byte buffer can have the right dtype but a misaligned address.
 inline void check_aligned(const py::array& array, const char* name) {
   if ((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0) return;
   throw std::invalid_argument(std::string(name) + ": the array is not aligned in memory; pass a copy of it");
@@ -45,7 +45,7 @@ std::vector<U> to_vector(const Array<T>& array, const char* name) {
   return std::vector<U>(array.data(), array.data() + array.size());
 }
 
-// One per file of this folder: adds its functions and classes to the module.
+// One per file in this folder: adds its functions and classes to the module.
 void bind_order(py::module_& module);
 void bind_rows(py::module_& module);
 void bind_masks(py::module_& module);

@@ -26,7 +26,7 @@ py::tuple mask_rows(const taco::Masker& masker, Array<int64_t>& ids, const Array
   if (ids.ndim() != 2) throw std::invalid_argument("ids: expected two dimensions, found " + shape_text(ids));
   check_aligned(ids, "ids");
   const py::ssize_t num_rows = ids.shape(0), seq_length = ids.shape(1);
-  // Beyond its columns a row has nothing to predict, and the outputs' size could overflow.
+  // A row has no more predictions than columns; with larger numbers the outputs' size could overflow.
   if (num_predictions < 1 || num_predictions > seq_length) {
     throw std::invalid_argument("num_predictions must be at least 1 and at most the row's " +
                                 std::to_string(seq_length) + " columns, found " + std::to_string(num_predictions));
@@ -44,7 +44,7 @@ py::tuple mask_rows(const taco::Masker& masker, Array<int64_t>& ids, const Array
   return py::make_tuple(std::move(index), std::move(labels));
 }
 
-// As mask_rows, with the valid tokens marked before, everything written to arrays that the caller gives.
+// Like mask_rows, but first marks the valid tokens, and writes everything to the caller's arrays.
 void mask_batch(const taco::Masker& masker, Array<int64_t>& ids, const Array<int64_t>& segment,
                 const Array<int64_t>& samples, const Array<int64_t>& epochs, bool exclude_special,
                 Array<bool>& out_valid, Array<int64_t>& out_index, Array<int64_t>& out_labels) {

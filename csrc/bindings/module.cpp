@@ -1,8 +1,8 @@
-// The module pretrain.data._native. Only this folder knows Python: it checks dtypes and shapes, lets go of the GIL and
-// hands plain pointers to the library.
+// The module pretrain.data._native. Only this folder knows Python: it checks dtypes and shapes, releases the GIL and
+// passes plain pointers to the library.
 //
-// Nothing is converted on the way: an array of another dtype or layout is a TypeError. std::invalid_argument becomes
-// ValueError, std::out_of_range IndexError. pretrain/data/native.py is the one module that imports this.
+// Nothing is converted: an array of another dtype or layout is a TypeError. std::invalid_argument becomes ValueError,
+// std::out_of_range IndexError. Only pretrain/data/native.py imports this module.
 #include "arrays.hpp"
 
 PYBIND11_MODULE(_native, module) {

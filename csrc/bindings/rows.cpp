@@ -24,7 +24,7 @@ taco::RowIndex make_index(const std::string& mode, const Array<int64_t>& offsets
   return taco::RowIndex(parsed, data, num_documents, seq_length);
 }
 
-// Indexes that look into arrays, and the arrays: Python may drop its own references.
+// Indexes that are views of arrays, together with the arrays: Python may drop its own references.
 struct SentenceRows {
   Array<int64_t> bases;
   Array<uint32_t> starts;
@@ -93,7 +93,7 @@ void fill(const Holder& holder, const Array<Token>& tokens, const Array<int64_t>
 template <typename Holder, typename... Tokens>
 void bind_fill(py::class_<Holder>& bound) {
   const Array<int64_t> none(0);
-  // One overload per token dtype; noconvert keeps pybind11 from casting to the first that would do.
+  // One overload per token dtype; noconvert keeps pybind11 from casting to the first that fits.
   (bound.def("fill", &fill<Holder, Tokens>, "tokens"_a.noconvert(), "rows"_a.noconvert(), py::kw_only(), "vocab_size"_a,
              "cls"_a, "sep"_a, "pad"_a, "places"_a.noconvert() = none, "run_tokens"_a.noconvert() = none,
              "out_ids"_a.noconvert(), "out_segment"_a.noconvert()),
@@ -112,7 +112,7 @@ py::class_<Holder>& bind_index(py::class_<Holder>& bound) {
 
 void add_documents(taco::SentenceTableBuilder& builder, const Array<int32_t>& lengths, const Array<int64_t>& firsts,
                    const Array<bool>& is_kept, int num_threads) {
-  // At any address, as the arrays of a mapped .idx file lie: the library loads them accordingly.
+  // Possibly misaligned, like the arrays of a mapped .idx file: the library uses unaligned loads.
   if (lengths.ndim() != 1 || firsts.ndim() != 1) throw std::invalid_argument("lengths, firsts: expected one dimension");
   if (firsts.size() < 1) throw std::invalid_argument("firsts must have at least one entry");
   if (is_kept.size() > 0) check_shape(is_kept, "is_kept", {firsts.size() - 1});

@@ -7,7 +7,7 @@
 namespace taco::python {
 namespace {
 
-// The UTF-8 bytes of a str, which the str keeps.
+// The UTF-8 bytes of a str, owned by the str.
 std::string_view utf8_view(const py::handle& text, size_t number) {
   if (PyUnicode_Check(text.ptr()) == 0) {
     throw py::type_error("text " + std::to_string(number) + ": expected str, found " +
@@ -26,7 +26,7 @@ py::object to_str(std::string_view bytes) {
 }
 
 py::tuple split_sentences(const py::sequence& texts) {
-  const py::tuple kept(texts);  // of our own: the views below live as long as it does
+  const py::tuple kept(texts);  // our own copy: the views below live as long as it does
   std::vector<std::string_view> views;
   views.reserve(kept.size());
   for (const py::handle text : kept) views.push_back(utf8_view(text, views.size()));

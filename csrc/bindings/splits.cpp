@@ -1,4 +1,4 @@
-// Hashes of documents, by which they belong to splits.
+// Hashes of documents, which decide their splits.
 #include "arrays.hpp"
 #include "taco/document_hashes.hpp"
 

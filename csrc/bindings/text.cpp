@@ -21,7 +21,7 @@ taco::WordPieceVocabulary make_vocabulary(const std::vector<std::string>& pieces
   return vocabulary;
 }
 
-// The UTF-8 of each str, which Python holds as long as the str: no copy where a text is ASCII, one kept copy elsewhere.
+// The UTF-8 of each str, which lives as long as the str: no copy if the text is ASCII, else one copy cached by Python.
 std::vector<std::string_view> view_texts(const py::tuple& texts) {
   std::vector<std::string_view> views;
   views.reserve(texts.size());
@@ -40,7 +40,7 @@ std::vector<std::string_view> view_texts(const py::tuple& texts) {
 
 template <typename Id>
 py::tuple encode(const taco::WordPiece<Id>& tokenizer, const py::sequence& texts) {
-  const py::tuple kept(texts);  // holds every text, whatever becomes of the caller's list meanwhile
+  const py::tuple kept(texts);  // keeps every text alive, even if the caller's list changes meanwhile
   const std::vector<std::string_view> views = view_texts(kept);
   const auto count = static_cast<int64_t>(views.size());
   Array<int64_t> lengths(count);

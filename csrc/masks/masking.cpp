@@ -48,7 +48,7 @@ uint32_t span_threshold(double mean) {
   return static_cast<uint32_t>(std::min((1.0 - 1.0 / mean) * 4294967296.0, 4294967295.0));
 }
 
-// What the rows ask of each id, in one byte; built once, so that a token costs one look-up.
+// The properties of each id, in one byte; built once, so that a token costs one look-up.
 constexpr uint8_t kSpecialFlag = 1, kContinuesFlag = 2;
 
 std::vector<uint8_t> make_flags(const MaskPolicy& policy) {
@@ -60,7 +60,7 @@ std::vector<uint8_t> make_flags(const MaskPolicy& policy) {
   return flags;
 }
 
-// Columns of a row, a bit each.
+// Columns of a row, one bit each.
 class ColumnSet {
  public:
   explicit ColumnSet(int64_t seq_length) : words_(static_cast<size_t>(seq_length / 64 + 1)) {}
@@ -86,10 +86,10 @@ class ColumnSet {
   std::vector<uint64_t> words_;
 };
 
-// Chooses and masks one row after the other; holds what they share, so that a row allocates nothing.
+// Chooses and masks tokens row by row; keeps its working memory, so that a row allocates nothing.
 //
-// Which tokens are special, continue a word or are chosen is as good as random to a branch predictor, so the loops over
-// all columns have no branch that depends on it.
+// To a branch predictor it is random which tokens are special, continue a word or are chosen, so the loops over all
+// columns have no branch that depends on it.
 class RowMasker {
  public:
   RowMasker(const MaskPolicy& policy, const std::vector<uint8_t>& flags, int64_t seq_length, int64_t num_predictions)
@@ -101,7 +101,7 @@ class RowMasker {
         chosen_(seq_length),
         units_(static_cast<size_t>(seq_length) + 1) {}
 
-  // Masks `ids`, whose first token has the place `base`; writes num_predictions entries to index and labels.
+  // Masks `ids`, whose first token is at position `base`; writes num_predictions entries to index and labels.
   void mask(Draws draws, int64_t base, int64_t* ids, int64_t* index, int64_t* labels) {
     chosen_.clear();
     choose(draws, ids, find_units(ids));
@@ -137,7 +137,7 @@ class RowMasker {
       const uint8_t is_ordinary = (found & kSpecialFlag) ^ 1;
       const uint8_t starts = is_ordinary & ((was_ordinary & (found >> 1)) ^ 1);
       last += starts;
-      // units_[0] takes what belongs nowhere, so that every column stores and none is asked.
+      // units_[0] takes columns of no unit, so that every column is stored without a branch.
       units[starts ? last : 0].first = column;
       units[is_ordinary ? last : 0].end = column + 1;
       num_candidates += is_ordinary;
@@ -175,7 +175,7 @@ class RowMasker {
                        std::to_string(num_predictions_));
   }
 
-  // Takes at most `room` tokens from column `first` on and returns how many.
+  // Takes at most `room` tokens, beginning at column `first`, and returns how many.
   int64_t take_span(Draws& draws, const int64_t* ids, int32_t first, int64_t room) {
     if (chosen_.contains(first)) return 0;
     int64_t length = 1;

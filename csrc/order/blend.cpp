@@ -18,12 +18,12 @@ void require(bool is_good, const std::string& message) {
   if (!is_good) throw std::invalid_argument("blend: " + message);
 }
 
-// A seed of its own for the periods (stream 0) and for each dataset (stream d + 1).
+// A separate seed for the periods (stream 0) and for each dataset (stream d + 1).
 uint64_t derive_seed(uint64_t seed, size_t stream) {
   return Draws(Purpose::blend, seed, 0, static_cast<uint64_t>(stream)).next64();
 }
 
-// Positions of a batch mostly share period and epoch: looks up runs of equal epochs at once.
+// Positions of a batch mostly share period and epoch, so runs of equal epochs are looked up together.
 void permute_runs(uint64_t seed, int64_t num_rows, const int64_t* epochs, const int64_t* positions, size_t size,
                   int64_t* elements) {
   for (size_t first = 0; first < size;) {
@@ -37,7 +37,7 @@ void permute_runs(uint64_t seed, int64_t num_rows, const int64_t* epochs, const 
 
 }  // namespace
 
-// What a block needs besides its results.
+// Working memory of a block, besides its results.
 struct Blend::Scratch {
   Scratch(size_t size, size_t num_datasets)
       : periods(size),
@@ -96,7 +96,7 @@ void Blend::look_up_block(const int64_t* positions, size_t size, int64_t* datase
     const size_t d = owner_of(scratch.shares[i]);
     const Member& member = members_[d];
     const int64_t drawn = scratch.periods[i] * (member.end - member.first) + (scratch.shares[i] - member.first);
-    // A product is faster than the processor's division. It may be one or two off, for `drawn` is below 2^52.
+    // A multiplication is faster than a division. It may be off by one or two, as `drawn` is below 2^52.
     int64_t epoch = static_cast<int64_t>(static_cast<double>(drawn) * member.inverse);
     int64_t row = drawn - epoch * member.num_rows;
     while (row < 0) row += member.num_rows, --epoch;
@@ -117,7 +117,7 @@ size_t Blend::owner_of(int64_t share) const {
 
 void Blend::permute_rows(const int64_t* datasets, const int64_t* epochs, int64_t* rows, size_t size,
                          Scratch& scratch) const {
-  // By dataset, then by epoch: so each permutation is made once.
+  // By dataset, then by epoch, so that each permutation is built once.
   std::fill(scratch.firsts.begin(), scratch.firsts.end(), size_t{0});
   for (size_t i = 0; i < size; ++i) ++scratch.firsts[static_cast<size_t>(datasets[i]) + 1];
   for (size_t d = 1; d < scratch.firsts.size(); ++d) scratch.firsts[d] += scratch.firsts[d - 1];
@@ -158,7 +158,7 @@ std::vector<int64_t> whole_weights(const std::vector<double>& shares) {
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return remainders[a] > remainders[b]; });
   int64_t left = Blend::kPeriod - std::accumulate(weights.begin(), weights.end(), int64_t{0});
   for (size_t i = 0; left > 0; i = (i + 1) % order.size(), --left) ++weights[order[i]];
-  for (; left < 0; ++left) --*std::max_element(weights.begin(), weights.end());  // floating-point dust
+  for (; left < 0; ++left) --*std::max_element(weights.begin(), weights.end());  // rounding errors
   return weights;
 }
 

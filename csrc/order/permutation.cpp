@@ -61,7 +61,7 @@ void Permutation::look_up_block(const int64_t* positions, int64_t count, int64_t
     for (int64_t i = 0; i < count; ++i) elements[i] = table_[static_cast<size_t>(positions[i])];
     return;
   }
-  // The walks of a block advance together: one walk's length is a coin toss that no branch predictor can guess.
+  // The walks of a block advance together: the length of a single walk is random, which defeats branch prediction.
   std::array<int64_t, kBlock> walking;
   int64_t num_walking = 0;
   for (int64_t i = 0; i < count; ++i) {

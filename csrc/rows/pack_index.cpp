@@ -23,19 +23,19 @@ void check(const int64_t* offsets, int64_t num_documents, int64_t seq_length) {
   }
 }
 
-// Where a window begins: its first piece's document, and the token it begins with.
+// Where a window begins: the document and the first token of its first piece.
 struct WindowStart {
   int64_t document;
   int64_t token;
 };
 
-// The rows of a window as they are filled: per room left a stack of the rows that have it, and which rooms there are.
+// The rows of a window while they are filled: a stack of rows per amount of free room, and a set of these amounts.
 class Rows {
  public:
   explicit Rows(int64_t seq_length)
       : tops_(static_cast<size_t>(seq_length) + 1, kNone), has_room_(static_cast<size_t>(seq_length) / 64 + 1) {}
 
-  // Puts a piece that takes `places` into a row and returns the row's number.
+  // Puts a piece of `places` positions into a row and returns the row's number.
   uint32_t add(int64_t places) {
     int64_t room = find_room(places);
     uint32_t row;
@@ -56,13 +56,13 @@ class Rows {
 
  private:
   void push(uint32_t row, int64_t room) {
-    if (room < 3) return;  // no piece is that short
+    if (room < 3) return;  // every piece is longer
     below_[row] = tops_[static_cast<size_t>(room)];
     tops_[static_cast<size_t>(room)] = row;
     has_room_[static_cast<size_t>(room) / 64] |= uint64_t{1} << room % 64;
   }
 
-  // The least room of at least `places`; -1 if there is none.
+  // The smallest free room of at least `places`; -1 if there is none.
   int64_t find_room(int64_t places) const {
     auto word = static_cast<size_t>(places) / 64;
     uint64_t bits = has_room_[word] & ~uint64_t{0} << places % 64;
@@ -77,12 +77,12 @@ class Rows {
   std::vector<uint64_t> has_room_;
 };
 
-// Packs one window; what the threads of one table do.
+// Packs one window; each thread of a table uses one.
 class WindowPacker {
  public:
   WindowPacker(const int64_t* offsets, int64_t seq_length) : offsets_(offsets), seq_length_(seq_length) {}
 
-  // Writes `count` pieces from `start` on in the order of rows, and returns the first piece of every row.
+  // Writes `count` pieces, beginning at `start`, in row order, and returns the first piece of every row.
   std::vector<uint32_t> pack(WindowStart start, int64_t count, uint32_t* piece_starts, uint16_t* piece_lengths) {
     collect(start, count);
     const std::vector<uint32_t> rows = place();
@@ -116,7 +116,7 @@ class WindowPacker {
 
   // The row of every piece.
   std::vector<uint32_t> place() {
-    std::vector<uint32_t> firsts(static_cast<size_t>(seq_length_));  // by falling length
+    std::vector<uint32_t> firsts(static_cast<size_t>(seq_length_));  // by decreasing length
     const auto group = [&](size_t i) { return static_cast<size_t>(seq_length_ - 2 - lengths_[i]); };
     for (size_t i = 0; i < lengths_.size(); ++i) ++firsts[group(i) + 1];
     for (size_t i = 1; i < firsts.size(); ++i) firsts[i] += firsts[i - 1];

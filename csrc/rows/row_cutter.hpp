@@ -21,10 +21,10 @@ constexpr int64_t kWindow = 32;
 constexpr int kLanes = 3;
 constexpr int64_t kMaxFastCapacity = int64_t{1} << 20;  // (kBlock + 1) * capacity stays below 2^31
 
-// Writes the running sums of `count` int32 lengths, from `sum` on, to `sums`, whose last three entries may be followed
-// by others. True if all lengths lie in 0 .. capacity; else the sums are of no use.
+// Writes the running sums of `count` int32 lengths, starting from `sum`, to `sums`. True if all lengths are in
+// 0 .. capacity; else the sums are invalid.
 inline bool add_up(const char* lengths, int64_t count, int32_t capacity, uint32_t sum, uint32_t* sums) {
-  uint32_t is_odd = 0;  // its highest bit: a length is negative or above the capacity
+  uint32_t is_odd = 0;  // its highest bit is set if a length is negative or above the capacity
   int64_t i = 0;
 #ifdef __SSE2__
   __m128i odd = _mm_setzero_si128(), carry = _mm_set1_epi32(static_cast<int32_t>(sum));
@@ -49,7 +49,7 @@ inline bool add_up(const char* lengths, int64_t count, int32_t capacity, uint32_
   return is_odd >> 31 == 0;
 }
 
-// How many of kWindow increasing sums are at most `limit`, without a branch: a row's end cannot be predicted.
+// How many of kWindow increasing sums are at most `limit`, branch-free: the end of a row is unpredictable.
 inline int64_t count_fitting(const uint32_t* sums, int32_t limit) {
 #ifdef __SSE2__
   const __m128i limits = _mm_set1_epi32(limit);
@@ -69,16 +69,16 @@ inline int64_t count_fitting(const uint32_t* sums, int32_t limit) {
 #endif
 }
 
-// Whole documents of up to kBlock sentences, cut into rows without a branch that depends on lengths: a row's end cannot
-// be predicted, and each row begins where the one before has ended. So several lanes advance together, and the
-// processor works on one while it waits for another.
+// Cuts whole documents of up to kBlock sentences into rows without a branch that depends on lengths, since the end of a
+// row is unpredictable. Each row begins where the previous one ended, so several lanes advance together: the processor
+// works on one while it waits for another.
 struct Lane {
   int64_t document = 0, num_taken = 0;
-  bool is_plain = true;  // no sentence is longer than a row, none has a negative length
+  bool is_plain = true;  // no sentence is longer than a row or has a negative length
   size_t used = 0;
   uint32_t closed[kBlock + 1];  // tokens of the rows
 
-  // Takes documents from `document` on and returns the first that it leaves: all of them up to `end`, or fewer.
+  // Takes documents from `document` to at most `end`; returns the first one not taken.
   int64_t take(const char* lengths, const void* firsts, int64_t from, int64_t end, int32_t capacity) {
     document = from;
     const int64_t first = load_unaligned<int64_t>(firsts, from);
@@ -98,7 +98,7 @@ struct Lane {
     return from + num_taken;
   }
 
-  // Closes a row, or goes kWindow sentences on; false when there is none left.
+  // Closes a row, or advances by kWindow sentences; false if none is left.
   bool step(uint32_t capacity) {
     const uint32_t stop = borders_[number_];
     const uint32_t limit = std::min(begin_ + capacity, sums_[stop]);
@@ -116,13 +116,13 @@ struct Lane {
  private:
   uint32_t last_ = 0;      // documents to cut
   uint32_t sentence_ = 0;  // the next one
-  uint32_t begin_ = 0;     // tokens before the row that is open
+  uint32_t begin_ = 0;     // tokens before the open row
   uint32_t number_ = 0;    // of the document
   uint32_t borders_[kBlock + 1];
   uint32_t sums_[1 + kBlock + kWindow + 4] = {};
 };
 
-// Cuts neighbouring documents into rows; collects the number of tokens of every row.
+// Cuts adjacent documents into rows; collects the number of tokens of every row.
 class RowCutter {
  public:
   RowCutter(const void* lengths, const void* firsts, int64_t num_sequences, int64_t capacity,
@@ -133,7 +133,7 @@ class RowCutter {
         capacity_(capacity),
         rows_(rows) {}
 
-  // Documents document to end - 1. Throws std::invalid_argument for a negative length and for bad firsts.
+  // Cuts documents document .. end - 1. Throws std::invalid_argument if a length is negative or firsts are bad.
   void cut(int64_t document, int64_t end) {
     check_documents(document, end);
     while (document < end) {
@@ -144,7 +144,7 @@ class RowCutter {
   }
 
  private:
-  // Cuts the documents from `document` on that fill up to kLanes blocks; returns the first that it has left.
+  // Cuts documents, beginning with `document`, that fill up to kLanes blocks; returns the first one not cut.
   int64_t cut_side_by_side(int64_t document, int64_t end) {
     for (Lane& lane : lanes_) document = lane.take(lengths_, firsts_, document, end, static_cast<int32_t>(capacity_));
     const auto capacity = static_cast<uint32_t>(capacity_);
@@ -167,7 +167,7 @@ class RowCutter {
     int64_t first = load_unaligned<int64_t>(firsts_, document);
     const int64_t last = load_unaligned<int64_t>(firsts_, end);
     while (document_ < end) {
-      // The last block must not reach into the documents after these.
+      // The last block must not extend into later documents.
       const int64_t count = std::min(kBlock, last - first);
       cut_block(first, count, end);
       first += count;
@@ -176,7 +176,7 @@ class RowCutter {
 
   int64_t next_border() const { return load_unaligned<int64_t>(firsts_, document_ + 1); }
 
-  // So that the loops end, whatever the firsts are.
+  // Makes the loops terminate for any firsts.
   void check_documents(int64_t document, int64_t end) const {
     int64_t first = load_unaligned<int64_t>(firsts_, document);
     for (; document < end; ++document) {
@@ -190,7 +190,7 @@ class RowCutter {
     }
   }
 
-  // Goes on to the first document that ends after `sequence`, or to `end`.
+  // Advances to the first document that ends after `sequence`, or to `end`.
   void pass_documents(int64_t sequence, int64_t end) {
     while (document_ < end && next_border() <= sequence) ++document_;
   }
@@ -234,7 +234,7 @@ class RowCutter {
     open_ = sums_[count] - begin;
   }
 
-  // For blocks with a sentence that is cut, or one of an impossible length, and for very wide rows.
+  // For blocks with a sentence that must be cut or has an invalid length, and for very long rows.
   void cut_slowly(int64_t first, int64_t count, int64_t end) {
     for (int64_t i = first; i <= first + count; ++i) {
       if (document_ < end && i == next_border()) {
@@ -265,8 +265,8 @@ class RowCutter {
   const void* const firsts_;
   const int64_t num_sequences_, capacity_;
   std::vector<uint32_t>& rows_;
-  int64_t document_ = 0;  // that of the next sequence
-  int64_t open_ = 0;      // tokens of the row that is not closed yet
+  int64_t document_ = 0;  // of the next sequence
+  int64_t open_ = 0;      // tokens of the open row
   Lane lanes_[kLanes];
   uint32_t sums_[1 + kBlock + 2 * kWindow];
   uint32_t closed_[2 * kBlock + 2];

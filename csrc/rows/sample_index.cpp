@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kMaxTokens = int64_t{1} << 62;
 constexpr int64_t kMaxSeqLength = int64_t{1} << 30;
 
-// Returns seq_length: nothing may be computed from it before it is checked.
+// Returns seq_length, so that it is checked before anything is computed from it.
 int64_t check(const int64_t* offsets, int64_t num_documents, int64_t seq_length) {
   if (seq_length < 3 || seq_length > kMaxSeqLength) {
     throw std::invalid_argument("row index: seq_length must be 3 to 2^30, found " + std::to_string(seq_length));

@@ -14,7 +14,7 @@ namespace {
 using detail::RowCutter;
 
 constexpr int64_t kSequencesPerTask = int64_t{1} << 18;
-// First document whose first sequence is at least `sequence`; defined whatever the firsts are.
+// First document whose first sequence is at least `sequence`; defined for any firsts.
 int64_t find_document(const void* firsts, int64_t num_documents, int64_t sequence) {
   int64_t low = 0, high = num_documents;
   while (low < high) {

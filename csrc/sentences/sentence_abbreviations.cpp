@@ -8,7 +8,7 @@ namespace {
 
 using Kind = CharacterKind;
 
-constexpr size_t kMaxWordBytes = 32;  // longer words before a full stop are no abbreviations
+constexpr size_t kMaxWordBytes = 32;  // longer words before a full stop are not abbreviations
 
 bool is_letter_of_words(const Character& character) {
   const Kind kind = kind_of(character.code);
@@ -26,7 +26,7 @@ bool is_digits(std::string_view word) {
   return !word.empty() && word.find_first_not_of("0123456789") == std::string_view::npos;
 }
 
-// One letter of a script with case, however many bytes it has.
+// Whether it is a single letter of a script with case, of any number of bytes.
 bool is_single_letter(std::string_view word) {
   const Character first = character_at(word, 0);
   const Kind kind = kind_of(first.code);
@@ -57,7 +57,7 @@ bool is_dotted_abbreviation(std::string_view word) {
   return is_short;
 }
 
-// 3, 12, 1.2: the number of a list's item or a chapter.
+// 3, 12, 1.2: the number of a list item or a chapter.
 bool is_item_number(std::string_view word) {
   bool is_number = true;
   for_each_part(word, [&](std::string_view part) { is_number = is_number && is_digits(part) && part.size() <= 3; });
@@ -73,7 +73,7 @@ size_t elision_size(std::string_view word) {
   return size;
 }
 
-// What stands around the full stop.
+// The context of the full stop.
 class Surroundings {
  public:
   Surroundings(std::string_view text, size_t begin) : text_(text), begin_(begin) {}
@@ -99,13 +99,13 @@ class Surroundings {
  private:
   Kind kind_at(size_t at) const { return kind_of(character_at(text_, at).code); }
 
-  // A letter for a name, J. or J.-P.; I is a word of its own unless another full stop stands before it.
+  // A letter for a name, J. or J.-P.; I is a word unless another full stop precedes it.
   bool is_initial(size_t first, std::string_view word) const {
     const bool follows_dot = first > begin_ + 1 && kind_at(first - 1) == Kind::space && text_[first - 2] == '.';
     return word != "I" || follows_dot;
   }
 
-  // Digits or a Roman number at byte `at`, and not the pronoun: no. I am ...
+  // Digits or a Roman numeral at byte `at`, but not the pronoun: no. I am ...
   bool is_number(size_t at) const {
     const bool is_pronoun =
         character_at(text_, at).code == U'I' && kind_at(at + 1) == Kind::space && kind_at(at + 2) == Kind::lower;
@@ -133,7 +133,7 @@ class Surroundings {
       if (end - first > kMaxWordBytes) return end;
     }
     const bool has_hyphen = first > begin_ + 1 && text_[first - 1] == '-';
-    if (has_hyphen && is_letter_of_words(character_before(text_, first - 1))) return end;  // co-ed. is no ed.
+    if (has_hyphen && is_letter_of_words(character_before(text_, first - 1))) return end;  // co-ed. is not ed.
     while (first < end && (is_apostrophe(character_at(text_, first).code) || text_[first] == '.')) {
       first += character_at(text_, first).size;
     }

@@ -1,4 +1,4 @@
-// Full stops that belong to a word and end no sentence: abbreviations, initials, ordinals, numbers of items.
+// Full stops that belong to a word and do not end a sentence: abbreviations, initials, ordinals, item numbers.
 #pragma once
 
 #include <cstddef>

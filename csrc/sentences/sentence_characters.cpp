@@ -12,10 +12,10 @@ struct Run {
   char32_t step;
 };
 
-// clang-format off: it would set the tables in columns
+// clang-format off: it would align the tables in columns
 
 // Cased letters outside ASCII (general categories Ll; Lu and Lt) of Unicode 15, without Georgian and Cherokee, whose
-// sentences need not begin with a capital, and without mathematical letters; then decimal digits (Nd).
+// sentences may begin without a capital, and without mathematical letters; then decimal digits (Nd).
 constexpr Run kLower[] = {
     {0xB5, 0xB5, 1}, {0xDF, 0xF6, 1}, {0xF8, 0xFF, 1}, {0x101, 0x137, 2}, {0x138, 0x148, 2}, {0x149, 0x177, 2},
     {0x17A, 0x17E, 2}, {0x17F, 0x180, 1}, {0x183, 0x185, 2}, {0x188, 0x188, 1}, {0x18C, 0x18D, 1}, {0x192, 0x192, 1},
@@ -97,7 +97,7 @@ constexpr char32_t kQuotes[] = {U'"', U'\'', U'`', U'_', U'*', U'«', U'»', U'�
                                 U'‟', U'‹', U'›'};
 constexpr char32_t kDashes[] = {U'-', U'‐', U'‑', U'‒', U'–', U'—', U'―', U'•', U'·', U'−'};
 constexpr char32_t kCommas[] = {U',', U';', U':', U'،', U'؛', U'、', U'，', U'；', U'：', U'､'};
-// From Unicode's Sentence_Terminal, with the ellipsis and the Greek question mark; all are punctuation to BERT too.
+// From Unicode's Sentence_Terminal, plus the ellipsis and the Greek question mark; all are punctuation for BERT, too.
 constexpr char32_t kMarks[] = {U'!',    U'?',    0x37E,  0x589,  0x61E,  0x61F,  0x700,  0x701,  0x702,  0x7F9, 0x1367,
                                0x1803,  0x1809,  0x1944, 0x1945, 0x2026, 0x203C, 0x203D, 0x2047, 0x2048, 0x2049, 0x2E2E,
                                0xA4FF,  0xA60E,  0xA60F, 0xA876, 0xA877, 0xA92F, 0xABEB};
@@ -107,7 +107,7 @@ constexpr char32_t kWide[] = {U'。', U'！', U'？', U'｡', 0xFE12, 0xFE15, 0x
 
 // clang-format on
 
-constexpr char32_t kNumKinds = 0x20000;  // every code of the tables lies below
+constexpr char32_t kNumKinds = 0x20000;  // every code point in the tables is below
 
 class Kinds {
  public:

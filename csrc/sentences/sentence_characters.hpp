@@ -1,4 +1,4 @@
-// What a character can be for the end of a sentence, and reading characters of UTF-8.
+// Character kinds that matter for sentence ends, and reading UTF-8 characters.
 #pragma once
 
 #include <cstddef>
@@ -18,14 +18,14 @@ enum class CharacterKind : uint8_t {
   closer,     // closing brackets, and quotes that only close
   quote,      // quotes that open in one language and close in another, and marks of emphasis
   dash,       // also bullets
-  comma,      // , ; : and their kin: no sentence begins with one
+  comma,      // , ; : and the like: no sentence begins with one
   dot,        // the full stop that also abbreviates
   mark,       // ends a sentence before whitespace
-  stop,       // ends a sentence also without whitespace behind it, but not before a digit
+  stop,       // ends a sentence also without following whitespace, but not before a digit
   wide,       // the CJK ones: also before a digit
 };
 
-// A character and the number of its bytes; at the end of the text both are 0, for a malformed byte U+FFFD and 1.
+// A character and the number of its bytes; both are 0 at the end of the text, and U+FFFD and 1 for a malformed byte.
 struct Character {
   char32_t code;
   size_t size;
@@ -33,7 +33,7 @@ struct Character {
 
 CharacterKind kind_of(char32_t code);
 
-// Letters that are written without blanks between words: Han and kana.
+// Letters written without spaces between words: Han and kana.
 bool is_cjk_letter(char32_t code);
 
 Character character_at(std::string_view text, size_t at);

@@ -8,7 +8,7 @@
 namespace taco {
 namespace {
 
-// One string per family of languages, words divided by blanks, each without its last full stop. Single letters and
+// One string per family of languages, words separated by spaces, each without its last full stop. Single letters and
 // letters with full stops between them (U.S, Ph.D) need no entry, unless they never end a sentence.
 constexpr std::string_view kTitles[] = {
     // English
@@ -21,7 +21,7 @@ constexpr std::string_view kTitles[] = {
     // French, Italian, Spanish, Portuguese, Romanian, Catalan
     "Mme Mlle MM dott sig avv ing prof Mgr Vve Ste Sig Sigg Dott Avv Gent Egr Sra Srta Sres Dra Ud Uds Vd Vds Dña "
     "Exmo Exma Ilmo Profa p.ej p.ex Ej dna",
-    // Slavic, Greek, in their own letters and in Latin ones
+    // Slavic, Greek, in their own scripts and in Latin script
     "г-н г-жа проф акад доц им ул просп пер пл обл р-н см Ср ср т.е т.к т.н напр рис гл např tj tzv tzn np prof mgr "
     "inż hab ul κ κα π.χ δηλ βλ",
     // Turkish, Hindi, Indonesian

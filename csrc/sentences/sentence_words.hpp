@@ -1,4 +1,4 @@
-// Words that decide whether a full stop ends a sentence: abbreviations, and words that sentences begin with.
+// Words that decide whether a full stop ends a sentence: abbreviations, and words that begin sentences.
 #pragma once
 
 #include <string_view>
@@ -8,17 +8,17 @@ namespace taco {
 enum class WordKind {
   ordinary,
   title,    // Mr: its full stop never ends a sentence
-  counter,  // No: nor before a number
-  company,  // Inc: only before a word that sentences begin with
+  counter,  // No: never before a number
+  company,  // Inc: only before a word that begins sentences
 };
 
-// The kind of `word`, which stands before a full stop (not included); capitals count, but MR is read as Mr.
+// The kind of `word`, which precedes a full stop (not included); case matters, but MR is read as Mr.
 WordKind abbreviation_kind(std::string_view word);
 
-// Whether `word` is one that begins sentences more often than it follows an abbreviation: The, He, But.
+// Whether `word` begins sentences more often than it follows an abbreviation: The, He, But.
 bool begins_sentences(std::string_view word);
 
-// Whether a number and a full stop before `word` are an ordinal: 3. Oktober.
+// Whether a number and a full stop before `word` form an ordinal: 3. Oktober.
 bool follows_ordinal(std::string_view word);
 
 }  // namespace taco

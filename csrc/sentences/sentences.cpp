@@ -12,17 +12,17 @@ namespace {
 
 using Kind = CharacterKind;
 
-constexpr int kMaxOpeners = 8;  // looked at between a terminator and the next word
+constexpr int kMaxOpeners = 8;  // examined between a terminator and the next word
 constexpr size_t kMaxFootnoteDigits = 4;
-constexpr size_t kMaxBracketBytes = 128;  // looked at before ?) for the opening bracket
+constexpr size_t kMaxBracketBytes = 128;  // searched before ?) for the opening bracket
 
-// Whitespace from one byte to another; a paragraph ends in it or not.
+// Whitespace between two byte offsets, and whether a paragraph ends in it.
 struct Gap {
   size_t end;
   bool is_paragraph;
 };
 
-// Terminators with what closes behind them.
+// Terminators with the quotes and brackets that close after them.
 struct Stop {
   size_t end;
   Kind kind;           // the strongest of the terminators
@@ -36,10 +36,10 @@ bool is_terminator(Kind kind) {
 
 bool is_greek(char32_t code) { return (code >= 0x370 && code <= 0x3FF) || (code >= 0x1F00 && code <= 0x1FFF); }
 
-// Quotes that open only, where they stand right behind a terminator that needs no blank.
+// Quotes that only open if they directly follow a terminator that needs no space.
 bool opens_next(char32_t code) { return code == U'“' || code == U'‘' || code == U'«' || code == U'‹'; }
 
-// Behind a closed quote, words that go on with the sentence around it: 「…。」と言った.
+// Words after a closed quote that continue the sentence around it: 「…。」と言った.
 bool goes_on_after_quote(char32_t code) {
   constexpr std::array<char32_t, 8> particles = {U'と', U'っ', U'な', U'の', U'を', U'に', U'も', U'で'};
   for (const char32_t particle : particles) {
@@ -75,7 +75,7 @@ class Splitter {
  private:
   Kind kind_at(size_t at) const { return kind_of(character_at(text_, at).code); }
 
-  // The kind of the character at byte `at`; the semicolon is the question mark of Greek.
+  // The kind of the character at byte `at`; in Greek, the semicolon is the question mark.
   Kind stop_kind(size_t at) const {
     if (text_[at] != ';') return kind_at(at);
     return at > begin_ && is_greek(character_before(text_, at).code) ? Kind::mark : Kind::comma;
@@ -86,7 +86,7 @@ class Splitter {
     return at;
   }
 
-  // Ends the sentence at byte `end` or at the last character before it that is no whitespace.
+  // Ends the sentence at byte `end`, without trailing whitespace.
   void cut(size_t end, size_t next) {
     while (end > begin_) {
       const Character last = character_before(text_, end);
@@ -98,7 +98,7 @@ class Splitter {
     begin_ = next;
   }
 
-  // Two ends of lines make a paragraph; carriage return and line feed are one.
+  // Two line ends make a paragraph; carriage return and line feed together are one.
   Gap gap_at(size_t at) const {
     int line_ends = 0;
     bool is_paragraph = false, after_return = false;
@@ -115,7 +115,7 @@ class Splitter {
     return {at, is_paragraph};
   }
 
-  // Handles the terminator at byte `at`; returns where to go on.
+  // Handles the terminator at byte `at`; returns where to continue.
   size_t pass_stop(size_t at) {
     const Stop stop = stop_at(at);
     const Gap gap = gap_at(stop.end);
@@ -126,7 +126,7 @@ class Splitter {
     return gap.end;
   }
 
-  // (?), [...] and (really?) say something inside a sentence that begins before the bracket.
+  // (?), [...] and (really?) are part of a sentence that begins before the bracket.
   bool is_bracketed(size_t at) const {
     if (at > begin_ && kind_of(character_before(text_, at).code) == Kind::opener) return true;
     if ((text_[at] != '?' && text_[at] != '!') || at + 1 == text_.size() || text_[at + 1] != ')') return false;
@@ -155,7 +155,7 @@ class Splitter {
     return stop;
   }
 
-  // Bytes of a closing quote or bracket at byte `at` behind terminators of kind `stop`, or 0.
+  // Bytes of a closing quote or bracket at byte `at` after terminators of kind `stop`, or 0.
   size_t closer_at(size_t at, Kind stop) const {
     const Character character = character_at(text_, at);
     const Kind kind = kind_of(character.code);
@@ -165,7 +165,7 @@ class Splitter {
     return stop >= Kind::stop ? 0 : footnote_at(at);
   }
 
-  // French sets a blank before its closing quotes: « Pourquoi ? » Il ...
+  // French has a space before its closing quotes: « Pourquoi ? » Il ...
   size_t spaced_quote_at(size_t at, size_t blank_bytes) const {
     const Character quote = character_at(text_, at + blank_bytes);
     const size_t end = at + blank_bytes + quote.size;
@@ -173,7 +173,7 @@ class Splitter {
     return closes && (end == text_.size() || gap_at(end).end > end) ? end - at : 0;
   }
 
-  // Bytes of a footnote's mark like [12] at byte `at`, or 0.
+  // Bytes of a footnote mark like [12] at byte `at`, or 0.
   size_t footnote_at(size_t at) const {
     if (text_[at] != '[') return 0;
     size_t end = at + 1;
@@ -201,7 +201,7 @@ class Splitter {
     return !stop.is_single_dot || !is_abbreviation(text_, begin_, at, next, word);
   }
 
-  // Quotes, brackets and dashes before a word; whitespace may follow a dash, but no paragraph's end.
+  // Quotes, brackets and dashes before a word; whitespace may follow a dash, but not the end of a paragraph.
   size_t skip_openers(size_t at) const {
     for (int i = 0; i < kMaxOpeners; ++i) {
       const Character character = character_at(text_, at);

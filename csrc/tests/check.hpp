@@ -1,4 +1,4 @@
-// What the test programs share: a check that counts and prints its failures, and one for exceptions.
+// Shared by the test programs: a check that counts and prints failures, and one for exceptions.
 #pragma once
 
 #include <cstdio>

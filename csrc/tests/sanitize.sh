@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs the C++ code under sanitizers, in build/sanitize; what `python setup.py build_ext --inplace` made stays as it is.
+# Runs the C++ code under sanitizers, in build/sanitize; the result of `python setup.py build_ext --inplace` is kept.
 #
 #   csrc/tests/sanitize.sh address            library and its tests, AddressSanitizer + UndefinedBehaviorSanitizer
 #   csrc/tests/sanitize.sh thread             the same with ThreadSanitizer
 #   csrc/tests/sanitize.sh extension [ARG...] the extension with both, and pytest ARG... (default: tests/data) on it
 #
-# The first finding ends the run with a report and a status that is not 0.
+# The first finding ends the run with a report and a non-zero exit status.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 CXX=${CXX:-g++}
@@ -14,12 +14,12 @@ BUILD=${BUILD:-build/sanitize}
 export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1}
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export TSAN_OPTIONS=halt_on_error=1
-# A hostile case may ask for more than there is: that has to be std::bad_alloc, as without a sanitizer.
+# A hostile case may request more memory than there is: that must be std::bad_alloc, as without a sanitizer.
 ASAN_OPTIONS+=:allocator_may_return_null=1
 TSAN_OPTIONS+=:allocator_may_return_null=1
 ADDRESS="-fsanitize=address,undefined -fno-sanitize-recover=all"
 
-# Every file of csrc/tests is a program of its own.
+# Every source file in csrc/tests is a separate program.
 library() {
     local folder=$BUILD/$1 flags="-std=c++17 -O1 -g -fno-omit-frame-pointer -Wall -Wextra -Icsrc/include -Icsrc $2"
     mkdir -p "$folder"
@@ -40,7 +40,7 @@ extension() {
     local copy=$BUILD/packages
     rm -rf "$copy"
     TACO_CXXFLAGS="-O1 -g -fno-omit-frame-pointer $ADDRESS" $PYTHON setup.py -q build --build-base "$BUILD/base" --build-lib "$copy"
-    # Python itself is not instrumented: the runtime has to be there first, and what it leaves behind is not ours.
+    # Python itself is not instrumented: the runtime must be preloaded, and Python's own leaks are not ours.
     local runtime
     runtime="$($CXX -print-file-name=libasan.so) $($CXX -print-file-name=libstdc++.so)"
     export PYTHONPATH=$PWD/$copy PYTHONSAFEPATH=1 ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0

@@ -1,4 +1,4 @@
-// Tests of the hashes by which documents belong to splits. Prints what failed and exits 1.
+// Tests of the hashes that decide the splits of documents. Prints failures and exits with 1.
 #include <cstdint>
 #include <stdexcept>
 #include <vector>
@@ -9,7 +9,7 @@
 namespace {
 
 void test_known_answer() {
-  CHECK(taco::xxh64("", 0) == 0xEF46DB3751D8E999);  // that of its specification
+  CHECK(taco::xxh64("", 0) == 0xEF46DB3751D8E999);  // from the specification
 }
 
 template <typename Token>

@@ -1,5 +1,5 @@
-// Tests of the masks: what is masked, and what is refused. Prints what failed and exits 1.
-// Comparisons with plain NumPy versions on random input live in tests/data.
+// Tests of the masks: what is masked, and what is refused. Prints failures and exits with 1.
+// Comparisons with plain NumPy versions on random input are in tests/data.
 #include <algorithm>
 #include <cstdint>
 #include <stdexcept>

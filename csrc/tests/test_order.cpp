@@ -1,5 +1,5 @@
-// Tests of the order of rows: random draws, permutations and blends. Prints what failed and exits 1.
-// Comparisons with plain NumPy versions on random input live in tests/data.
+// Tests of the order of rows: random draws, permutations and blends. Prints failures and exits with 1.
+// Comparisons with plain NumPy versions on random input are in tests/data.
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
@@ -16,7 +16,7 @@ namespace {
 
 void test_philox() {
   using C = taco::PhiloxCounter;
-  // The known answers of the Random123 distribution.
+  // Known-answer tests from the Random123 distribution.
   CHECK(taco::philox4x32({0, 0, 0, 0}, {0, 0}) == (C{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
   CHECK(taco::philox4x32({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}) == (C{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
   CHECK(taco::philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}) ==

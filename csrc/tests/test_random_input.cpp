@@ -1,5 +1,5 @@
-// Random and hostile input for the sample index, the rows, the order and the masks: an exception of the contract or the
-// right answer, nothing else. Run under sanitizers by sanitize.sh; its arguments are the number of cases and the seed.
+// Random and hostile input for the sample index, the rows, the order and the masks: the only allowed results are the
+// right answer or an exception named in the contract. sanitize.sh runs it; arguments: number of cases, seed.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -31,7 +31,7 @@ void require(bool is_good, const char* what) {
   if (!is_good) fail(what);
 }
 
-// Runs `action`; false if it refused its input with an exception of the contract. Any other exception ends the program.
+// Runs `action`; false if it refused its input with an exception of the contract. Other exceptions end the program.
 template <typename Action>
 bool succeeds(Action action) {
   try {
@@ -49,7 +49,7 @@ int64_t between(Random& random, int64_t low, int64_t high) {
 
 bool chance(Random& random, int one_in) { return between(random, 1, one_in) == 1; }
 
-// A number that programs get wrong.
+// An edge-case number, as programs often get wrong.
 int64_t hostile(Random& random) {
   static const std::vector<int64_t> edges{
       0,        1, 2, 3, INT32_MAX, int64_t{1} << 31, UINT32_MAX, int64_t{1} << 32, int64_t{1} << 61, int64_t{1} << 62,
@@ -68,7 +68,7 @@ std::vector<int64_t> random_offsets(Random& random) {
   return offsets;
 }
 
-// All rows by the plain definition: stream cuts one line, document cuts every document.
+// All rows by the plain definition: stream cuts the concatenation, document cuts every document.
 std::vector<std::vector<int64_t>> plain_rows(taco::RowMode mode, const std::vector<int64_t>& offsets, int64_t capacity,
                                              int64_t sep) {
   std::vector<std::vector<int64_t>> rows;
@@ -199,7 +199,7 @@ void attack_masks(Random& random) {
     auto masked = ids;
     masker.mask_rows(num_rows, seq_length, room, samples.data(), epochs.data(), masked.data(), index.data(),
                      labels.data());
-    // Undoing what the labels say gives the row again, so nothing else was touched.
+    // Restoring the labels gives the original row, so nothing else was changed.
     for (size_t i = 0; i < labels.size(); ++i) {
       if (labels[i] != taco::kIgnoredLabel) masked.at(static_cast<size_t>(index[i])) = labels[i];
     }
@@ -207,7 +207,7 @@ void attack_masks(Random& random) {
   });
 }
 
-// What is immutable may be used by many threads at once; ThreadSanitizer watches.
+// Immutable objects may be used by many threads at once; ThreadSanitizer checks it.
 void share_between_threads() {
   std::vector<int64_t> offsets(1001);
   for (size_t i = 0; i < offsets.size(); ++i) offsets[i] = static_cast<int64_t>(i * 7);

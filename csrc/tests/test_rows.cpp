@@ -1,5 +1,5 @@
-// Tests of the row modes: what a row holds, and what is refused. Prints what failed and exits 1.
-// Comparisons with plain NumPy versions on random input live in tests/data.
+// Tests of the row modes: what a row holds, and what is refused. Prints failures and exits with 1.
+// Comparisons with plain NumPy versions on random input are in tests/data.
 #include <cstdint>
 #include <stdexcept>
 #include <vector>

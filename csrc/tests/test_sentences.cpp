@@ -1,5 +1,5 @@
-// Random bytes through the sentence splitter: sentences in order and inside the text, nothing but whitespace between
-// them, and each one sentence by itself. Run under sanitizers by sanitize.sh; the argument is the number of cases.
+// Random bytes through the sentence splitter: sentences are in order and inside the text, with only whitespace between
+// them, and each is one sentence by itself. sanitize.sh runs it; the argument is the number of cases.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -31,7 +31,7 @@ std::string random_text(Random& random) {
   return text;
 }
 
-// From memory of exactly that size, so that a look beyond its ends is seen.
+// From memory of exactly that size, so that reads beyond its ends are detected.
 std::vector<taco::Sentence> split(const std::string& text) {
   const std::unique_ptr<char[]> bytes(new char[text.size()]);
   text.copy(bytes.get(), text.size());

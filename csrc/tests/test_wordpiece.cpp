@@ -1,5 +1,5 @@
-// Tests of WordPiece without Python, for sanitizers above all; ids are compared with the reference in tests/data.
-// Built with the library and run: prints what failed and exits 1.
+// Tests of WordPiece without Python, mainly for sanitizers; ids are compared with the reference in tests/data.
+// Prints failures and exits with 1.
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -24,7 +24,7 @@ template <typename Id>
 std::vector<int64_t> encode(const taco::WordPiece<Id>& tokenizer, const std::string& text) {
   taco::TokenBuffer<Id> ids;
   int64_t length = 0;
-  // A copy of the exact size on the heap: a sanitizer sees every byte that is read beyond it.
+  // A copy of the exact size on the heap: a sanitizer detects every read beyond it.
   const std::vector<char> exact(text.begin(), text.end());
   const std::string_view view(exact.data(), exact.size());
   tokenizer.encode(&view, 1, ids, &length);
@@ -64,7 +64,7 @@ void test_errors() {
   CHECK(throws<std::invalid_argument>([&] { encode(tokenizer, "\xf7\xbf\xbf\xbf"); }));
 }
 
-// Any bytes: ids or std::invalid_argument, and nothing read or written out of bounds.
+// Any bytes: ids or std::invalid_argument, and no read or write out of bounds.
 void test_random_bytes() {
   const taco::WordPiece<uint16_t> tokenizer(make_vocabulary());
   std::mt19937 random(7);

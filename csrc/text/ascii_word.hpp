@@ -1,6 +1,6 @@
 // Runs of ASCII letters and digits, 16 bytes at a time. Private to wordpiece.cpp.
 //
-// SSE2 belongs to every x86-64 machine; elsewhere, or with TACO_PORTABLE defined, a plain loop does the same.
+// Every x86-64 machine has SSE2; elsewhere, or with TACO_PORTABLE defined, a plain loop does the same.
 #pragma once
 
 #include <array>
@@ -16,19 +16,19 @@ namespace taco {
 constexpr int kAsciiBlock = 16;
 
 struct AsciiWord {
-  int length;                   // 0 .. 16 letters and digits from the beginning on
-  std::array<uint64_t, 2> key;  // these, filled up with zeros
+  int length;                   // number of leading letters and digits, 0 .. 16
+  std::array<uint64_t, 2> key;  // their bytes, zero-padded
 };
 
 #if defined(__SSE2__) && !defined(TACO_PORTABLE)
 
-// `fold` is added to the bits of each byte: 0x20 makes letters small and leaves digits, 0 leaves all.
+// `fold` is ORed into each byte: 0x20 lowercases letters and leaves digits unchanged, 0 leaves all unchanged.
 inline AsciiWord read_ascii_word(const char* text, char fold) {
   alignas(32) static constexpr uint8_t kOnes[32] = {255, 255, 255, 255, 255, 255, 255, 255,
                                                     255, 255, 255, 255, 255, 255, 255, 255};
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(text));
   const __m128i folded = _mm_or_si128(bytes, _mm_set1_epi8(0x20));
-  // Signed comparison after a shift of the range to the lowest values.
+  // Signed comparison after shifting the range to the lowest values.
   const auto is_between = [](__m128i x, char first, int count) {
     const __m128i moved = _mm_add_epi8(x, _mm_set1_epi8(static_cast<char>(-128 - first)));
     return _mm_cmplt_epi8(moved, _mm_set1_epi8(static_cast<char>(-128 + count)));

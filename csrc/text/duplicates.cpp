@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kDocumentsPerTurn = 4096;
 constexpr int64_t kMaxParts = int64_t{1} << 20;
 constexpr int kMaxThreads = 1024;
-// Odd numbers without a pattern: fractional parts of square roots of primes.
+// Odd constants without a pattern: fractional parts of square roots of primes.
 constexpr uint64_t kKey[4] = {0x6a09e667f3bcc909, 0xbb67ae8584caa73b, 0x3c6ef372fe94f82b, 0xa54ff53a5f1d36f1};
 
 struct Entry {
@@ -34,7 +34,7 @@ bool comes_before(const Entry& a, const Entry& b) {
   return a.document < b.document;
 }
 
-// The high and low half of a 128-bit product, from 32-bit ones: the same on every compiler.
+// The high and low half of a 128-bit product, from 32-bit products: the same with every compiler.
 uint64_t multiply_and_fold(uint64_t a, uint64_t b) {
   const uint64_t a0 = a & 0xffffffff, a1 = a >> 32, b0 = b & 0xffffffff, b1 = b >> 32;
   const uint64_t low = a0 * b0, middle = a1 * b0 + (low >> 32);
@@ -66,7 +66,7 @@ void check_documents(int64_t num_bytes, const int64_t* offsets, int64_t num_docu
   }
 }
 
-// Runs work(0) ... work(num_threads - 1) at once; the first exception is thrown again here.
+// Runs work(0) ... work(num_threads - 1) in parallel and rethrows the first exception.
 void run_threads(int num_threads, const std::function<void(int)>& work) {
   std::exception_ptr failure;
   std::mutex mutex;
@@ -90,9 +90,9 @@ void run_threads(int num_threads, const std::function<void(int)>& work) {
   if (failure) std::rethrow_exception(failure);
 }
 
-// Which of `num_parts` equal ranges of the high half holds `high`.
+// Which of the `num_parts` equal ranges of the high half contains `high`.
 int64_t part_of(uint64_t high, int64_t num_parts) {
-  // The top 32 bits decide: even enough for 2^30 parts, and the product stays below 2^62.
+  // Uses the top 32 bits: uniform enough for 2^30 parts, and the product stays below 2^62.
   return static_cast<int64_t>(((high >> 32) * static_cast<uint64_t>(num_parts)) >> 32);
 }
 
@@ -171,7 +171,7 @@ void mark_duplicates(const uint8_t* file, int64_t num_bytes, const int64_t* offs
                                 ": expected 0 <= part < num_parts <= " + std::to_string(kMaxParts));
   }
   const Marker marker(file, offsets, is_duplicate);
-  // Each thread takes the hashes of a smaller part of its own, so groups of equal ones are never divided.
+  // Each thread takes the hashes of its own smaller part, so groups of equal hashes are never split.
   const int64_t first_part = part * num_threads, num_smaller = num_parts * num_threads;
   run_threads(num_threads, [&](int number) {
     const auto is_mine = [&](int64_t i) { return part_of(hashes[i].high, num_smaller) == first_part + number; };

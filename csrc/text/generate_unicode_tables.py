@@ -1,11 +1,11 @@
-"""Writes csrc/text/unicode_tables.hpp, beside this file: what the installed `tokenizers` makes of each code point.
+"""Writes csrc/text/unicode_tables.hpp, beside this file: what the installed `tokenizers` does with each code point.
 
-The library is asked, not a Unicode database: its normalizer and pre-tokenizer follow several versions of Unicode at
-once, and ids are right only where we follow them. Run it from the root after a change of that library's version:
+The source is the library, not a Unicode database: its normalizer and pre-tokenizer follow several versions of Unicode
+at once, and ids are right only if we do the same. Run it from the root after a change of that library's version:
 
     python csrc/text/generate_unicode_tables.py [--check]
 
-`--check` writes nothing and exits 1 where the file differs from what the installed library says.
+`--check` writes nothing and exits with 1 if the file differs from the result for the installed library.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HIGHEST = "\u0345"  # the mark of the highest combining class: every other mark 
 HANGUL = range(0xAC00, 0xAC00 + 11172)
 HEADER = """\
 // Written by csrc/text/generate_unicode_tables.py from the `tokenizers` library; run it again instead of editing this.
-// The meaning of each table stands in csrc/text/unicode.hpp.
+// The tables are explained in csrc/text/unicode.hpp.
 // clang-format off
 #pragma once
 
@@ -49,13 +49,13 @@ struct Shift {
 
 
 def code_points() -> Iterator[int]:
-    """All that may stand in a text: surrogates cannot."""
+    """All code points that a text can contain: no surrogates."""
     yield from range(0xD800)
     yield from range(0xE000, 0x110000)
 
 
 def split_forms(*, lowercase: bool) -> dict[int, str]:
-    """By code point, what remains of it after both steps, with a blank for each boundary of words."""
+    """By code point, what remains of it after both steps, with a space for each word boundary."""
     normalize = normalizers.BertNormalizer(lowercase=lowercase).normalize_str
     split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
     return {
@@ -65,7 +65,7 @@ def split_forms(*, lowercase: bool) -> dict[int, str]:
 
 
 def mark_classes(uncased: dict[int, str]) -> dict[int, int]:
-    """Canonical combining class of the marks that stay in uncased text, and so can change places with one another."""
+    """Canonical combining class of the marks that are kept in uncased text, and so can be reordered."""
     decompose: Callable[[str], str] = normalizers.NFD().normalize_str
     kept = [mark for code, mark in uncased.items() if mark == chr(code) and decompose(HIGHEST + mark)[0] != HIGHEST]
     known = [chr(code) for code in code_points() if decompose(HIGHEST + chr(code))[0] != HIGHEST]
@@ -74,13 +74,13 @@ def mark_classes(uncased: dict[int, str]) -> dict[int, int]:
 
 
 def is_barrier(accent: str) -> bool:
-    """Whether part of an accent has the combining class 0, so that no mark moves past it before it goes."""
+    """Whether part of an accent has the combining class 0, so that no mark moves past it before it is removed."""
     decompose: Callable[[str], str] = normalizers.NFD().normalize_str
     return any(part != HIGHEST and decompose(HIGHEST + part)[0] == HIGHEST for part in decompose(accent))
 
 
 def _class_of(mark: str, probes: dict[int, str], decompose: Callable[[str], str]) -> int:
-    """The class of the one probe that the library leaves on either side of `mark`."""
+    """The class of the only probe that the library leaves on either side of `mark`."""
     equal = [
         combining_class
         for combining_class, probe in probes.items()
@@ -92,7 +92,7 @@ def _class_of(mark: str, probes: dict[int, str], decompose: Callable[[str], str]
 
 
 def to_ranges(codes: Iterable[int]) -> list[tuple[int, int]]:
-    """First and last of each run of neighbours; the hole of the surrogates ends no run."""
+    """First and last of each run of adjacent code points; the gap of the surrogates ends no run."""
     ranges: list[tuple[int, int]] = []
     for code in codes:
         if ranges and ranges[-1][1] in (code - 1, 0xD7FF if code == 0xE000 else code - 1):
@@ -103,7 +103,7 @@ def to_ranges(codes: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def to_shifts(changes: dict[int, int]) -> list[tuple[int, int, int, int]]:
-    """(from, last, step, delta) of code points at even distances with the same difference to their replacement."""
+    """(from, last, step, delta) of evenly spaced code points with the same difference to their replacement."""
     shifts: list[tuple[int, int, int, int]] = []
     for code, target in changes.items():
         delta = target - code
@@ -117,7 +117,7 @@ def to_shifts(changes: dict[int, int]) -> list[tuple[int, int, int, int]]:
 
 
 def table(kind: str, name: str, rows: Iterable[Iterable[int]]) -> str:
-    """A C++ array, as many rows to a line as fit."""
+    """A C++ array, with as many rows per line as fit."""
     text = f"\nconstexpr {kind} {name}[] = {{\n"
     line = "   "
     for row in rows:
@@ -138,7 +138,7 @@ def generate() -> str:
     for code, form in uncased.items():
         if form not in ("", cased[code]) and code not in HANGUL:
             changes[code] = [ord(character) for character in form.replace(" ", "")]
-            # A replacement is read like the text itself, so its boundaries must follow from its characters.
+            # A replacement is scanned like text, so its boundaries must follow from its characters.
             if form != "".join(uncased[target] for target in changes[code]):
                 raise SystemExit(f"U+{code:04X} becomes {form!r}; the tables cannot say that")
     single = {code: targets[0] for code, targets in changes.items() if len(targets) == 1}

@@ -38,7 +38,7 @@ uint32_t PieceTrie::find(std::string_view prefix) const {
   return node;
 }
 
-// Where the edge stands, or the empty place where it would.
+// The slot of the edge, or the empty slot where it would be inserted.
 size_t PieceTrie::slot_of(uint32_t node, uint8_t byte) const {
   const uint64_t mixed = (uint64_t{node} << 8 | byte) * 0x9E3779B97F4A7C15u;
   const size_t mask = edges_.size() - 1;

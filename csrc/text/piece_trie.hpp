@@ -1,4 +1,4 @@
-// The pieces of a vocabulary as a tree of bytes, for the longest piece at the beginning of a text.
+// The pieces of a vocabulary as a trie of bytes, to find the longest piece at the beginning of a text.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace taco {
 
-// Immutable after construction, so threads may share it. About 24 bytes per distinct beginning of a piece.
+// Immutable after construction, so threads may share it. About 24 bytes per distinct prefix of a piece.
 class PieceTrie {
  public:
   static constexpr int32_t kNone = -1;
@@ -18,18 +18,17 @@ class PieceTrie {
     size_t length;  // bytes
   };
 
-  // The piece at place i has the id i; an empty one stands for no piece. Throws std::invalid_argument for a piece that
-  // occurs twice or more pieces than an int32 counts.
+  // pieces[i] has the id i; an empty string stands for no piece. Throws std::invalid_argument if a piece occurs twice
+  // or there are more pieces than an int32 can count.
   explicit PieceTrie(const std::vector<std::string>& pieces);
 
-  // The longest piece, `prefix` included, that begins `prefix` + `text` and goes beyond `prefix`. `prefix` is given by
-  // its node.
+  // The longest piece, `prefix` included, that begins `prefix` + `text` and is longer than `prefix`, given by its node.
   Match longest(uint32_t node, std::string_view text) const;
 
   static constexpr uint32_t kRoot = 0;
   static constexpr uint32_t kNowhere = UINT32_MAX;
 
-  // The node of `prefix`; kNowhere where no piece begins with it.
+  // The node of `prefix`; kNowhere if no piece begins with it.
   uint32_t find(std::string_view prefix) const;
 
  private:

@@ -68,7 +68,7 @@ void CharTable::replace(uint32_t code_point, const Replacement& replacement) {
   replacements_.push_back(replacement);
 }
 
-// A syllable becomes its two or three letters by arithmetic: The Unicode Standard, section 3.12.
+// A Hangul syllable becomes its two or three letters by arithmetic: The Unicode Standard, section 3.12.
 void CharTable::replace_hangul() {
   constexpr uint32_t kSyllables = 0xAC00, kLeads = 0x1100, kVowels = 0x1161, kTrails = 0x11A7;
   constexpr uint32_t kNumSyllables = 11172, kNumVowels = 21, kNumTrails = 28;

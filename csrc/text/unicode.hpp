@@ -1,11 +1,11 @@
-// What BERT's normalizer and pre-tokenizer make of each code point, as the `tokenizers` library does it.
+// What BERT's normalizer and pre-tokenizer do with each code point, as in the `tokenizers` library.
 //
-// uncased: control characters go, CJK ideographs and punctuation stand alone, canonical decomposition (NFD), accents
-// (Mn) go, lower case. cased: only the first two. All of that is decided per code point, with one exception: NFD sorts
-// neighbouring marks by their combining class. Most marks are accents and go; the few that stay have a class here, and
-// the reader of a text sorts them.
+// uncased: control characters are removed, CJK ideographs and punctuation become separate words, canonical
+// decomposition (NFD), accents (Mn) are removed, lowercasing. cased: only the first two. Each code point is handled by
+// itself, with one exception: NFD sorts adjacent marks by combining class. Most marks are accents and removed; the few
+// others have a class here, and the scanner of a text sorts them.
 //
-// The tables behind it were asked of the library by csrc/text/generate_unicode_tables.py.
+// csrc/text/generate_unicode_tables.py derived the tables from the library.
 #pragma once
 
 #include <array>
@@ -18,13 +18,13 @@ namespace taco {
 constexpr uint32_t kMaxCodePoint = 0x10FFFF;
 
 enum CharKind : uint16_t {
-  kOrdinary,  // a letter of a word, kept as it is
-  kRemoved,   // as if it were not there
+  kOrdinary,  // part of a word, unchanged
+  kRemoved,   // ignored
   kSpace,     // ends a word
-  kIsolated,  // a word of its own
-  kMark,      // ordinary, with a combining class: moves before marks of a higher one that stand right before it
+  kIsolated,  // a separate word
+  kMark,      // ordinary, with a combining class: moves before directly preceding marks of a higher class
   kBarrier,   // removed, but no mark moves past it
-  kReplaced   // this and above: replacement(kind) stands for it
+  kReplaced   // this and above: replaced by replacement(kind)
 };
 
 // UTF-8 of one code point: `size` bytes of `bytes`.
@@ -44,7 +44,7 @@ class CharTable {
  public:
   static const CharTable& get(bool is_cased);
 
-  // kReplaced or above: give it to replacement(). code_point must not exceed kMaxCodePoint.
+  // kReplaced or above: pass it to replacement(). code_point must not exceed kMaxCodePoint.
   uint16_t kind(uint32_t code_point) const { return kinds_[code_point]; }
   const Replacement& replacement(uint16_t kind) const { return replacements_[kind - kReplaced]; }
 

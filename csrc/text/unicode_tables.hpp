@@ -1,5 +1,5 @@
 // Written by csrc/text/generate_unicode_tables.py from the `tokenizers` library; run it again instead of editing this.
-// The meaning of each table stands in csrc/text/unicode.hpp.
+// The tables are explained in csrc/text/unicode.hpp.
 // clang-format off
 #pragma once
 

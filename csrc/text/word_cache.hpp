@@ -1,4 +1,4 @@
-// The ids of words seen lately, found by the words' bytes alone.
+// A cache of the ids of recent words, looked up by the words' bytes.
 #pragma once
 
 #include <algorithm>
@@ -10,11 +10,11 @@
 
 namespace taco {
 
-// Words of at most 8 * kWords bytes with at most kMaxIds ids. One word per slot: a newcomer takes the place of the old.
+// Words of at most 8 * kWords bytes with at most kMaxIds ids. One word per slot: a new word replaces the old one.
 template <size_t kWords, size_t kMaxIds, typename Id>
 class WordCache {
  public:
-  // The bytes of a word, filled up with zeros: no word holds a zero.
+  // The bytes of a word, zero-padded: no word contains a zero byte.
   using Key = std::array<uint64_t, kWords>;
   static constexpr size_t kKeyBytes = 8 * kWords;
 

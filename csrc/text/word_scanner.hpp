@@ -14,7 +14,7 @@
 
 namespace taco {
 
-// Not for two threads at once. Holds what is kept from text to text: the words seen lately.
+// Not thread-safe. Between texts it keeps only the cache of recent words.
 template <typename Id>
 class WordScanner {
  public:
@@ -47,7 +47,7 @@ class WordScanner {
   using LongWords = WordCache<4, 15, Id>;
   static constexpr size_t kSlack = 16;
 
-  // Words of fewer than 16 ASCII letters and digits that end with a blank or punctuation, and these; stops before
+  // Reads words of fewer than 16 ASCII letters and digits with the space or punctuation that ends them; stops before
   // anything else.
   const char* read_plain_words(const char* p, const char* end) {
     while (end - p >= kAsciiBlock) {
@@ -120,7 +120,7 @@ class WordScanner {
     }
   }
 
-  // Beyond the longest word only the number of characters counts, so that an endless word takes no memory.
+  // Beyond the longest allowed word characters are only counted, so that an endless word takes no memory.
   void append(const char* bytes, size_t size) {
     if (num_characters_ < owner_.max_word_characters_) {
       std::memcpy(word_.data() + num_bytes_, bytes, size);
@@ -129,7 +129,7 @@ class WordScanner {
     ++num_characters_;
   }
 
-  // Appends a mark and moves it before those of a higher class.
+  // Appends a mark and moves it before marks of a higher class.
   void insert_mark(int combining_class, const char* bytes, size_t size) {
     const size_t old_end = num_bytes_;
     append(bytes, size);
@@ -176,7 +176,7 @@ class WordScanner {
     const typename Cache::Slot& slot = cache.slot(key);
     if (slot.key == key) {
       ids_->reserve(slot.ids.size());
-      // All of them, so that the number of bytes is a constant; what is too many is written over by the next word.
+      // Copies all of them, so that the number of bytes is constant; the next word overwrites the surplus.
       std::memcpy(ids_->end(), slot.ids.data(), sizeof(slot.ids));
       ids_->advance(static_cast<size_t>(slot.count));
       return;
@@ -215,8 +215,8 @@ class WordScanner {
   TokenBuffer<Id>* ids_ = nullptr;
   std::vector<char> word_;  // the word so far: num_bytes_ of it
   size_t num_bytes_ = 0;
-  size_t first_mark_ = 0;      // where the marks at its end begin
-  size_t num_characters_ = 0;  // counted on beyond the longest word
+  size_t first_mark_ = 0;      // where its trailing marks begin
+  size_t num_characters_ = 0;  // also counted beyond the longest allowed word
   ShortWords short_words_;
   LongWords long_words_;
 };

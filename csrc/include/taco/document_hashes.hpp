@@ -1,4 +1,4 @@
-// A hash per document, by which it belongs to a split: a function of its token ids alone, whatever stands around it.
+// A hash per document, which decides its split: a function of its token ids alone, independent of other documents.
 #pragma once
 
 #include <algorithm>
@@ -40,9 +40,9 @@ inline uint64_t xxh64(const void* data, int64_t count) {
   return hash ^ hash >> 32;
 }
 
-// Writes xxh64 of the token ids of every document, as little-endian int32 whatever `Token` is, so that a copy of the
-// dataset in another dtype has the same hashes. `offsets` holds num_documents + 1 entries, first token and end.
-// Throws std::invalid_argument if offsets are negative, decrease or leave the num_tokens tokens.
+// Writes xxh64 of the token ids of every document, as little-endian int32 for any `Token`, so that a copy in another
+// dtype has the same hashes. `offsets` has num_documents + 1 entries: first tokens, then the end.
+// Throws std::invalid_argument if offsets are negative, decrease or exceed num_tokens.
 template <typename Token>
 void hash_documents(const Token* tokens, int64_t num_tokens, const int64_t* offsets, int64_t num_documents,
                     int num_threads, uint64_t* hashes) {
@@ -57,7 +57,7 @@ void hash_documents(const Token* tokens, int64_t num_tokens, const int64_t* offs
                                   " is smaller than the one before");
     }
   }
-  // Tasks of whole documents; the borders need not be exact, only the same for two neighbours.
+  // Tasks of whole documents; borders need not be exact, only equal for adjacent tasks.
   const int64_t first = offsets[0], num_tasks = (offsets[num_documents] - first) / kTokensPerTask + 1;
   const auto border = [&](int64_t task) {
     return task == num_tasks

@@ -1,6 +1,6 @@
-// The order of samples as a function: a keyed permutation of 0 .. n - 1, computed per look-up, nothing kept per sample.
+// The order of samples as a function: a keyed permutation of 0 .. n - 1, computed per look-up, without data per sample.
 //
-// So the place in the data is one number, any number of ranks sees the same stream, and any epoch costs the same.
+// So the position in the data is one number, any number of ranks sees the same stream, and any epoch costs the same.
 #pragma once
 
 #include <array>
@@ -9,12 +9,12 @@
 
 namespace taco {
 
-// A permutation of 0 .. size - 1 that (seed, epoch) choose.
+// A permutation of 0 .. size - 1, selected by (seed, epoch).
 //
-// Above kTable elements: an alternating Feistel network over the smallest power of two >= size, walked again until the
-// result is below size (at most two turns expected; Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
-// Up to kTable elements, where the halves of a network are so narrow that its orders are not evenly likely (chi-square
-// over 200,000 seeds tells it at 512): a shuffled table, uniform over all orders, 2 KiB.
+// Above kTable elements: an alternating Feistel network over the smallest power of two >= size, applied again until the
+// result is below size (at most two passes expected; Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
+// Up to kTable elements, where a network's halves are so narrow that its orders are not uniformly distributed (a
+// chi-square test over 200,000 seeds shows it at 512): a shuffled table, uniform over all orders, 2 KiB.
 class Permutation {
  public:
   static constexpr int64_t kTable = 1024;
@@ -23,8 +23,8 @@ class Permutation {
   // Throws std::invalid_argument unless 1 <= size <= kMaxSize and 0 <= epoch < 2^32.
   Permutation(uint64_t seed, int64_t epoch, int64_t size);
 
-  // The elements at `count` positions; several times as fast as one by one just above a power of two.
-  // Throws std::out_of_range for a position outside 0 .. size - 1.
+  // The elements at `count` positions; if size is just above a power of two, several times faster than one by one.
+  // Throws std::out_of_range if a position is outside 0 .. size - 1.
   void look_up(const int64_t* positions, int64_t count, int64_t* elements) const;
 
  private:
@@ -33,7 +33,7 @@ class Permutation {
 
   void look_up_block(const int64_t* positions, int64_t count, int64_t* elements) const;
 
-  // One pass through the network. Halves differ by one bit where the width is odd, hence the halves are not swapped.
+  // One pass through the network. Halves differ by one bit if the width is odd, so they are not swapped.
   uint64_t encrypt(uint64_t element) const {
     uint64_t left = element >> right_bits_, right = element & right_mask_;
     for (int i = 0; i < kDoubleRounds; ++i) {

@@ -1,7 +1,7 @@
 // Philox 4x32-10, the counter-based generator of Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3".
 //
-// The same (counter, key) gives the same four words everywhere, so whatever is drawn with it is a pure function of its
-// arguments: no state to save, no dependence on threads, ranks or call order.
+// The same (counter, key) gives the same four words everywhere, so draws are pure functions of their arguments: there
+// is no state to save and no dependence on threads, ranks or call order.
 #pragma once
 
 #include <array>
@@ -25,7 +25,7 @@ inline PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key) {
   return counter;
 }
 
-// What a stream of draws is for. It enters the key, so that order, masks and blends never share numbers under one seed.
+// The purpose of a stream of draws. It is part of the key, so that order, masks and blends share no numbers of a seed.
 enum class Purpose : uint32_t { order = 0x4F524452, masks = 0x4D41534B, blend = 0x424C4E44 };
 
 // An endless stream of words, a pure function of (purpose, seed, epoch, number).
@@ -46,7 +46,7 @@ class Draws {
     return words_[used_++];
   }
 
-  // The next two words as one number, the earlier word low.
+  // The next two words as one number; the first word is the low half.
   uint64_t next64() {
     const uint64_t low = next();
     return low | uint64_t{next()} << 32;

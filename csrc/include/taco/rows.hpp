@@ -1,4 +1,4 @@
-// Fills rows: token ids of a dataset -> [CLS] tokens [SEP] (padding), and which columns are real.
+// Fills rows: token ids of a dataset -> [CLS] tokens [SEP] (padding), and which columns hold tokens.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ struct RowIds {
 
 namespace detail {
 
-// Copies `count` tokens to `out`; throws std::out_of_range for an id that is not in the vocabulary.
+// Copies `count` tokens to `out`; throws std::out_of_range if an id is not in the vocabulary.
 template <typename Token>
 int64_t* copy_tokens(const Token* tokens, int64_t first, int64_t count, int64_t vocab_size, int64_t* out) {
   for (int64_t i = first; i < first + count; ++i) {
@@ -40,7 +40,7 @@ inline void check_tokens(int64_t end, int64_t num_tokens) {
                               std::to_string(num_tokens));
 }
 
-// Writes up to `capacity` tokens of row `row` and returns where it stopped; only a document's last row stops early.
+// Writes up to `capacity` tokens of row `row` and returns the end; only a document's last row may be shorter.
 template <typename Token>
 int64_t* fill_tokens(const RowIndex& index, const TokenMap& map, const Token* tokens, int64_t num_tokens, int64_t row,
                      const RowIds& ids, int64_t* out) {
@@ -63,12 +63,12 @@ int64_t* fill_tokens(const RowIndex& index, const TokenMap& map, const Token* to
 
 }  // namespace detail
 
-// Fills num_rows rows of index.seq_length() columns each: `out_ids` with token ids, `out_segment` with 1 where a token
-// stands and 0 in padding. `tokens` has num_tokens entries of the dataset that `index` was made of; where the index was
-// made over some of its documents, `map` says where they stand.
+// Fills num_rows rows of index.seq_length() columns each: `out_ids` with token ids, `out_segment` with 1 for tokens and
+// 0 for padding. `tokens` are the num_tokens tokens of the dataset that `index` was built from; if the index covers
+// only some of its documents, `map` locates them.
 //
-// Throws std::invalid_argument if the token array is shorter than the index needs, std::out_of_range for a row outside
-// the index or a token id outside the vocabulary. What has been written by then is unspecified.
+// Throws std::invalid_argument if the token array is shorter than the index needs, std::out_of_range if a row is
+// outside the index or a token id outside the vocabulary. The output is then unspecified.
 template <typename Token>
 void fill_rows(const RowIndex& index, const TokenMap& map, const Token* tokens, int64_t num_tokens, const int64_t* rows,
                int64_t num_rows, const RowIds& ids, int64_t* out_ids, int64_t* out_segment) {
@@ -86,8 +86,8 @@ void fill_rows(const RowIndex& index, const TokenMap& map, const Token* tokens, 
   }
 }
 
-// As above, for an index of pieces (SentenceIndex, PackIndex): each piece is [CLS] tokens [SEP], and `out_segment`
-// numbers the pieces of a row 1, 2, 3, ... Throws also std::out_of_range for a damaged table.
+// The same for an index of pieces (SentenceIndex, PackIndex): each piece is [CLS] tokens [SEP], and `out_segment`
+// numbers the pieces of a row 1, 2, 3, ... Also throws std::out_of_range if the table is damaged.
 template <typename Index, typename Token>
 void fill_rows(const Index& index, const TokenMap& map, const Token* tokens, int64_t num_tokens, const int64_t* rows,
                int64_t num_rows, const RowIds& ids, int64_t* out_ids, int64_t* out_segment) {

@@ -1,15 +1,15 @@
-// Text -> sentences, by rules over UTF-8 that need no model and no word of which language it is.
+// Splits text into sentences, by rules over UTF-8 that need neither a model nor the language's name.
 //
 // A sentence ends
-//   * at a paragraph's end: two line ends with nothing but whitespace between them, or U+2029. One line end is only
+//   * at the end of a paragraph: two line ends with only whitespace between them, or U+2029. A single line end is
 //     whitespace, since books are wrapped;
-//   * after . ! ? and their kin in other scripts, with the quotes and brackets that close behind them, before
-//     whitespace, unless the next word begins in lower case or with a comma and the like;
-//   * after the full stops that are written without a blank behind them (CJK 。！？, danda and others), at once;
-//   * but not after an abbreviation, an initial or the number of a list's item; see sentences/sentence_words.hpp.
+//   * after . ! ? and their equivalents in other scripts, with any quotes and brackets that close after them, before
+//     whitespace, unless the next word begins with a lower-case letter, a comma or the like;
+//   * immediately after full stops that are written without a following space (CJK 。！？, danda and others);
+//   * but not after an abbreviation, an initial or the number of a list item; see sentences/sentence_words.hpp.
 //
-// Only whitespace (Unicode's White_Space) between sentences is left out, so the words and the punctuation of the
-// sentences are those of the text. Time is linear in the text whatever it holds: every look back or ahead is bounded.
+// Only whitespace (Unicode's White_Space) between sentences is left out, so the sentences have the text's words and
+// punctuation. Time is linear in the text, whatever it contains: every look-behind and look-ahead is bounded.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@
 
 namespace taco {
 
-// Bytes [begin, end) of a text; the first and the last character are no whitespace.
+// Bytes [begin, end) of a text; the first and the last character are not whitespace.
 struct Sentence {
   size_t begin;
   size_t end;
@@ -26,8 +26,8 @@ struct Sentence {
 
 // The sentences of `text` in order: none if it holds only whitespace, else at least one.
 //
-// Every sentence, split again on its own, is one sentence. Bytes that are not UTF-8 count as characters of their own;
-// valid characters are never cut.
+// Every sentence, split again by itself, is one sentence. Each invalid byte counts as one character; valid characters
+// are never cut.
 std::vector<Sentence> split_sentences(std::string_view text);
 
 }  // namespace taco

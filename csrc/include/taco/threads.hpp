@@ -1,4 +1,4 @@
-// Work in parallel whose result does not depend on the number of threads: numbered tasks, each writing its own place.
+// Parallel work whose result does not depend on the number of threads: numbered tasks, each with its own output.
 #pragma once
 
 #include <atomic>
@@ -10,7 +10,7 @@
 
 namespace taco {
 
-// Unaligned loads and stores: the arrays of an .idx file lie at odd addresses.
+// Unaligned loads: the arrays of an .idx file may be at odd addresses.
 template <typename T>
 T load_unaligned(const void* base, int64_t index) {
   T value;
@@ -18,8 +18,8 @@ T load_unaligned(const void* base, int64_t index) {
   return value;
 }
 
-// Calls task(i) once for every i in 0 .. num_tasks - 1, on up to num_threads threads, in no order; returns when all
-// have ended. Of the exceptions the one of the lowest task among those that ran is thrown; the others are dropped.
+// Calls task(i) once for every i in 0 .. num_tasks - 1, on up to num_threads threads, in any order; returns when all
+// have ended. If tasks throw, the exception of the lowest task that ran is rethrown and the others are dropped.
 template <typename Task>
 void for_each_task(int64_t num_tasks, int num_threads, Task task) {
   std::atomic<int64_t> next{0};
@@ -46,7 +46,7 @@ void for_each_task(int64_t num_tasks, int num_threads, Task task) {
     try {
       threads.emplace_back(work);
     } catch (const std::exception&) {
-      break;  // no more threads to be had: fewer do the same work
+      break;  // the system has no more threads: fewer of them do the same work
     }
   }
   work();

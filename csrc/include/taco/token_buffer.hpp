@@ -1,4 +1,4 @@
-// A growing array of token ids that is never filled with zeros first and can be handed on without a copy.
+// A growing array of token ids that is not zero-initialised and can be passed on without a copy.
 #pragma once
 
 #include <cstddef>
@@ -19,15 +19,15 @@ class TokenBuffer {
   size_t size() const { return size_; }
   Id* end() { return data_ + size_; }
 
-  // Makes room for `count` ids from end() on. Throws std::bad_alloc.
+  // Makes room for `count` ids at end(). Throws std::bad_alloc.
   void reserve(size_t count) {
     if (capacity_ - size_ < count) resize_memory(size_ + count + size_ / 2 + 1024);
   }
 
-  // Keeps `count` ids that were written from end() on.
+  // Keeps `count` ids that were written at end().
   void advance(size_t count) { size_ += count; }
 
-  // Gives the memory away, cut to size: std::free ends it.
+  // Shrinks the memory to size and transfers its ownership to the caller, who must std::free it.
   Id* release() {
     resize_memory(size_ == 0 ? 1 : size_);
     size_ = capacity_ = 0;

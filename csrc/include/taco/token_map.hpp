@@ -1,7 +1,7 @@
-// Where the tokens of some documents of a dataset stand: places in the line of these documents -> in the dataset.
+// Where the tokens of a split's documents are: positions among the split's tokens -> positions in the dataset.
 //
-// An index of a split is made over its documents alone, as if they followed one another without gap; the map brings
-// what it says back to the token array. One entry per run of neighbouring documents that belong to the split.
+// The index of a split is built over its documents alone, as if they were contiguous; the map converts its positions to
+// those in the token array. One entry per run of adjacent documents that belong to the split.
 #pragma once
 
 #include <algorithm>
@@ -10,12 +10,12 @@
 
 namespace taco {
 
-// A view of the runs: first place in the line, and first token in the dataset; both rise. Without runs: no change.
+// A view of the runs: first position in the split, and first token in the dataset; both increase. No runs: identity.
 class TokenMap {
  public:
   TokenMap() = default;
 
-  // Throws std::invalid_argument unless `places` begins with 0 and rises, and `tokens` rises at least as fast.
+  // Throws std::invalid_argument unless `places` starts at 0 and increases, and `tokens` increases at least as fast.
   TokenMap(const int64_t* places, const int64_t* tokens, int64_t count)
       : places_(places), tokens_(tokens), count_(count) {
     bool is_good = count == 0 || (places[0] == 0 && tokens[0] >= 0);

@@ -1,13 +1,13 @@
-// BERT's WordPiece: text to token ids, the same ids as Hugging Face's BertTokenizerFast gives without [CLS] and [SEP].
+// BERT's WordPiece: text to token ids, the same ids as from Hugging Face's BertTokenizerFast without [CLS] and [SEP].
 //
-// A special token that the text spells is that token. Everything else is normalised and split into words
-// (text/unicode.hpp); a word becomes the longest pieces that it begins with, from left to right, pieces inside a word
-// being written with ## in front. A word that has no such pieces, or more than max_word_characters characters, is one
+// A special token spelt in the text becomes that token. Everything else is normalised and split into words
+// (text/unicode.hpp). A word becomes pieces from left to right, each the longest one that matches; pieces inside a word
+// are written with a leading ##. A word that has no such pieces, or more than max_word_characters characters, is one
 // unknown token.
 //
-// Speed comes from two things: runs of ASCII letters and digits are found 16 bytes at a time, and the ids of words seen
-// lately are kept. Nothing is kept per text: a text of any length, even one endless word, takes no more memory than
-// its ids.
+// Two things make it fast: runs of ASCII letters and digits are found 16 bytes at a time, and the ids of recent words
+// are cached. Nothing is stored per text: a text of any length, even one endless word, takes no more memory than its
+// ids.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct SpecialToken {
 };
 
 struct WordPieceVocabulary {
-  std::vector<std::string> pieces;  // by id; an empty one stands for an id without piece
+  std::vector<std::string> pieces;  // by id; empty for an id without a piece
   std::vector<SpecialToken> special;
   int64_t unknown_id;
   bool is_cased;
@@ -43,17 +43,17 @@ class WordScanner;
 template <typename Id>
 class WordPiece {
  public:
-  // Throws std::invalid_argument for a piece that occurs twice; an id that Id cannot hold; max_word_characters outside
-  // 16 .. 1000; a special token that is not "[", anything without another "[", "]".
+  // Throws std::invalid_argument if a piece occurs twice, Id cannot hold an id, max_word_characters is outside
+  // 16 .. 1000, or a special token is not "[", anything without another "[", "]".
   explicit WordPiece(const WordPieceVocabulary& vocabulary);
   ~WordPiece();
 
-  // Appends the ids of each text, which is UTF-8, to `ids`; lengths[i] is how many text i gave.
+  // Appends the ids of each text, which is UTF-8, to `ids`; lengths[i] is the number of ids of text i.
   //
-  // Throws std::invalid_argument for a text that ends within a character or has a code point beyond U+10FFFF.
+  // Throws std::invalid_argument if a text ends within a character or has a code point beyond U+10FFFF.
   void encode(const std::string_view* texts, int64_t num_texts, TokenBuffer<Id>& ids, int64_t* lengths) const;
 
-  // What the vocabulary takes, and each thread that encodes at the same time beside it.
+  // Memory that each encoding thread needs besides the vocabulary.
   static constexpr size_t kBytesPerThread = (sizeof(Id) == 2 ? 32 + 16 : 48 + 24) * (size_t{1} << 16);
 
  private:
@@ -61,7 +61,7 @@ class WordPiece {
 
   // Ids of one word of `size` bytes, written to `out`; returns how many, at most the number of its characters.
   size_t split_word(const char* word, size_t size, Id* out) const;
-  // The special token that begins `text`, longest first; null for none.
+  // The longest special token that begins `text`; null for none.
   const SpecialToken* find_special(std::string_view text) const;
 
   bool is_cased_;
@@ -72,7 +72,7 @@ class WordPiece {
   uint32_t inside_word_;  // node of "##" in the trie
   const CharTable& characters_;
   std::vector<Id> isolated_ids_;  // by code point of the first plane, for isolated ones
-  // Scanners that no thread uses at the moment; there are never more than threads were encoding at once.
+  // Scanners not in use by a thread; never more than the largest number of threads that encoded at once.
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<WordScanner<Id>>> idle_;
 };
