@@ -45,10 +45,10 @@ def main(
     micro_batch: Annotated[
         int | None, typer.Option(help="instead of --row: show a row of this micro-batch", min=0)
     ] = None,
-    place: Annotated[int, typer.Option(help="with --micro-batch: which of its rows", min=0)] = 0,
+    place: Annotated[int, typer.Option(help="with --micro-batch: number of the row in it", min=0)] = 0,
     epoch: Annotated[int, typer.Option(help="with --row: use masks and order of this epoch", min=0)] = 0,
     config: Annotated[
-        Path | None, typer.Option(help="configuration of the run (YAML); default: the default configuration")
+        Path | None, typer.Option(help="configuration of the run (YAML); without it, the defaults apply")
     ] = None,
     row_mode: Annotated[str | None, typer.Option(help="short for data.row_mode=...")] = None,
     seq_length: Annotated[int | None, typer.Option(help="short for data.seq_length=...")] = None,

@@ -33,7 +33,9 @@ DEFAULT_MEMORY = 1 << 30
 
 @app.command(cls=MultiValueCommand)
 def main(
-    input: Annotated[list[str], typer.Option(help="files, folders, patterns, @list.txt, -", metavar="INPUT...")],
+    input: Annotated[
+        list[str], typer.Option(help="files, folders, patterns, @list.txt, or - (standard input)", metavar="INPUT...")
+    ],
     tokenizer: Annotated[str, typer.Option(help="vocab.txt, SentencePiece .model, tokenizer.json, or a saved folder")],
     output_prefix: Annotated[str, typer.Option(help="the dataset is PREFIX.bin, PREFIX.idx, PREFIX.json")],
     workers: Annotated[int, typer.Option(help="processes that tokenise; 0 or 1: only this one", min=0)] = 1,
@@ -51,7 +53,7 @@ def main(
     dedup: Annotated[bool, typer.Option("--dedup", help="keep only the first document with the same ids")] = False,
     normalize: Annotated[str, typer.Option(help="Unicode normalisation of the text", metavar="none|nfc|nfkc")] = "none",
     control_characters: Annotated[
-        str, typer.Option(help="replace them by spaces, or drop documents with them", metavar="keep|space|drop")
+        str, typer.Option(help="keep them, replace them by spaces, or drop the document", metavar="keep|space|drop")
     ] = "keep",
     fold_whitespace: Annotated[
         bool, typer.Option("--fold-whitespace", help="replace every run of whitespace by one space")

@@ -54,8 +54,12 @@ class Kind(StrEnum):
 
 @app.command(cls=MultiValueCommand)
 def main(
-    input: Annotated[list[str], typer.Option(help="files, folders, patterns, @list.txt, -", metavar="INPUT...")],
-    output: Annotated[Path, typer.Option(help="the file: NAME.txt (wordpiece), NAME.json (bpe), NAME.model (others)")],
+    input: Annotated[
+        list[str], typer.Option(help="files, folders, patterns, @list.txt, or - (standard input)", metavar="INPUT...")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="output file: NAME.txt (wordpiece), NAME.json (bpe), NAME.model (others)")
+    ],
     vocab_size: Annotated[int, typer.Option(help="number of pieces, special ones included", min=8)],
     kind: Annotated[Kind, typer.Option(help="kind of vocabulary to learn")] = Kind.wordpiece,
     json_key: JsonKey = "text",
@@ -67,7 +71,9 @@ def main(
     on_error: OnError = "stop",
     cased: Annotated[bool, typer.Option("--cased", help="keep case (wordpiece: and accents)")] = False,
     hash_range: Annotated[str, typer.Option(help="learn from documents whose hash is in LO:HI of 0:1")] = "0:1",
-    sample_bytes: Annotated[str, typer.Option(help="text to learn from, chosen by hash, or `all`")] = DEFAULT_SAMPLE,
+    sample_bytes: Annotated[
+        str, typer.Option(help="amount of text to learn from, chosen by hash; or `all`")
+    ] = DEFAULT_SAMPLE,
     max_documents: Annotated[int | None, typer.Option(help="documents to learn from, chosen by hash", min=1)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the output file")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="report as JSON on standard output")] = False,

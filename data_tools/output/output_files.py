@@ -20,7 +20,7 @@ def prepare_output(prefix: str) -> None:
     """
     path, tokenizer = Path(prefix), Path(f"{prefix}.tokenizer")
     if tokenizer.exists() and not (tokenizer / MARKER).exists():
-        raise DataError(f"{tokenizer}: is in the way and not of our making; choose another output prefix")
+        raise DataError(f"{tokenizer}: is in the way and was not written by taco; choose another output prefix")
     if prefix.endswith("/") or path.is_dir() or not path.name:
         raise ConfigError(f"output prefix {prefix}: is a folder; give a name inside it, like {path / 'train'}")
     try:

@@ -208,7 +208,7 @@ class ResumableRun:
                 journal.header = self._header
                 self.state, self.start = state, state.next_chunk
                 return journal
-        _warn(f"{path}: the files of the unfinished run are shorter or other than it says; starting over")
+        _warn(f"{path}: the files of the unfinished run do not match it; starting over")
         return Journal(path, self._header)
 
     def _is_published(self, state: RunState) -> bool:

@@ -42,7 +42,7 @@ class RunLock:
             holder = _read(file)
             file.close()
             raise DataError(
-                f"{self._path}: another run writes this dataset ({holder or 'it has not said who it is'}); "
+                f"{self._path}: another run writes this dataset ({holder or 'an unknown process'}); "
                 "wait for it, end it, or choose another output prefix"
             ) from None
         if not _is_same_file(file, self._path):

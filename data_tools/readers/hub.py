@@ -77,7 +77,7 @@ def _rows(path: str) -> Iterator[dict[str, Any]]:
         words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(
             f"{path}: cannot be read from the Hugging Face hub ({words}); check name, configuration and split, or, "
-            "where there is network, save it with datasets' save_to_disk() or as parquet, and give that folder"
+            "with network access, save it with datasets' save_to_disk() or as parquet, and give that folder"
         ) from None
 
 

@@ -52,9 +52,7 @@ def cut_parquet(source: Source, options: ReadOptions, faults: Faults) -> Iterato
         rows_in_groups = sum(group.num_rows for group in groups)
         if rows_in_groups != metadata.num_rows:
             words = f"{metadata.num_rows} rows, of which its row groups hold {rows_in_groups}"
-            raise DamagedError(
-                f"{source.path}: damaged parquet file (its footer tells of {words}); fetch it again", None
-            )
+            raise DamagedError(f"{source.path}: damaged parquet file (its footer says {words}); fetch it again", None)
         total = sum(group.total_byte_size for group in groups) or 1
         before = rows_before = 0
         for index, group in enumerate(groups):

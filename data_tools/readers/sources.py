@@ -189,7 +189,7 @@ class _Finder:
         elif status.st_size == 0:
             self.problems.append(f"{path}: is empty (0 bytes)")
         elif known_kind is None:
-            self.problems.append(f"{path}: unknown kind; known are {_known_kinds()}; or say it with --input-format")
+            self.problems.append(f"{path}: unknown kind; known are {_known_kinds()}; or give it with --input-format")
         else:
             self.sources.append(Source(path, *known_kind, status.st_size, status.st_mtime_ns))
 

@@ -74,7 +74,7 @@ class RecordScanner:
     def require_end(self) -> None:
         """Raises DamagedError: the last record is invalid or truncated."""
         if self._content_bytes or self._header:
-            self._damage = self._damage or "a record that is cut short"
+            self._damage = self._damage or "a truncated record"
         self._raise_damage()
 
     def _take_header(self, block: bytes, position: int) -> tuple[int, bool]:
@@ -85,7 +85,7 @@ class RecordScanner:
         if end < 0:
             self._header = head
             if len(head) > _MAX_HEADER_BYTES or not (head + b"WARC/"[len(head) :]).startswith(b"WARC/"):
-                self._damage = "what is no WARC record"
+                self._damage = "data that is not a WARC record"
             return position + len(piece), False
         self._header = b""
         length, is_text = _read_header(head[:end])

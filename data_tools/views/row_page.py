@@ -28,10 +28,10 @@ _LEGEND = (
     (
         "masked",
         "{[MASK]|word}",
-        "masked: the model sees what stands before the bar and must predict what stands after it",
+        "masked: the model sees the part before the bar and must predict the part after it",
     ),
     ("random", "{other|word}", "replaced by a random token"),
-    ("kept", "{word|word}", "kept as it is, and predicted all the same"),
+    ("kept", "{word|word}", "kept unchanged, but predicted, too"),
     ("anchor", "<7:word>", "column 7, whose pairs are listed below"),
 )
 _COLUMNS_OFF_A_TERMINAL = 120

@@ -71,7 +71,7 @@ def cached(name: str, facts: Mapping[str, Any], make: Callable[[], Tables], fold
                     return tables
         except OSError as error:
             log.warning("%s: cannot be written (%s)", path, error.strerror or error)
-    log.warning("the %s index is kept in memory; data.index_cache=FOLDER names a place where it can be stored", name)
+    log.warning("the %s index is kept in memory; set data.index_cache to a folder where it can be stored", name)
     return make() if built is None else built
 
 
@@ -189,7 +189,7 @@ def _wait_for(descriptor: int, path: Path) -> None:
                 return
             if now - last > 30:
                 last = now
-                log.info("%s: another process is building it; waiting since %.0f s", path, now - start)
+                log.info("%s: another process is building it; waiting for %.0f s", path, now - start)
             time.sleep(0.02)
         except OSError:
             return  # no locks here: every process builds the same table

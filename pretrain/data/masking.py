@@ -105,8 +105,8 @@ class Masker:
 def _check_word_boundaries(continues_word_V: np.ndarray | None, vocab_size: int) -> None:
     if continues_word_V is None:
         raise ConfigError(
-            "objective.masking=whole_word needs to know which pieces continue a word, which this tokenizer does not "
-            "tell; set objective.masking=token or span"
+            "objective.masking=whole_word needs to know which pieces continue a word, but this tokenizer does not "
+            "define it; set objective.masking=token or span"
         )
     if len(continues_word_V) != vocab_size:
         raise ConfigError(

@@ -30,7 +30,7 @@ def special_ids(prefixes: Sequence[str | Path], tokenizer: TokenizerInfo) -> lis
         if (dataset_tokenizer := find_dataset_tokenizer(prefix, tokenizer)) is not None:
             return dataset_tokenizer.special_ids()
     log.warning(
-        "%s.tokenizer is missing: masks know five special tokens of %s only",
+        "%s.tokenizer is missing: masking treats only the five BERT tokens of %s as special",
         ", ".join(map(str, prefixes)),
         tokenizer.name,
     )

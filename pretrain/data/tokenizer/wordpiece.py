@@ -127,7 +127,7 @@ def _parse_vocab(path: Path, data: bytes) -> dict[str, int]:
         if not piece:
             raise DataError(f"{path}:{index + 1}: empty line; every line is a piece and its number an id")
         if piece in vocab:
-            raise DataError(f"{path}:{index + 1}: {piece!r} stands in line {vocab[piece] + 1} already; remove one")
+            raise DataError(f"{path}:{index + 1}: {piece!r} is already in line {vocab[piece] + 1}; remove one")
         vocab[piece] = index
     return vocab
 
