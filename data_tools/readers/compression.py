@@ -20,7 +20,7 @@ from pretrain.errors import DataError
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
-    import backports.zstd as zstd  # ModuleNotFoundError names it where it is absent
+    import backports.zstd as zstd  # this form: ModuleNotFoundError then names the missing package
 
 SUFFIXES: dict[str, Compression] = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 _READ_BYTES = 1 << 18

@@ -71,7 +71,7 @@ def load_stream(name: str, configuration: str | None, split: str) -> Iterable[di
 def _rows(path: str) -> Iterator[dict[str, Any]]:
     try:
         yield from load_stream(*split_name(path))
-    except (DataError, ModuleNotFoundError):  # a package that is not installed is told as everywhere
+    except (DataError, ModuleNotFoundError):  # a missing package is reported as everywhere else
         raise
     except Exception as error:  # noqa: BLE001 - the library, and those below it, raise errors of many kinds
         words = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -32,7 +32,7 @@ def native() -> Any:
         raise MissingExtensionError(
             f"the C++ extension pretrain.data._native cannot be loaded by {sys.executable} ({error}); {_BUILD}"
         ) from error
-    # Beside an installed package there may be a csrc of somebody else's.
+    # Beside an installed package there may be another project's csrc.
     in_checkout = sources_digest(_SOURCES) if (_SOURCES / "include" / "taco").is_dir() else ""
     compiled_in = getattr(module, "sources", "unknown")
     if in_checkout and in_checkout != compiled_in:
