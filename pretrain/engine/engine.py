@@ -79,7 +79,8 @@ class Engine(ABC):
                 model, config.optim, shard_group=shard_group, tensor_group=mesh.tensor_group
             )
         # DeepSpeed warns of classes that it does not know; tests compare ours under ZeRO with one plain process.
-        ZERO_SUPPORTED_OPTIMIZERS.append(type(self.optimizer))
+        if type(self.optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
+            ZERO_SUPPORTED_OPTIMIZERS.append(type(self.optimizer))
         self.ds_config = build_ds_config(config, mesh.dp_size)
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=self.optimizer, config=self.ds_config, mpu=mesh.mpu
