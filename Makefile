@@ -1,7 +1,7 @@
 # The two commands of the README: `make quickstart` and `make test`. Both set up what they need in .venv.
 #
 #   make quickstart   train a small TACO BERT on real English, export it, load it with Hugging Face  (10 minutes, CPU)
-#   make test         everything that continuous integration runs
+#   make test         lint, types, and all tests but the longest
 #   make check        lint, types and fast tests, before each commit
 #   make check-other  fast tests of data work with Python 3.12 or 3.13 (OTHER_PYTHON), if it is here: without torch
 #   make moves        continue a run of each layout in every other, and write the table of docs/parallelism.md

@@ -4,4 +4,4 @@ Where to start reading: `trainer.py` (the loop), `engine/` (the one door to Deep
 `objectives/taco.py` (the loss), `data/batches.py` (where a micro-batch comes from).
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -184,16 +184,22 @@ def _refuse(arguments: list[str]) -> NoReturn:
     group = [name for name in VERBS if name.split()[0] == arguments[0]]
     if group:
         asked_help = arguments[1:2] in (["-h"], ["--help"])
+        if len(arguments) > 1 and not asked_help:
+            _complain_of_verb(" ".join(arguments[:2]), group, "these are there:")
         print(
             "\n".join(f"  taco {name}  {VERBS[name].summary}" for name in group),
             file=sys.stdout if asked_help else sys.stderr,
         )
         sys.exit(0 if asked_help else 2)
-    words = {word for name in VERBS for word in (name, name.split()[0])}
-    near = difflib.get_close_matches(arguments[0], sorted(words), n=1)
-    hint = f"; did you mean `taco {near[0]}`?" if near else "; `taco --help` lists the verbs"
-    print(f"error: unknown verb {arguments[0]!r}{hint}", file=sys.stderr)
+    words = sorted({word for name in VERBS for word in (name, name.split()[0])})
+    _complain_of_verb(arguments[0], words, "`taco --help` lists the verbs")
     sys.exit(2)
+
+
+def _complain_of_verb(unknown: str, verbs: Sequence[str], otherwise: str) -> None:
+    near = difflib.get_close_matches(unknown, verbs, n=1)
+    hint = f"did you mean `taco {near[0]}`?" if near else otherwise
+    print(f"error: unknown verb {unknown!r}; {hint}", file=sys.stderr)
 
 
 if __name__ == "__main__":

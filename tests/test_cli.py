@@ -35,6 +35,10 @@ def test_overview_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_verb_suggests_a_near_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert taco("trian")[0] == 2
     assert "did you mean `taco train`?" in capsys.readouterr().err
+    assert taco("data", "preproces", "--input", "x")[0] == 2
+    assert capsys.readouterr().err.startswith(
+        "error: unknown verb 'data preproces'; did you mean `taco data preprocess`?"
+    )
 
 
 def test_group_without_verb_lists_its_verbs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,8 +184,11 @@ class CheckpointStore:
         temporary.rename(final)
         durable.sync_folder(self.root)
         shutil.rmtree(old, ignore_errors=True)
-        durable.write_text(self.root / "latest", final.name + "\n")
-        self._prune()
+        try:
+            durable.write_text(self.root / "latest", final.name + "\n")
+            self._prune()
+        except OSError as error:  # the checkpoint is complete; neither a hint nor an old copy is worth the run
+            log.warning("%s: is saved, but `latest` or an old checkpoint was not updated: %s", final, error)
 
     def _discard(self, temporary: Path) -> None:
         self._on_rank_0(lambda: shutil.rmtree(temporary, ignore_errors=True), "")

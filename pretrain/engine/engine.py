@@ -1,4 +1,4 @@
-"""The trainer's view of DeepSpeed: configuration in, four verbs out.
+"""The trainer's view of DeepSpeed: configuration in, training steps, evaluations and states out.
 
 The trainer sees `train_step`, `evaluate`, `capture_state` and `load_state`; whether ZeRO splits optimizer state,
 gradients or parameters is decided here and nowhere else.
@@ -51,7 +51,7 @@ class EvalResult:
 
 
 class Engine(ABC):
-    """DeepSpeed behind four verbs; a subclass defines how micro-batches go through the model."""
+    """DeepSpeed behind one class; a subclass defines how micro-batches go through the model."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""DeepSpeed's PipelineEngine behind the four verbs of `engine.py`: a model split into stages, with ZeRO-1.
+"""DeepSpeed's PipelineEngine behind the class of `engine.py`: a model split into stages, with ZeRO-1.
 
 Separate from `engine.py`, because a run without a pipeline should not import it. Only the last stage knows the losses;
 the collective that ends a step passes them to the others.

@@ -208,6 +208,19 @@ def test_another_release_is_refused_and_nothing_is_set_aside(store: CheckpointSt
     assert folder.is_dir()
 
 
+def test_what_fails_after_the_commit_does_not_undo_it(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forbidden(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(checkpoint_module, "remove_checkpoint", forbidden)
+    newest = save(store, 10, 20, 30)
+    assert find_problems(newest) == []
+    assert store.newest_good() == newest
+    assert "step-0000030: is saved, but `latest` or an old checkpoint" in caplog.text
+
+
 def test_saving_a_step_again_replaces_it_and_leaves_nothing_beside(store: CheckpointStore) -> None:
     save(store, 10)
     again = save(store, 10)

@@ -138,8 +138,8 @@ def find_special(path: Path, vocab: Mapping[str, int], names: Mapping[str, Seque
     missing = [" or ".join(names[role]) for role, index in ids.items() if index is None]
     if missing:
         raise DataError(
-            f"{path}: the vocabulary of {len(vocab)} pieces lacks {', '.join(missing)}; BERT needs padding, unknown, "
-            "[CLS], [SEP] and [MASK]: add them, or train a vocabulary with `taco data train-tokenizer`"
+            f"{path}: the vocabulary of {len(vocab)} pieces lacks {', '.join(missing)}, which BERT needs; add "
+            "them, or train a vocabulary with `taco data train-tokenizer`"
         )
     return SpecialIds(**{role: index for role, index in ids.items() if index is not None})
 
