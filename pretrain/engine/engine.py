@@ -72,19 +72,19 @@ class Engine(ABC):
         is_sharded = zero_stage(config) > 0 and mesh.dp_size > 1
         shard_group = (mesh.data_group or distributed.group.WORLD) if is_sharded else None
         self.optimizer: Holdable
+        optimizer: torch.optim.Optimizer
         if config.optim.implementation == "deepspeed":
-            self.optimizer = _deepspeed_adamw(model, config)
+            optimizer = _deepspeed_adamw(model, config)
+            self.optimizer = _DeepSpeedHold(optimizer)
         else:
-            self.optimizer = build_optimizer(
+            optimizer = self.optimizer = build_optimizer(
                 model, config.optim, shard_group=shard_group, tensor_group=mesh.tensor_group
             )
         # DeepSpeed warns of classes that it does not know; tests compare ours under ZeRO with one plain process.
-        if type(self.optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
-            ZERO_SUPPORTED_OPTIMIZERS.append(type(self.optimizer))
+        if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
+            ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
         self.ds_config = build_ds_config(config, mesh.dp_size)
-        self.engine, *_ = deepspeed.initialize(
-            model=model, optimizer=self.optimizer, config=self.ds_config, mpu=mesh.mpu
-        )
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.ds_config, mpu=mesh.mpu)
         self.clock = DeviceClock(device)
         if self.clock.is_used:  # the host only queues what a GPU does
             self.heartbeat.work_stages = frozenset({"data"})
@@ -312,16 +312,31 @@ def _non_finite(own_losses: Sequence[PretrainingLosses], micro_batches: Sequence
     return tuple(batch.micro_batch_index for losses, batch in pairs if not math.isfinite(float(losses.total)))
 
 
-def _deepspeed_adamw(model: torch.nn.Module, config: RunConfig) -> Holdable:
+class _DeepSpeedHold(Holdable):
+    """Holds the step of one of DeepSpeed's own optimizers.
+
+    They cannot be subclassed as ours are: DeepSpeed compares their very type (for `offload_optimizer.ratio`). So the
+    step of this one object goes through here.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._update = optimizer.step
+        optimizer.step = self.step  # type: ignore[method-assign]
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """One update, unless the optimizer is held."""
+        return None if self._is_held else self._update(*args, **kwargs)
+
+
+def _deepspeed_adamw(model: torch.nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """AdamW with DeepSpeed's kernels, which it compiles at the first use on a machine (minutes, once)."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
     adam_class = FusedAdam if config.zero.offload_optimizer.device == "none" else DeepSpeedCPUAdam
-    holdable_class = type(adam_class.__name__, (Holdable, adam_class), {})
     optim = config.optim
     groups = parameter_groups(model, optim.weight_decay, one_each=False)
     try:
-        optimizer: Holdable = holdable_class(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+        optimizer: torch.optim.Optimizer = adam_class(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
     except (ImportError, OSError, RuntimeError, ValueError) as error:  # any failure of its builder
         raise TacoError(
             f"optim.implementation=deepspeed: DeepSpeed cannot build {adam_class.__name__} here: {error}; it needs "
