@@ -21,7 +21,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 # Each process takes neighbouring tests, so that what a module prepares is prepared once. Three of them on two cores: many
 # tests wait, for SLURM, for a hang to be noticed, for a disk that is slow on purpose.
-WORKERS ?= -n 3 --dist worksteal
+WORKERS := -n 3 --dist worksteal
 CORPUS := data_tools/sample_corpus/public_domain_en.jsonl.zst
 
 .PHONY: install quickstart test check check-other lint moves parity reliability sanitize soak gpu clean help

@@ -51,7 +51,7 @@ def lay_out(folder: Path) -> list[str]:
             _write_new(folder / name, files[name])
     except OSError as error:
         raise TacoError(
-            f"{folder}: cannot hold a project: {error}; make room and permission, and run it again"
+            f"{folder}: cannot hold a project: {error}; name a folder that you may write to, with free space"
         ) from None
     return missing
 
