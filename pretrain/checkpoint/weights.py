@@ -43,6 +43,7 @@ class WeightFiles:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._files = ExitStack()
         self._read: Callable[[str], torch.Tensor]
         if CheckpointManifest.load(folder).kind == "weights":
@@ -59,8 +60,15 @@ class WeightFiles:
         self._files.close()
 
     def read(self, name: str) -> torch.Tensor:
-        """The whole parameter, fp32 on the CPU."""
-        return self._read(name)
+        """The whole parameter, fp32 on the CPU.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        try:
+            return self._read(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self._folder}: {name}: cannot be read as weights: {error}") from None
 
     def _open_file(self, path: Path) -> None:
         try:
