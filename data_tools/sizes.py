@@ -1,4 +1,4 @@
-"""Parses command-line values: sizes in bytes and shards."""
+"""Values of command lines: sizes in bytes, shards, and the least that a vocabulary has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 
 from pretrain.errors import ConfigError
 
+# The special tokens and a few pieces beside them.
+SMALLEST_VOCABULARY = 8
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 

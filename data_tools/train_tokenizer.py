@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from data_tools.reading_flags import Delimiter, InputFormat, JsonKey, NoHeader, OnError, Quoting, TextDocuments
+from data_tools.sizes import SMALLEST_VOCABULARY
 from pretrain.cli import MultiValueCommand, new_program, run_program
 from pretrain.errors import ConfigError, DataError
 
@@ -34,8 +34,6 @@ app = new_program()
 DEFAULT_SAMPLE = "256M"
 # Characters of the sample on which the finished vocabulary is tested.
 _TRIED_CHARACTERS = 500_000
-# Below this size learning takes seconds, and no message is printed.
-_QUICK_BYTES = 20_000_000
 
 
 class Kind(StrEnum):
@@ -60,7 +58,7 @@ def main(
     output: Annotated[
         Path, typer.Option(help="output file: NAME.txt (wordpiece), NAME.json (bpe), NAME.model (others)")
     ],
-    vocab_size: Annotated[int, typer.Option(help="number of pieces, special ones included", min=8)],
+    vocab_size: Annotated[int, typer.Option(help="number of pieces, special ones included", min=SMALLEST_VOCABULARY)],
     kind: Annotated[Kind, typer.Option(help="kind of vocabulary to learn")] = Kind.wordpiece,
     json_key: JsonKey = "text",
     input_format: InputFormat = None,
@@ -131,10 +129,13 @@ def train(sample: TextSample, output: Path, kind: Kind, vocab_size: int, cased: 
         ConfigError: `vocab_size` is impossible for this kind.
         DataError: the texts do not give such a vocabulary (`inputs` names their source), or the file cannot be written.
     """
-    if sample.num_bytes > _QUICK_BYTES:
-        print(f"learning {vocab_size:,} pieces from {sample.num_bytes / 1e6:,.0f} MB", file=sys.stderr, flush=True)
+    from data_tools.progress import PatientLine
+
+    texts = _CountedTexts(sample.texts)
+    title = f"learning {vocab_size:,} pieces from {sample.num_bytes / 1e6:,.0f} MB"
     try:
-        data = _learn(sample, kind, vocab_size, cased)
+        with PatientLine(title, texts.describe):
+            data = _learn(texts, kind, vocab_size, cased)
     except DataError as error:
         raise DataError(f"{inputs}: {error}") from None
     with _replacing(output, data) as temporary:
@@ -154,15 +155,40 @@ def train(sample: TextSample, output: Path, kind: Kind, vocab_size: int, cased: 
     )
 
 
-def _learn(sample: TextSample, kind: Kind, vocab_size: int, cased: bool) -> bytes:
+class _CountedTexts(Sequence[str]):
+    """The texts of a sample, which knows how much of them a library has taken: learning itself reports nothing."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self._texts, self._taken = texts, 0
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._texts[index]
+
+    def __iter__(self) -> Iterator[str]:
+        for taken, text in enumerate(self._texts):
+            self._taken = taken
+            yield text
+        self._taken = len(self._texts)
+
+    def describe(self) -> str:
+        """How far the library is, in words."""
+        if self._taken < len(self._texts):
+            return f"{self._taken / len(self._texts):.0%} of the text read"
+        return "looking for pieces"
+
+
+def _learn(texts: Sequence[str], kind: Kind, vocab_size: int, cased: bool) -> bytes:
     from data_tools.vocabulary.learn_vocabulary import learn_byte_bpe, learn_sentencepiece, learn_wordpiece
 
     if kind is Kind.wordpiece:
-        return learn_wordpiece(sample.texts, vocab_size, cased)
+        return learn_wordpiece(texts, vocab_size, cased)
     if kind is Kind.bpe:
-        return learn_byte_bpe(sample.texts, vocab_size, cased)
+        return learn_byte_bpe(texts, vocab_size, cased)
     algorithm = "unigram" if kind is Kind.sentencepiece_unigram else "bpe"
-    return learn_sentencepiece(sample.texts, vocab_size, cased, algorithm)
+    return learn_sentencepiece(texts, vocab_size, cased, algorithm)
 
 
 def _try_out(path: Path, vocab_size: int, cased: bool, sample: TextSample) -> tuple[int, int, int]:

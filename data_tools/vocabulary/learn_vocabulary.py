@@ -7,14 +7,15 @@ makes them so. Special tokens come first in every vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from pretrain.errors import ConfigError, DataError
+from data_tools.sizes import SMALLEST_VOCABULARY
+from pretrain.errors import ConfigError, DataError, VocabularySizeError
 
 # Longer lines are cut: SentencePiece's time grows with them, and it skips very long ones.
 _LINE_CHARACTERS = 4000
@@ -38,25 +39,36 @@ def learn_wordpiece(texts: Sequence[str], vocab_size: int, cased: bool) -> bytes
     between equally frequent merges. So the characters are counted first and passed to it as fixed pieces.
 
     Raises:
-        DataError: the texts have too few different words.
+        VocabularySizeError: the texts have too few different words.
+        DataError: they have no word.
     """
     from tokenizers import trainers
 
     from pretrain.data.tokenizer.load import WORDPIECE_SPECIAL, wordpiece_pipeline
 
-    pipeline = wordpiece_pipeline({piece: index for index, piece in enumerate(WORDPIECE_SPECIAL)}, cased)
-    counts = _count_characters(pipeline, texts)
+    special = {piece: index for index, piece in enumerate(WORDPIECE_SPECIAL)}
+    counts = _count_characters(wordpiece_pipeline(special, cased), texts)
     room = vocab_size - len(WORDPIECE_SPECIAL)
     ranked = _rank_characters(counts)
-    fixed = [*WORDPIECE_SPECIAL, *_choose_alphabet(ranked, int(room * counts.share_of_vocabulary))]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=fixed, limit_alphabet=0, show_progress=False, min_frequency=_MIN_FREQUENCY
-    )
-    pipeline.train_from_iterator(_without_long_words(texts), trainer)
-    vocab = pipeline.get_vocab()
-    pieces = sorted(vocab, key=lambda piece: vocab[piece])
-    further = (piece for group in ranked for piece in group if piece not in vocab)
-    pieces += islice(further, vocab_size - len(pieces))
+    # Little text may have too few merges with half of its characters: then all of them take part. So any size up to
+    # the largest that a text gives can be had.
+    for share in (counts.share_of_vocabulary, 1.0):
+        fixed = [*WORDPIECE_SPECIAL, *_choose_alphabet(ranked, int(room * share))]
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size,
+            special_tokens=fixed,
+            limit_alphabet=0,
+            show_progress=False,
+            min_frequency=_MIN_FREQUENCY,
+        )
+        pipeline = wordpiece_pipeline(special, cased)  # a new one: learning makes characters its special tokens
+        pipeline.train_from_iterator(_without_long_words(texts), trainer)
+        vocab = pipeline.get_vocab()
+        pieces = sorted(vocab, key=lambda piece: vocab[piece])
+        further = (piece for group in ranked for piece in group if piece not in vocab)
+        pieces += islice(further, vocab_size - len(pieces))
+        if len(pieces) == vocab_size or len(fixed) == len(special) + sum(map(len, ranked)):
+            break
     _check_size(len(pieces), vocab_size)
     return "".join(f"{piece}\n" for piece in pieces).encode()
 
@@ -66,7 +78,8 @@ def learn_byte_bpe(texts: Sequence[str], vocab_size: int, cased: bool) -> bytes:
 
     Raises:
         ConfigError: `vocab_size` has no room for the special tokens and the 256 bytes.
-        DataError: the texts have too few different words.
+        VocabularySizeError: the texts have too few different words.
+        DataError: they have no word.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -75,7 +88,9 @@ def learn_byte_bpe(texts: Sequence[str], vocab_size: int, cased: bool) -> bytes:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(WORDPIECE_SPECIAL) + len(alphabet)
     if vocab_size < smallest:
-        raise ConfigError(f"--vocab-size {vocab_size}: bpe needs {smallest}, for 256 bytes and the special tokens")
+        raise ConfigError(
+            f"--vocab-size {vocab_size}: bpe needs {smallest} or more, for 256 bytes and the special tokens"
+        )
     if not any(text.strip() for text in texts):
         raise DataError(NOTHING_LEARNT)
     pipeline = Tokenizer(models.BPE())
@@ -106,24 +121,46 @@ def learn_sentencepiece(texts: Sequence[str], vocab_size: int, cased: bool, algo
     `algorithm` is "unigram" or "bpe".
 
     Raises:
-        DataError: `vocab_size` does not suit the texts.
+        VocabularySizeError: `vocab_size` does not suit the texts; it names a size that does.
+        DataError: no size does, or the texts have no word.
     """
     from pretrain.data.tokenizer.load import train_sentencepiece
 
-    return train_sentencepiece(
-        _lines(texts),
-        vocab_size=vocab_size,
-        model_type=algorithm,
-        normalization_rule_name="nmt_nfkc" if cased else "nmt_nfkc_cf",
-    )
+    def learn(size: int) -> bytes:
+        return train_sentencepiece(
+            _lines(texts),
+            vocab_size=size,
+            model_type=algorithm,
+            normalization_rule_name="nmt_nfkc" if cased else "nmt_nfkc_cf",
+        )
+
+    try:
+        return learn(vocab_size)
+    except VocabularySizeError as error:
+        raise _size_that_works(error, learn) from None
+
+
+def _size_that_works(error: VocabularySizeError, learn: Callable[[int], bytes]) -> DataError:
+    """The same error with a size that was tried: the one that SentencePiece names may be refused in its turn."""
+    what, asked, tried = error.what, error.asked, {error.asked}
+    while error.suggested not in tried and error.suggested >= SMALLEST_VOCABULARY:
+        tried.add(error.suggested)
+        try:
+            learn(error.suggested)
+        except VocabularySizeError as next_error:
+            error = next_error
+        else:
+            return VocabularySizeError(what, asked, error.suggested)
+    return DataError(f"{what}, and no other size suits it; give more text")
 
 
 def _check_size(num_pieces: int, vocab_size: int) -> None:
-    if num_pieces < vocab_size:
-        raise DataError(
-            f"this text gives {num_pieces} pieces, not {vocab_size}; "
-            f"ask for --vocab-size {num_pieces} or fewer, or give more text"
-        )
+    if num_pieces >= vocab_size:
+        return
+    what = f"this text gives {num_pieces} pieces, not {vocab_size}"
+    if num_pieces < SMALLEST_VOCABULARY:
+        raise DataError(f"{what}; give more text: a vocabulary has {SMALLEST_VOCABULARY} pieces at least")
+    raise VocabularySizeError(what, vocab_size, num_pieces)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from corpora import write_jsonl, write_vocab
 from data_tools import progress
 from data_tools.encoding.encode import EncodeOptions
 from data_tools.preprocess import preprocess
-from data_tools.progress import ProgressMeter
+from data_tools.progress import PatientLine, ProgressMeter
 from data_tools.readers import hub
 from data_tools.vocabulary.text_sample import draw_sample
 
@@ -28,6 +28,31 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+
+def test_a_long_document_is_told_to_take_long(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """In a thread: the program itself is busy with one document and reports nothing."""
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    with ProgressMeter("tokenising", 1000) as meter:
+        meter.update(100, "a word")
+        clock.now += 35
+        printed = ""
+        while not printed:
+            printed = capsys.readouterr().err
+    assert printed == "tokenising: 10 %, at the same place for 35 s, ETA 315 s, a word\n"
+
+
+def test_a_library_that_reports_nothing_is_said_to_be_at_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.01)
+    with PatientLine("learning 9 pieces", lambda: "40% of the text read"):
+        printed = ""
+        while not printed:
+            printed = capsys.readouterr().err
+    assert printed.startswith("learning 9 pieces: 40% of the text read, 0 s so far\n")
 
 
 class Terminal(io.StringIO):

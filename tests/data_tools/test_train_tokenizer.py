@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -114,6 +115,35 @@ def test_sizes_that_do_not_suit_the_text_are_explained():
             learn_sentencepiece(TEXTS, 9000, False, algorithm)
         with pytest.raises(DataError, match=r"vocab size 9 has no room .* --vocab-size \d+ or more"):
             learn_sentencepiece(TEXTS, 9, False, algorithm)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [("wordpiece", 9000), ("bpe", 9000), ("bpe", 10)]
+    + [(f"sentencepiece {x}", n) for x in ("unigram", "bpe") for n in (9000, 10)],
+)
+def test_the_size_that_a_message_names_works_at_once(kind: str, asked: int):
+    texts = ["[MASK] [CLS] hello [SEP] <pad> ▁▁under ## ##ing ###"] * 30 + ["the cat sat on a mat"] * 3
+
+    def learn(size: int) -> bytes:
+        if kind in ("wordpiece", "bpe"):
+            return (learn_wordpiece if kind == "wordpiece" else learn_byte_bpe)(texts, size, False)
+        return learn_sentencepiece(texts, size, False, kind.split()[-1])
+
+    with pytest.raises((DataError, ConfigError)) as caught:
+        learn(asked)
+    named = re.search(r"--vocab-size (\d+) or|needs (\d+) or more", str(caught.value))
+    assert named is not None, str(caught.value)
+    assert learn(int(named[1] or named[2]))
+
+
+def test_a_text_too_small_for_any_vocabulary_is_no_riddle():
+    for learn in (
+        lambda: learn_wordpiece(["a"], 400, False),
+        lambda: learn_sentencepiece(["a"], 400, False, "unigram"),
+    ):
+        with pytest.raises(DataError, match=r"^[^;]*; give more text"):
+            learn()
 
 
 def test_text_without_words_is_an_error():

@@ -16,8 +16,12 @@ import numpy as np
 
 from pretrain.data.tokenizer.base import SPECIAL_NAMES, Tokenizer, check_casing, find_special
 from pretrain.data.tokenizer.info import TokenizerInfo
+from pretrain.data.tokenizer.long_texts import encode_in_parts
 from pretrain.data.tokenizer.wordpiece import WordPieceEncoder
 from pretrain.errors import DataError
+
+# Real vocabularies have small gaps in their ids, such as before added tokens.
+_IDS_PER_PIECE, _SPARE_IDS = 2, 1024
 
 
 class JsonTokenizer(Tokenizer):
@@ -37,7 +41,7 @@ class JsonTokenizer(Tokenizer):
         return [encoding.ids for encoding in self._pipeline.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        return super()._encode(texts) if self._encoder is None else self._encoder.encode(texts)
+        return encode_in_parts(texts, super()._encode) if self._encoder is None else self._encoder.encode(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """As `Tokenizer.decode`."""
@@ -67,6 +71,7 @@ def load_json(path: Path, name: str, data: bytes, cased: bool) -> Tokenizer:
     """The tokenizer of a `tokenizer.json` that holds `data`. Raises DataError as `load_tokenizer`."""
     from tokenizers import Tokenizer as Pipeline
 
+    _check_ids(path, data)
     try:
         pipeline = Pipeline.from_str(data.decode("utf-8"))
     except Exception as error:  # noqa: BLE001 - the library raises plain Exception, nothing narrower
@@ -82,6 +87,34 @@ def load_json(path: Path, name: str, data: bytes, cased: bool) -> Tokenizer:
         pieces[index] = piece
     info = TokenizerInfo("tokenizer.json", name, hashlib.sha256(data).hexdigest(), len(pieces), is_cased, special)
     return JsonTokenizer(info, data, pipeline, pieces)
+
+
+def _check_ids(path: Path, data: bytes) -> None:
+    """Refuses ids that two pieces share, and ids far above the number of pieces, before tables of that size are made.
+
+    A file of another shape than a tokenizer.json is left to the library, whose message says what is wrong with it.
+    """
+    try:
+        fields = json.loads(data)
+        vocab, added = fields["model"]["vocab"], fields.get("added_tokens") or []
+        pieces = list(vocab.items()) if isinstance(vocab, dict) else [(row[0], i) for i, row in enumerate(vocab)]
+        pieces += [(token["content"], token["id"]) for token in added]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return
+    owners: dict[int, str] = {}
+    limit = _IDS_PER_PIECE * len(pieces) + _SPARE_IDS
+    for piece, index in pieces:
+        if not isinstance(index, int) or not isinstance(piece, str):
+            return
+        if not 0 <= index < limit:
+            raise DataError(
+                f"{path}: the piece {piece!r} has the id {index:,}, but there are {len(pieces):,} pieces; an embedding "
+                "has a row for every id up to the largest, so number the pieces without such gaps"
+            )
+        if owners.setdefault(index, piece) != piece:
+            raise DataError(
+                f"{path}: the pieces {owners[index]!r} and {piece!r} share the id {index}; give one a new id"
+            )
 
 
 def _folds_case(normalizer: Any) -> bool:

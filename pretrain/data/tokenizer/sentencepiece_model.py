@@ -14,8 +14,9 @@ import numpy as np
 
 from pretrain.data.tokenizer.base import Tokenizer, check_casing
 from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
+from pretrain.data.tokenizer.long_texts import encode_in_parts
 from pretrain.data.tokenizer.sentencepiece_convert import BYTE, CONTROL, NORMAL, USER_DEFINED, convert
-from pretrain.errors import DataError
+from pretrain.errors import DataError, VocabularySizeError
 
 SENTENCEPIECE_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 # SentencePiece silently skips longer lines; the order of its sums depends on the number of threads.
@@ -34,6 +35,9 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.encode(list(texts), num_threads=1)
 
     def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return encode_in_parts(texts, self._encode_whole)
+
+    def _encode_whole(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         # With arrays the library creates no Python object per id.
         arrays = self._processor.encode(list(texts), num_threads=1, return_type="numpy")
         lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
@@ -91,7 +95,8 @@ def train_sentencepiece(lines: Iterator[str], **options: Any) -> bytes:
     Its first pieces are <pad> <unk> [CLS] [SEP] [MASK].
 
     Raises:
-        DataError: SentencePiece refuses the vocabulary size for this text; also any DataError raised by `lines`.
+        VocabularySizeError: SentencePiece refuses the vocabulary size for this text; it names another, untried.
+        DataError: it learns nothing from the text; also any DataError raised by `lines`.
     """
     from sentencepiece import SentencePieceTrainer
 
@@ -122,17 +127,19 @@ def train_sentencepiece(lines: Iterator[str], **options: Any) -> bytes:
         )
     except RuntimeError as error:
         if not failures:
-            raise DataError(f"SentencePiece cannot learn from this text: {_explain_training(error)}") from None
+            raise _explain_training(error, options["vocab_size"]) from None
     if failures:
         raise failures[0]
     return model.getvalue()
 
 
-def _explain_training(error: RuntimeError) -> str:
+def _explain_training(error: RuntimeError, vocab_size: int) -> DataError:
     """SentencePiece's message in terms of `--vocab-size`, without source file, line and C++ condition."""
     message = str(error).rpartition("] ")[2]
+    prefix = "SentencePiece cannot learn from this text"
     if match := re.search(r"size too high \((\d+)\)\D+(\d+)", message):
-        return f"vocab size {match[1]} is too large for it; ask for --vocab-size {match[2]} or fewer, or give more text"
+        return VocabularySizeError(f"{prefix}: vocab size {match[1]} is too large for it", vocab_size, int(match[2]))
     if match := re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message):
-        return f"vocab size {match[1]} has no room for its characters; ask for --vocab-size {int(match[2]) + 1} or more"
-    return message or "it holds no sentence"
+        what = f"{prefix}: vocab size {match[1]} has no room for its characters"
+        return VocabularySizeError(what, vocab_size, int(match[2]) + 1)
+    return DataError(f"{prefix}: {message or 'it holds no sentence'}")

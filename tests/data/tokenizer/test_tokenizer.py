@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,25 @@ def test_bad_vocabularies_are_refused(tmp_path: Path, content: str | bytes, word
     with pytest.raises(DataError) as caught:
         load_tokenizer(path)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [(2**27, "'zzz' has the id 134,217,728"), (-1, "has the id -1"), (5, "'the' and 'zzz' share the id 5")],
+)
+@pytest.mark.parametrize("place", ["vocab", "added_tokens"])
+def test_ids_that_would_make_huge_or_torn_tables_are_refused(
+    tmp_path: Path, wordpiece: Tokenizer, index: int, words: str, place: str
+):
+    wordpiece.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    if place == "vocab":
+        fields["model"]["vocab"]["zzz"] = index
+    else:
+        fields["added_tokens"].append({**fields["added_tokens"][0], "content": "zzz", "id": index})
+    (tmp_path / "other.json").write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        load_tokenizer(tmp_path / "other.json")
 
 
 @pytest.mark.parametrize(
