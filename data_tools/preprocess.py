@@ -9,6 +9,7 @@ byte for byte the same for any number of workers and interruptions. `taco data p
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +39,9 @@ def main(
     ],
     tokenizer: Annotated[str, typer.Option(help="vocab.txt, SentencePiece .model, tokenizer.json, or a saved folder")],
     output_prefix: Annotated[str, typer.Option(help="the dataset is PREFIX.bin, PREFIX.idx, PREFIX.json")],
-    workers: Annotated[int, typer.Option(help="processes that tokenise; 0 or 1: only this one", min=0)] = 1,
+    workers: Annotated[
+        int, typer.Option(help="processes that tokenise, at most one per core; 0 or 1: only this one", min=0)
+    ] = 1,
     json_key: JsonKey = "text",
     input_format: InputFormat = None,
     text_documents: TextDocuments = "blank-line",
@@ -119,7 +122,7 @@ def main(
         EncodeOptions(tokenizer, cased, parse_hash_range(hash_range), reading, cleaning),
         output_prefix,
         dedup=dedup,
-        workers=workers,
+        workers=_usable_workers(workers),
         overwrite=overwrite,
         restart=restart,
         shard=parse_shard(shard),
@@ -128,6 +131,14 @@ def main(
         journal_seconds=journal_seconds,
     )
     print(json.dumps(asdict(report)) if as_json else _summary(report))
+
+
+def _usable_workers(workers: int) -> int:
+    """As many as this process may have cores: more only take turns, and each costs a start and its memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > cores:
+        print(f"note: --workers {workers}: there are {cores} cores, so {cores} are used", file=sys.stderr)
+    return min(workers, cores)
 
 
 @dataclass

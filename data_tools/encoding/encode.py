@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain, islice
 
 import numpy as np
 import xxhash
@@ -22,10 +23,12 @@ from pretrain.data.dataset.manifest import Dropped
 from pretrain.data.sentences import split_sentences
 from pretrain.data.tokenizer.base import best_dtype
 from pretrain.data.tokenizer.load import Tokenizer, load_tokenizer
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, TacoError
 
 # Characters passed to the tokenizer at once: its lists of ids take many times the memory of the text.
 _BATCH_CHARACTERS = 1 << 18
+# Small chunks go to a worker together, up to these limits.
+_GROUP_BYTES, _GROUP_CHUNKS = 1 << 18, 64
 
 
 @dataclass(frozen=True)
@@ -179,39 +182,92 @@ def encode_chunks(
     max_bytes_ahead: int = 256 << 20,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[EncodedChunk]:
-    """Encodes `chunks` in order; in this process if there are fewer than two `workers`.
+    """Encodes `chunks` in order; in this process if there are fewer than two `workers`, or fewer than two chunks.
 
     Raises:
         DataError: the first fault in the corpus, for any number of workers.
         TacoError: a chunk killed three workers; also whatever `check_stop` raises.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process is one core; children inherit it
-    if workers < 2:
+    is_small, chunks = _look_ahead(chunks) if workers > 1 else (True, chunks)
+    if is_small:
         for chunk in chunks:
             check_stop()
             yield encoder(chunk)
         check_stop()
         return
     with WorkerPool(
-        make_encoder,
+        make_group_encoder,
         encoder.options,
         workers,
-        describe=describe_chunk,
-        item_bytes=lambda chunk: chunk.held_bytes,
+        describe=describe_group,
+        item_bytes=lambda group: sum(chunk.held_bytes for chunk in group),
         max_bytes_ahead=max_bytes_ahead,
         check_stop=check_stop,
     ) as pool:
-        yield from pool.map(chunks)
+        for group in pool.map(group_small(chunks)):
+            yield from group
 
 
-def make_encoder(options: EncodeOptions) -> Encoder:
+def group_small(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
+    """Consecutive small chunks together, such as those of small files: a message to a worker costs more than one.
+
+    The first groups are small, so that a small corpus is shared between workers too.
+    """
+    group: list[Chunk] = []
+    most, num_bytes = 1, 0
+    source = iter(chunks)
+    while True:
+        try:
+            chunk = next(source)
+        except StopIteration:
+            break
+        except TacoError:  # a fault in the chunks before it comes first
+            if group:
+                yield group
+            raise
+        size = _GROUP_BYTES if chunk.text_bytes is None else chunk.text_bytes
+        if group and (len(group) >= most or num_bytes + size > _GROUP_BYTES):
+            yield group
+            most = min(2 * most, _GROUP_CHUNKS)
+            group, num_bytes = [], 0
+        group.append(chunk)
+        num_bytes += size
+    if group:
+        yield group
+
+
+def _look_ahead(chunks: Iterable[Chunk]) -> tuple[bool, Iterator[Chunk]]:
+    """Whether there are fewer than two chunks, and all of them; an error while reading is raised in its turn."""
+    source = iter(chunks)
+    first: list[Chunk] = []
+    try:
+        first += islice(source, 1)
+        first += islice(source, 1)
+    except TacoError as error:
+        return True, _then_raise(first, error)
+    return len(first) < 2, chain(first, source)
+
+
+def _then_raise(chunks: list[Chunk], error: TacoError) -> Iterator[Chunk]:
+    yield from chunks
+    raise error
+
+
+def make_group_encoder(options: EncodeOptions) -> Callable[[list[Chunk]], list[EncodedChunk]]:
     """An encoder with its own tokenizer, for a worker. Raises DataError: the tokenizer cannot be loaded."""
-    return Encoder(load_tokenizer(options.tokenizer, cased=options.cased), options)
+    encoder = Encoder(load_tokenizer(options.tokenizer, cased=options.cased), options)
+    return lambda group: [encoder(chunk) for chunk in group]
 
 
-def describe_chunk(chunk: Chunk) -> str:
-    """The chunk's location, for messages."""
-    return f"{chunk.path} (chunk {chunk.number}, up to byte {chunk.progress} on disk)"
+def describe_group(group: list[Chunk]) -> str:
+    """The location of chunks, for messages."""
+    first, last = group[0], group[-1]
+    if len(group) == 1:
+        return f"{first.path} (chunk {first.number}, up to byte {first.progress} on disk)"
+    if first.path == last.path:
+        return f"{first.path} (chunks {first.number} to {last.number}, up to byte {last.progress} on disk)"
+    return f"one of the files from {first.path} to {last.path}"
 
 
 def _sum_by(owners: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:

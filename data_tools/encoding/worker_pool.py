@@ -3,7 +3,7 @@
 Each worker has its own socket, so that a killed one can neither block nor corrupt what others send. The parent never
 blocks on one worker: it waits for all of them together, notices a death as soon as the system closes the socket, starts
 a new worker and gives it the lost items. Workers are started without fork, since the parent may have threads, and end
-with the parent however it ends.
+with the parent however it ends. One starts when an item finds all others busy: a start costs more than a small corpus.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Task:
 
 
 class WorkerPool:
-    """`count` processes that apply `factory(argument)` to items; use it as a context manager.
+    """Up to `count` processes that apply `factory(argument)` to items; use it as a context manager.
 
     `factory` is a module-level function, `argument` is picklable: each worker builds its own callable from them.
     """
@@ -71,8 +71,6 @@ class WorkerPool:
         self._last_look = time.monotonic()
 
     def __enter__(self) -> WorkerPool:
-        for _ in range(self._count):
-            self._start_worker()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -132,6 +130,8 @@ class WorkerPool:
 
     def _hand_out(self) -> None:
         while self._waiting:
+            if len(self._workers) < self._count and all(worker.tasks for worker in self._workers):
+                self._start_worker()
             worker = min(self._workers, key=lambda worker: len(worker.tasks))
             if len(worker.tasks) >= _QUEUED_PER_WORKER:
                 return

@@ -124,6 +124,13 @@ class Chunk:
             return sum(len(value) for value in self.place.values if isinstance(value, str))
         return 0
 
+    @property
+    def text_bytes(self) -> int | None:
+        """Bytes of text in the chunk, wherever they are; None if only reading tells."""
+        if isinstance(self.place, FileRange):
+            return self.place.end - self.place.start
+        return None if isinstance(self.place, RowRange) else self.held_bytes
+
 
 @dataclass
 class Piece:

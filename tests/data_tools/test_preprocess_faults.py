@@ -17,7 +17,7 @@ import pytest
 from corpora import write_jsonl, write_vocab
 from project import ROOT
 
-from data_tools.encoding import worker_pool
+from data_tools.encoding import encode, worker_pool
 from data_tools.encoding.encode import EncodeOptions
 from data_tools.output import duplicates, resumable
 from data_tools.preprocess import preprocess
@@ -80,6 +80,7 @@ def test_killed_and_stopped_workers_change_nothing(
 ) -> None:
     whole = run(tmp_path, "whole")
     monkeypatch.setattr(worker_pool, "_IDLE_SECONDS", 1.5)
+    monkeypatch.setattr(encode, "_GROUP_CHUNKS", 1)
     after_chunks(monkeypatch, moments, worker_signaller(number))
     assert run(tmp_path, "out", workers=2) == whole
     warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: worker process")]
@@ -91,8 +92,8 @@ def test_killed_and_stopped_workers_change_nothing(
 @pytest.mark.slow
 @pytest.mark.fault("preprocess")
 def test_a_chunk_that_kills_every_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_tools.encoding.encode.make_encoder", deadly)
-    with pytest.raises(TacoError, match=r"x.jsonl .chunk \d+, up to byte \d+ on disk.: 3 workers died over it"):
+    monkeypatch.setattr("data_tools.encoding.encode.make_group_encoder", deadly)
+    with pytest.raises(TacoError, match=r"x.jsonl .chunks? [\d to]+, up to byte \d+ on disk.: 3 workers died over it"):
         run(tmp_path, "out", workers=2)
     assert not list(tmp_path.glob("out*"))
 

@@ -133,10 +133,16 @@ def test_items_ahead_are_bounded_in_number_and_bytes(tmp_path: Path) -> None:
                 assert given - taken <= most
 
 
+def test_a_process_starts_only_if_there_is_work_for_it(tmp_path: Path) -> None:
+    with WorkerPool(worker_functions.squarer, str(tmp_path), 3) as pool:
+        assert list(pool.map(["work"] * 2)) == ["work"] * 2
+        assert len(pool._workers) == 2
+
+
 def test_no_process_is_left(tmp_path: Path) -> None:
     with WorkerPool(worker_functions.squarer, str(tmp_path), 3) as pool:
-        pids = [worker.pid for worker in pool._workers]
         assert next(pool.map(["work"] * 9)) == "work"
+        pids = [worker.pid for worker in pool._workers]
     assert len(set(pids)) == 3
     for pid in pids:
         with pytest.raises(ProcessLookupError):
