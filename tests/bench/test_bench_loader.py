@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from typer.testing import CliRunner
 from pretrain.bench.loader import CONTENDERS, app, summarise
 from pretrain.bench.loader_contenders import measure
 from pretrain.bench.synthetic import document_starts, sentence_lengths, write_corpus
+from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.dataset.verification import verify
+from pretrain.errors import DataError
 
 
 def test_synthetic_corpus_is_a_sound_dataset_and_a_function_of_its_seed(tmp_path: Path) -> None:
@@ -51,6 +54,21 @@ def test_report_compares_medians_of_the_same_run() -> None:
     assert report["ratios"]["huggingface_over_taco"] == pytest.approx(100)
     assert report["feeds_8_a100_per_core"]["taco"] == pytest.approx(250_000 / 720)
     assert summarise({"seq_length": 100}, runs)["feeds_8_a100_per_core"] is None
+
+
+def test_data_that_a_peer_cannot_read_is_refused_before_any_ratio(tmp_path: Path) -> None:
+    prefix = tmp_path / "documents"
+    corpus = write_corpus(tmp_path, 20_000)
+    info = IndexedDataset(corpus).manifest.tokenizer
+    with IndexedDatasetWriter(prefix, "uint16") as writer:
+        writer.add_documents(np.full(90, 7), np.array([40, 50]))
+        writer.finalize(tokenizer=info)
+    shutil.copytree(f"{corpus}.tokenizer", f"{prefix}.tokenizer")
+    answer = CliRunner().invoke(app, ["--quick", "--prefix", str(prefix)])
+    assert isinstance(answer.exception, DataError)
+    assert "2 sequences in 2 documents" in str(answer.exception)
+    assert "--split-sentences" in str(answer.exception)
+    assert "us per row" not in answer.output
 
 
 @pytest.mark.soak
