@@ -55,14 +55,16 @@ def index_dataset(
 
     Raises:
         ConfigError: a row is longer than the row mode supports.
-        DataError: the dataset is damaged.
+        DataError: the dataset is damaged, or the index cannot be stored.
     """
     from pretrain.data.dataset.indexed_dataset import IndexedDataset
     from pretrain.data.row_modes import open_rows
 
     dataset = IndexedDataset(prefix)
     start = time.monotonic()
-    rows = open_rows(dataset, mode, seq_length, split=split, cache_folder=index_cache, num_threads=threads)
+    rows = open_rows(
+        dataset, mode, seq_length, split=split, cache_folder=index_cache, num_threads=threads, must_store=True
+    )
     return {
         "prefix": prefix,
         "split": None if split is None else split.name,

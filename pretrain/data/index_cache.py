@@ -30,6 +30,7 @@ import numpy as np
 import xxhash
 
 from pretrain import durable
+from pretrain.errors import DataError
 from pretrain.runlog import get_logger
 
 log = get_logger(__name__)
@@ -45,11 +46,21 @@ _HASHED_AT_ONCE = 1 << 24
 _PATIENCE_SECONDS = 1800.0  # the longest wait for a builder, which may be suspended or on a dead node
 
 
-def cached(name: str, facts: Mapping[str, Any], make: Callable[[], Tables], folders: Sequence[Path]) -> Tables:
+def cached(
+    name: str,
+    facts: Mapping[str, Any],
+    make: Callable[[], Tables],
+    folders: Sequence[Path],
+    *,
+    must_store: bool = False,
+) -> Tables:
     """The tables that `make` builds from what `facts` (plain JSON types) describe, or those stored in a folder.
 
     The first of `folders` that has them is used. Otherwise they are stored in the first one that can be written; if
     none can, they stay in memory and a warning says so. A damaged file is built again.
+
+    Raises:
+        DataError: `must_store`, and no folder can be written.
     """
     all_facts = {"version": VERSION, "name": name, **facts}
     file_name = f"{name}-{_key(all_facts)}.index"
@@ -57,6 +68,7 @@ def cached(name: str, facts: Mapping[str, Any], make: Callable[[], Tables], fold
         if (tables := read_tables(folder / file_name, all_facts)) is not None:
             return tables
     built: Tables | None = None
+    refusals: list[str] = []
     for folder in folders:
         path = folder / file_name
         try:
@@ -70,7 +82,11 @@ def cached(name: str, facts: Mapping[str, Any], make: Callable[[], Tables], fold
                 if tables is not None:
                     return tables
         except OSError as error:
-            log.warning("%s: cannot be written (%s)", path, error.strerror or error)
+            refusals.append(f"{folder}: cannot be written: {error.strerror or error}")
+            if not must_store:
+                log.warning("%s", refusals[-1])
+    if must_store:
+        raise DataError(f"{'; '.join(refusals)}; free space, or give --index-cache a folder that can be written")
     log.warning("the %s index is kept in memory; set data.index_cache to a folder where it can be stored", name)
     return make() if built is None else built
 
@@ -118,6 +134,9 @@ def read_tables(path: Path, facts: Mapping[str, Any]) -> Tables | None:
     try:
         return _parse(_map(path), facts)
     except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("%s: cannot be read (%s); it is built again", path, error.strerror or error)
         return None
     except _DAMAGE as error:
         log.warning("%s: is damaged (%s); it is built again", path, error)

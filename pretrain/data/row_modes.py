@@ -18,7 +18,7 @@ from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.index_cache import Tables, cached
 from pretrain.data.sample_index import PackIndex, RowIndex, Rows, SentenceIndex
 from pretrain.data.splits import Selection, Split, hash_documents, select
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, DataError
 
 _MOST_THREADS = 32
 _LONGEST: dict[RowMode, int] = {"pack": 2**16, "sentence": 2**24}
@@ -32,6 +32,7 @@ def open_rows(
     split: Split | None = None,
     cache_folder: Path | None = None,
     num_threads: int | None = None,
+    must_store: bool = False,
 ) -> Rows:
     """The rows of `dataset`, or of its documents in `split`.
 
@@ -40,11 +41,12 @@ def open_rows(
 
     Raises:
         ConfigError: `seq_length` is longer than the row mode supports.
+        DataError: `must_store`, and a table cannot be stored.
     """
     if seq_length > _LONGEST.get(mode, seq_length):
         raise ConfigError(f"data.seq_length ({seq_length}) must be at most {_LONGEST[mode]} with data.row_mode={mode}")
     threads = num_threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS)
-    store = _Store(dataset, cache_folder)
+    store = _Store(dataset, cache_folder, must_store)
     chosen = None if split is None else _select(dataset, split, store, threads)
     offsets = dataset.document_offsets if chosen is None else chosen.offsets
     runs = None if chosen is None else chosen.runs
@@ -61,18 +63,21 @@ def open_rows(
 class _Store:
     """Stored tables of one dataset."""
 
-    def __init__(self, dataset: IndexedDataset, cache_folder: Path | None) -> None:
+    def __init__(self, dataset: IndexedDataset, cache_folder: Path | None, must_store: bool) -> None:
+        self._must_store = must_store
         manifest = dataset.manifest
         self._folders = [Path(f"{dataset.prefix}.index"), *([cache_folder] if cache_folder else [])]
-        self._content = None
+        self._prefix, self._content = dataset.prefix, None
         if manifest is not None:
             hashes = "".join((manifest.idx_xxh64, *manifest.bin_xxh64, str(manifest.chunk_bytes), manifest.dtype))
             self._content = xxhash.xxh3_128_hexdigest(hashes.encode())
 
     def get(self, name: str, facts: Mapping[str, object], make: Callable[[], Tables]) -> Tables:
+        if self._content is None and self._must_store:
+            raise DataError(f"{self._prefix}.json: is missing, and names what a table was made from; preprocess again")
         if self._content is None:
             return make()
-        return cached(name, {**facts, "content": self._content}, make, self._folders)
+        return cached(name, {**facts, "content": self._content}, make, self._folders, must_store=self._must_store)
 
 
 def _select(dataset: IndexedDataset, split: Split, store: _Store, threads: int) -> Selection:

@@ -15,6 +15,7 @@ from project import ROOT
 
 from pretrain.data import index_cache
 from pretrain.data.index_cache import cached, read_tables, write_tables
+from pretrain.errors import DataError
 
 FACTS = {"seq_length": 64, "content": "ab"}
 
@@ -107,6 +108,21 @@ def test_a_full_disk_leaves_nothing_and_the_tables_in_memory(tmp_path: Path, mon
     assert_equal(cached("pack", FACTS, make, [tmp_path]))
     assert make.calls == 1
     assert not list(tmp_path.glob("*.index")) + list(tmp_path.glob(".*.tmp"))
+    with pytest.raises(DataError, match=r"cannot be written: No space left on device; .*--index-cache"):
+        cached("pack", FACTS, make, [tmp_path], must_store=True)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: Path) -> memoryview:
+        raise PermissionError(13, "Permission denied")
+
+    cached("pack", FACTS, Maker(), [tmp_path])
+    monkeypatch.setattr(index_cache, "_map", refuse)
+    assert read_tables(only_file(tmp_path), {}) is None
+    assert "cannot be read (Permission denied)" in caplog.text
+    assert "damaged" not in caplog.text
 
 
 def test_without_locks_everyone_builds_and_the_result_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
