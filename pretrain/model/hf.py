@@ -18,13 +18,18 @@ from torch import Tensor
 
 from pretrain.config.sections import ModelSection
 from pretrain.errors import DataError
+from pretrain.model.hf_names import check_layers, listing, name_tensors
 
 WORD = "tied_modules.word.weight"
 _HF_WORD = "bert.embeddings.word_embeddings.weight"
 _HF_DECODER = "cls.predictions.decoder."
 _HF_BIAS = "cls.predictions.bias"
 # Buffers that some versions of transformers add to a file; nothing is lost without them.
-_HARMLESS = ("bert.embeddings.position_ids",)
+_HARMLESS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
+# Tensors that have one row per word.
+HF_WORD_TABLES = (_HF_WORD, _HF_DECODER + "weight", _HF_DECODER + "bias", _HF_BIAS)
+# What stands behind these names changes the output of the encoder or of the head.
+_COMPUTED = ("bert.embeddings.", "bert.encoder.", "cls.predictions.")
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class HfWeights:
 
     state: dict[str, Tensor]
     missing: tuple[str, ...]
-    """Our parameters that the file lacks (a model saved without its head)."""
+    """Our parameters of the head that the file lacks (a model saved without it)."""
     unused: tuple[str, ...]
     """Their tensors that BERT pretraining does not use (pooler, classifiers)."""
 
@@ -49,7 +54,7 @@ def to_hf_state_dict(state: Mapping[str, Tensor], config: ModelSection) -> dict[
     """
     missing = [name for name in _our_names(config) if name not in state]
     if missing:
-        raise DataError(f"weights: {_listing(missing)} missing; is this a checkpoint of {config.num_layers} layers?")
+        raise DataError(f"weights: {listing(missing)} missing; is this a checkpoint of {config.num_layers} layers?")
     converted = {theirs: state[ours] for ours, theirs in _plain_pairs(config)}
     for ours, theirs in _qkv_pairs(config):
         parts = _split_qkv(state[ours], config)
@@ -62,29 +67,39 @@ def to_hf_state_dict(state: Mapping[str, Tensor], config: ModelSection) -> dict[
 def from_hf_state_dict(state: Mapping[str, Tensor], config: ModelSection) -> HfWeights:
     """The weights of a `BertForMaskedLM`, `BertForPreTraining` or bare `BertModel` under our names.
 
+    The names may be those of a wrapped model (`name_tensors`).
+
     Raises:
-        DataError: a shape differs from `config`, the projections are incomplete, or the decoder is not tied to the
-            word embeddings.
+        DataError: the encoder is not the whole of the one that `config` describes, a shape differs, there are tensors
+            that BERT's encoder or head does not have, or the decoder is not tied to the word embeddings.
     """
-    theirs = {_modern_name(name): tensor for name, tensor in state.items()}
+    theirs = name_tensors(state).tensors
+    check_layers(theirs, config.num_layers)
     _check_tied(theirs)
-    if _HF_BIAS not in theirs and _HF_DECODER + "bias" in theirs:
-        theirs[_HF_BIAS] = theirs[_HF_DECODER + "bias"]
+    for name, stand_in in ((_HF_WORD, _HF_DECODER + "weight"), (_HF_BIAS, _HF_DECODER + "bias")):
+        if name not in theirs and stand_in in theirs:
+            theirs[name] = theirs[stand_in]
+    known = used_hf_names(config)
+    _check_whole(theirs, known)
     ours = {our: theirs[their] for our, their in _plain_pairs(config) if their in theirs}
-    for our, names in _qkv_pairs(config):
-        present = [name for name in names if name in theirs]
-        if len(present) == 3:
-            ours[our] = _join_qkv([theirs[name] for name in names], config)
-        elif present:
-            raise DataError(f"Hugging Face weights: {_listing([n for n in names if n not in theirs])} missing")
-    _check_shapes(ours, config)
-    known_names = {their for _, their in _plain_pairs(config)} | {n for _, names in _qkv_pairs(config) for n in names}
-    known_names |= {_HF_DECODER + "weight", _HF_DECODER + "bias", *_HARMLESS}
+    _check_shapes(theirs, config)
+    ours |= {our: _join_qkv([theirs[name] for name in names], config) for our, names in _qkv_pairs(config)}
     return HfWeights(
         state=ours,
         missing=tuple(name for name in _our_names(config) if name not in ours),
-        unused=tuple(name for name in theirs if name not in known_names),
+        unused=tuple(name for name in theirs if name not in known and name not in _HARMLESS),
     )
+
+
+def used_hf_names(config: ModelSection) -> set[str]:
+    """The names in a `BertForMaskedLM` of all tensors that become weights of ours."""
+    names = {their for _, their in _plain_pairs(config)} | {n for _, names in _qkv_pairs(config) for n in names}
+    return names | set(HF_WORD_TABLES)
+
+
+def hf_name(name: str, config: ModelSection) -> str:
+    """What one of our parameters, other than an attention projection, is called in a `BertForMaskedLM`."""
+    return dict(_plain_pairs(config))[name]
 
 
 def _split_qkv(tensor: Tensor, config: ModelSection) -> list[Tensor]:
@@ -94,14 +109,8 @@ def _split_qkv(tensor: Tensor, config: ModelSection) -> list[Tensor]:
 
 
 def _join_qkv(parts: list[Tensor], config: ModelSection) -> Tensor:
-    try:
-        by_head = [part.reshape(config.num_attention_heads, 1, config.head_size, *part.shape[1:]) for part in parts]
-        return torch.cat(by_head, dim=1).reshape(3 * config.hidden_size, *parts[0].shape[1:]).contiguous()
-    except RuntimeError:
-        shapes = [list(part.shape) for part in parts]
-        raise DataError(
-            f"Hugging Face weights: query, key, value of {shapes} do not fit a hidden size of {config.hidden_size}"
-        ) from None
+    by_head = [part.reshape(config.num_attention_heads, 1, config.head_size, *part.shape[1:]) for part in parts]
+    return torch.cat(by_head, dim=1).reshape(3 * config.hidden_size, *parts[0].shape[1:]).contiguous()
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
@@ -139,14 +148,14 @@ def _qkv_pairs(config: ModelSection) -> Iterator[tuple[str, list[str]]]:
             yield f"{2 + index}.qkv.{suffix}", [f"{prefix}.{part}.{suffix}" for part in ("query", "key", "value")]
 
 
+def _all_pairs(config: ModelSection) -> Iterator[tuple[str, str]]:
+    """(our name, their name) of every tensor of theirs."""
+    yield from _plain_pairs(config)
+    yield from ((our, their) for our, names in _qkv_pairs(config) for their in names)
+
+
 def _our_names(config: ModelSection) -> list[str]:
     return [our for our, _ in _plain_pairs(config)] + [our for our, _ in _qkv_pairs(config)]
-
-
-def _modern_name(name: str) -> str:
-    """The name with the prefix that a bare `BertModel` lacks, and torch's for TensorFlow's of the first releases."""
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------
@@ -155,30 +164,51 @@ def _modern_name(name: str) -> str:
 def _check_tied(theirs: Mapping[str, Tensor]) -> None:
     for tied, origin in ((_HF_DECODER + "weight", _HF_WORD), (_HF_DECODER + "bias", _HF_BIAS)):
         if tied in theirs and origin in theirs and not torch.equal(theirs[tied], theirs[origin]):
-            raise DataError(f"Hugging Face weights: {tied} differs from {origin}; only a tied decoder can be imported")
+            raise DataError(f"{tied} differs from {origin}; only a tied decoder can be imported")
 
 
-def _check_shapes(ours: Mapping[str, Tensor], config: ModelSection) -> None:
-    vocab_size = ours[WORD].shape[0] if WORD in ours else None
+def _check_whole(theirs: Mapping[str, Tensor], known: set[str]) -> None:
+    """Everything but the head must be there, and nothing may be there that BERT does not compute with."""
+    missing = sorted(name for name in known if name.startswith("bert.") and name not in theirs)
+    if missing:
+        raise DataError(
+            f"tensors of the embeddings and encoder layers are missing ({len(missing)}): {listing(missing)}; only a "
+            "head can be drawn anew, so save the whole model again"
+        )
+    foreign = [name for name in theirs if name.startswith(_COMPUTED) and name not in known and name not in _HARMLESS]
+    if foreign:
+        raise DataError(
+            f"tensors that belong to no BERT ({len(foreign)}): {listing(foreign)}; adapters have to be merged into the "
+            "weights before, another architecture cannot be imported"
+        )
+
+
+def _check_shapes(theirs: Mapping[str, Tensor], config: ModelSection) -> None:
+    num_words = next(iter(theirs[_HF_WORD].shape), 0)
     problems = []
-    for name, tensor in ours.items():
-        expected = _full_shape(name, config)
-        # The vocabulary size comes from the data; here its two tensors only need to agree.
-        expected = tuple(vocab_size if size is None else size for size in expected)  # type: ignore[misc]
-        if tuple(tensor.shape) != expected:
-            problems.append(f"{name} has {list(tensor.shape)}, expected {list(expected)}")
+    for our, their in _all_pairs(config):
+        if their not in theirs:
+            continue
+        shape = full_shape(our, config, vocab_size=num_words)
+        # The three projections have equal shares of ours.
+        expected = (shape[0] // 3, *shape[1:]) if ".qkv." in our else shape
+        if tuple(theirs[their].shape) != expected:
+            problems.append(f"{their} has {list(theirs[their].shape)}, expected {list(expected)}")
     if problems:
-        raise DataError(f"Hugging Face weights do not fit their configuration: {_listing(problems)}")
+        raise DataError(
+            f"tensors that do not fit config.json ({len(problems)}): {listing(problems)}; take the config.json that "
+            "was saved with these weights"
+        )
 
 
-def _full_shape(name: str, config: ModelSection) -> tuple[int | None, ...]:
-    """The full shape of one of our parameters; None stands for the vocabulary size."""
+def full_shape(name: str, config: ModelSection, *, vocab_size: int) -> tuple[int, ...]:
+    """The full shape of one of our parameters."""
     size, inner = config.hidden_size, config.ffn_hidden_size
     layer, _, parameter = name.partition(".")
     if name == WORD:
-        return (None, size)
+        return (vocab_size, size)
     if layer == str(config.num_layers + 4):
-        return (None,)
+        return (vocab_size,)
     matrices: dict[str, tuple[int, int]] = {
         "position.weight": (config.max_position_embeddings, size),
         "token_type.weight": (config.type_vocab_size, size),
@@ -190,11 +220,6 @@ def _full_shape(name: str, config: ModelSection) -> tuple[int | None, ...]:
     }
     vectors = {"qkv.bias": (3 * size,), "ffn_in.bias": (inner,)}
     return matrices.get(parameter) or vectors.get(parameter) or (size,)
-
-
-def _listing(entries: list[str]) -> str:
-    rest = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
-    return ", ".join(entries[:5]) + rest
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------
@@ -234,29 +259,32 @@ def model_section_from_hf(hf: Mapping[str, Any]) -> ModelSection:
     Raises:
         DataError: it describes another kind of model, or a setting changes what the layers compute.
     """
-    supported = {
-        "model_type": ("bert", "another architecture"),
-        "hidden_act": ("gelu", "another activation"),
-        "position_embedding_type": ("absolute", "relative positions"),
-        "tie_word_embeddings": (True, "an untied decoder"),
-        "is_decoder": (False, "causal attention"),
-        "add_cross_attention": (False, "cross-attention"),
+    supported: dict[str, tuple[tuple[Any, ...], str]] = {
+        "model_type": (("bert",), "another architecture"),
+        "hidden_act": (("gelu", "gelu_python"), "another activation"),  # both names of the exact GELU
+        "position_embedding_type": (("absolute",), "relative positions"),
+        "tie_word_embeddings": ((True,), "an untied decoder"),
+        "is_decoder": ((False,), "causal attention"),
+        "add_cross_attention": ((False,), "cross-attention"),
+        "pruned_heads": (({},), "heads taken out"),
+        "quantization_config": ((), "quantised weights"),
     }
     problems = [
-        f"{key} is {hf[key]!r} ({meaning}), only {value!r} is supported"
-        for key, (value, meaning) in supported.items()
-        if hf.get(key, value) != value and hf[key] is not None
+        f"{key} is {hf[key]!r} ({meaning}), only {' or '.join(map(repr, values)) or 'none'} is supported"
+        for key, (values, meaning) in supported.items()
+        if hf.get(key) is not None and hf[key] not in values
     ]
     if problems:
-        raise DataError(f"config.json of the Hugging Face model: {_listing(problems)}")
+        raise DataError(f"config.json describes a model that post-LN BERT cannot express: {listing(problems)}")
     values = {ours: hf[theirs] for ours, theirs in _SAME_MEANING.items() if hf.get(theirs) is not None}
     try:
         section = ModelSection(**values)
     except ValidationError as error:
-        raise DataError(f"config.json of the Hugging Face model: {error}") from None
+        wrong = [f"{_SAME_MEANING[str(e['loc'][0])]} is {e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise DataError(f"config.json cannot be the one of a BERT: {listing(wrong)}") from None
     if section.hidden_size % section.num_attention_heads:
         raise DataError(
-            f"config.json of the Hugging Face model: hidden_size ({section.hidden_size}) must be a multiple of "
-            f"num_attention_heads ({section.num_attention_heads})"
+            f"config.json: hidden_size ({section.hidden_size}) must be a multiple of num_attention_heads "
+            f"({section.num_attention_heads})"
         )
     return section

@@ -206,8 +206,9 @@ def add_own_code(folder: Path, canary: Path) -> None:
 
 @pytest.mark.fault("malicious")
 def test_models_with_code_of_their_own(tmp_path: Path, canary: Path) -> None:
-    folder = random_bert(tmp_path / "hf")
-    load_tokenizer(write_vocab(tmp_path)).save_pretrained(folder)
+    tokenizer = load_tokenizer(write_vocab(tmp_path))
+    folder = random_bert(tmp_path / "hf", vocab_size=tokenizer.vocab_size)
+    tokenizer.save_pretrained(folder)
     add_own_code(folder, canary)
     assert predict(folder, ["a [MASK]"], 1)  # read as the BERT that it is
     import_folder(folder, tmp_path / "imported")
