@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pretrain.checkpoint.manifest import CheckpointManifest, Layout, find_checkpoint
-from pretrain.checkpoint.store import CheckpointStore
-from pretrain.checkpoint.weights import load_weights_into
+from pretrain.checkpoint.manifest import CheckpointManifest, Layout
+from pretrain.checkpoint.start_weights import load_start
+from pretrain.checkpoint.store import CheckpointStore, NoGoodCheckpointError
 from pretrain.config.deepspeed import zero_stage
 from pretrain.config.load import dump_config
 from pretrain.config.sections import RunConfig
@@ -59,16 +60,31 @@ def build_trainer(
     mesh: Mesh,
     stop: StopRequest,
     heartbeat: Heartbeat,
+    *,
+    allowed: Sequence[str] = (),
+    from_scratch: bool = False,
 ) -> Trainer:
     """The trainer of this rank, with all that it needs; collective.
+
+    Args:
+        allowed: keys that may differ from the checkpoint in `run.init_from`, see `load_start`.
+        from_scratch: begin at step 0 if every checkpoint of the run is damaged.
 
     Raises:
         TacoError: the run's folder cannot be written, or parts do not fit together.
     """
     vocab_size = train_rows.tokenizer.vocab_size
     model = build_model(config, vocab_size, mesh)
+    store = _build_store(config, folder)
     if config.run.init_from is not None:
-        load_weights_into(model, find_checkpoint(config.run.init_from), mesh, device)
+        if _begins(store, from_scratch=from_scratch):
+            load_start(model, config, train_rows.tokenizer, mesh, device, allowed)
+        else:
+            log.info(
+                "run.init_from %s is not read: the run continues from its own checkpoints; to start from other "
+                "weights, choose another run.output_dir",
+                config.run.init_from,
+            )
     log.info("model: %s parameters, vocabulary %s", f"{count_parameters(config, vocab_size):,}", f"{vocab_size:,}")
     for name, rows in (("train", train_rows), ("validation", validation_rows)):
         if rows is not None:
@@ -79,7 +95,6 @@ def build_trainer(
     engine = _build_engine(config, model, device, mesh, heartbeat)
     _describe_run(config, folder, engine.ds_config, device)
     metrics = MetricsLog(folder.path, is_active=collectives.rank() == 0, use_tensorboard=config.run.tensorboard)
-    store = _build_store(config, folder)
     extras = tuple(path for path in (folder.path / "config.yaml", folder.tokenizer) if path.exists())
     saver = Saver(engine, store, extras, metrics, config.checkpoint)
     spikes = Spikes(config.spike, folder.path)
@@ -118,10 +133,25 @@ def _watch_bad_steps(config: RunConfig, folder: RunFolder, saver: Saver) -> BadS
 
 
 def _build_store(config: RunConfig, folder: RunFolder) -> CheckpointStore:
-    """The run's checkpoints; ranks that save beside training need a separate group for it."""
+    """The run's checkpoints, tidied up; ranks that save beside training need a separate group for it."""
     section = config.checkpoint
     group = collectives.start_side_group() if section.asynchronous else None
-    return CheckpointStore(folder.checkpoints, keep=section.keep, keep_every=section.keep_every, group=group)
+    store = CheckpointStore(folder.checkpoints, keep=section.keep, keep_every=section.keep_every, group=group)
+    store.prepare()
+    return store
+
+
+def _begins(store: CheckpointStore, *, from_scratch: bool) -> bool:
+    """Whether the run has no checkpoint to continue from, and so needs weights to start from; collective."""
+    has_any = any(store.root.glob("step-*"))
+    if not collectives.gather_objects(has_any)[0]:
+        return True
+    if not from_scratch:
+        return False  # continues, or refuses to start
+    try:
+        return store.newest_good() is None
+    except NoGoodCheckpointError:
+        return True
 
 
 def _watch_stragglers(

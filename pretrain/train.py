@@ -123,7 +123,18 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
         mesh = start_mesh(config.parallel, device)
         from pretrain.build_run import build_trainer
 
-        trainer = build_trainer(config, folder, train_rows, validation_rows, device, mesh, stop, heartbeat)
+        trainer = build_trainer(
+            config,
+            folder,
+            train_rows,
+            validation_rows,
+            device,
+            mesh,
+            stop,
+            heartbeat,
+            allowed=allowed,
+            from_scratch=from_scratch,
+        )
         _train(trainer, config.train.steps, folder, from_scratch=from_scratch)
     except RuntimeError as error:
         if not is_lost_contact(error):
@@ -145,7 +156,6 @@ def _train(trainer: Trainer, steps: int, folder: RunFolder, *, from_scratch: boo
     from pretrain.parallel import collectives
     from pretrain.resilience.stop_request import PreemptedError
 
-    trainer.store.prepare()
     trainer.resume(from_scratch=from_scratch)
     if trainer.state.step >= steps:
         _mark_done(folder, trainer.state.step)

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from pretrain import durable
 from pretrain.checkpoint.manifest import CheckpointManifest
 from pretrain.checkpoint.state_files import StateReader
-from pretrain.checkpoint.store import verify_together
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 from pretrain.model.parameter_shape import parameter_shape
@@ -36,6 +35,7 @@ class WeightFiles:
     Nothing is compared with the manifest's hashes here: a caller verifies the checkpoint once, before.
 
     Attributes:
+        folder: the checkpoint.
         shapes: full shape of every parameter by name.
 
     Raises:
@@ -43,7 +43,7 @@ class WeightFiles:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._files = ExitStack()
         self._read: Callable[[str], torch.Tensor]
         if CheckpointManifest.load(folder).kind == "weights":
@@ -68,7 +68,7 @@ class WeightFiles:
         try:
             return self._read(name)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self._folder}: {name}: cannot be read as weights: {error}") from None
+            raise CheckpointError(f"{self.folder}: {name}: cannot be read as weights: {error}") from None
 
     def _open_file(self, path: Path) -> None:
         try:
@@ -105,16 +105,17 @@ def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> FileRecord:
     return durable.record_of(path, folder)
 
 
-def load_weights_into(model: Bert | BertPipeline, checkpoint: Path, mesh: Mesh, device: torch.device) -> None:
-    """Set every parameter of `model`, or this rank's part of it, from a checkpoint folder; collective.
+def load_weights_into(model: Bert | BertPipeline, checkpoint: Path, mesh: Mesh, device: torch.device) -> int:
+    """Set every parameter of `model`, or this rank's part of it, from a verified checkpoint folder; collective.
 
-    The folder is verified, each rank hashing its share of the files. One rank of each data-parallel group reads what
-    its model needs, and sends it to the others through `device`.
+    One rank of each data-parallel group reads what its model needs, and sends it to the others through `device`.
+
+    Returns:
+        The number of parameters in the checkpoint.
 
     Raises:
-        CheckpointError: the folder is damaged, or names or shapes differ; each is listed.
+        CheckpointError: names or shapes differ, each is listed; a tensor cannot be read, or is not finite.
     """
-    verify_together(checkpoint)
     group = mesh.data_group
     source = 0 if group is None else distributed.get_global_rank(group, 0)
     with ExitStack() as stack:
@@ -128,13 +129,31 @@ def load_weights_into(model: Bert | BertPipeline, checkpoint: Path, mesh: Mesh, 
         if failure is not None or files is None:
             raise CheckpointError(failure or problem)
         for name, parameter in model.named_parameters():
-            if mesh.dp_rank == 0:
-                shape = parameter_shape(parameter, model.layers)
-                parameter.data.copy_(shape.part_of(files.read(name), mesh.tp_rank, mesh.tp_size))
+            if mesh.dp_rank == 0 and problem is None:  # after a problem the others still wait for what is sent
+                problem = _read_into(model, name, parameter, files, mesh)
             if mesh.dp_size > 1:
                 sent = parameter.data.to(device)
                 distributed.broadcast(sent, source, group=group)
                 parameter.data.copy_(sent)
+        failure = first_failure(problem)
+        if failure is not None:
+            raise CheckpointError(failure)
+        return len(files.shapes)
+
+
+def _read_into(
+    model: Bert | BertPipeline, name: str, parameter: torch.nn.Parameter, files: WeightFiles, mesh: Mesh
+) -> str | None:
+    """Set this rank's part of one parameter; returns why it cannot be."""
+    try:
+        full = files.read(name)
+    except CheckpointError as error:
+        return str(error)
+    if number := full.numel() - int(torch.isfinite(full).sum()):
+        return f"{files.folder}: {name}: {number:,} of {full.numel():,} values are NaN or infinite; start from another"
+    shape = parameter_shape(parameter, model.layers)
+    parameter.data.copy_(shape.part_of(full, mesh.tp_rank, mesh.tp_size))
+    return None
 
 
 def _check_shapes(model: Bert | BertPipeline, saved: Mapping[str, tuple[int, ...]], checkpoint: Path) -> None:

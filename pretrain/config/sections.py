@@ -25,7 +25,9 @@ class RunSection(_Section):
     seed: int = Field(1234, ge=0, lt=2**63, description="data order, masks, TACO pairs, dropout and initial weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a GPU, else CPU")
     tensorboard: bool = Field(True, description="also write TensorBoard events beside metrics.jsonl")
-    init_from: Path | None = Field(None, description="start from the weights of this checkpoint (taco import-hf)")
+    init_from: Path | None = Field(
+        None, description="start from the weights of this checkpoint (of another run, or from taco import-hf)"
+    )
 
 
 class SplitsSection(_Section):
