@@ -78,8 +78,8 @@ def import_folder(
             a missing head without `fresh_head`.
     """
     from pretrain.errors import DataError
-    from pretrain.hf_folder.tensor_files import read_tensors
-    from pretrain.hf_folder.tokenizer import load_folder_tokenizer
+    from pretrain.hf_reading.tensor_files import read_tensors
+    from pretrain.hf_reading.tokenizer import load_folder_tokenizer
     from pretrain.model.hf import hf_name
 
     config = _read_config(folder)
@@ -113,7 +113,7 @@ def _convert(
     tensors: dict[str, torch.Tensor], section: ModelSection, tokenizer: Tokenizer | None
 ) -> tuple[HfWeights, list[str]]:
     """Our weights, and what was renamed, converted and cut on the way."""
-    from pretrain.hf_folder.values import as_weights, without_padding
+    from pretrain.hf_reading.values import as_weights, without_padding
     from pretrain.model.hf import from_hf_state_dict, used_hf_names
     from pretrain.model.hf_names import check_layers, name_tensors
 
@@ -149,7 +149,7 @@ def _vocab_size(folder: Path, config: dict[str, Any], converted: HfWeights, toke
 
 def _read_config(folder: Path) -> dict[str, Any]:
     from pretrain.errors import DataError
-    from pretrain.hf_folder.what_it_is import check_is_content, explain_no_config
+    from pretrain.hf_reading.what_it_is import check_is_content, explain_no_config
 
     path = folder / "config.json"
     if not (path.exists() or path.is_symlink()):
@@ -197,7 +197,7 @@ def _write(
     from pretrain.checkpoint.store import CheckpointStore
     from pretrain.checkpoint.weights import write_weights
     from pretrain.errors import DataError
-    from pretrain.hf_folder.tokenizer import copy_tokenizer
+    from pretrain.hf_reading.tokenizer import copy_tokenizer
     from pretrain.model.hf import WORD
 
     manifest = CheckpointManifest(

@@ -18,7 +18,7 @@ from pretrain.data.tokenizer.info import TokenizerInfo
 from pretrain.data.tokenizer.load import load_dataset_tokenizer
 from pretrain.data.tokenizer.same_ids import find_difference
 from pretrain.errors import CheckpointError, ConfigError, TacoError
-from pretrain.hf_folder.tokenizer import load_folder_tokenizer
+from pretrain.hf_reading.tokenizer import load_folder_tokenizer
 from pretrain.parallel import collectives
 from pretrain.runlog import get_logger
 

@@ -11,7 +11,7 @@ from pretrain.data.tokenizer.base import Tokenizer
 from pretrain.data.tokenizer.folder import MARKER, SOURCE_NAMES
 from pretrain.data.tokenizer.load import load_tokenizer
 from pretrain.errors import DataError
-from pretrain.hf_folder.what_it_is import check_is_content
+from pretrain.hf_reading.what_it_is import check_is_content
 
 _WHOLE = (MARKER, "tokenizer.json")
 _BARE = ("vocab.txt", "spiece.model", "sentencepiece.model")

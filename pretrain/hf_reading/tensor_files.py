@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pretrain.errors import DataError
-from pretrain.hf_folder.what_it_is import check_is_content, explain_no_weights
+from pretrain.hf_reading.what_it_is import check_is_content, explain_no_weights
 from pretrain.model.hf_names import listing
 
 _INDEX = ".index.json"

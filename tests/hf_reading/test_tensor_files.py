@@ -13,7 +13,7 @@ from hf_folders import random_bert
 from safetensors.torch import load_file, save_file
 
 from pretrain.errors import DataError
-from pretrain.hf_folder.tensor_files import read_tensors
+from pretrain.hf_reading.tensor_files import read_tensors
 
 INDEX = "model.safetensors.index.json"
 
