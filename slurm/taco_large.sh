@@ -2,7 +2,7 @@
 # BERT-large with TACO on 4 nodes x 8 GPUs.
 #
 #   sbatch slurm/taco_large.sh [section.key=value ...]
-#   sbatch --nodes=2 slurm/taco_large.sh data.train=[data/wiki] optim.lr=3e-4
+#   sbatch --nodes=2 slurm/taco_large.sh 'data.train=[data/wiki]' optim.lr=3e-4
 #
 # Submitted from the project's root; what every job script does, and its settings, are in docs/slurm.md.
 #SBATCH --job-name=taco_large

@@ -150,7 +150,7 @@ def _check_data(data: DataSection) -> list[str]:
         if data.validation:
             problems.append(
                 "data.splits takes the validation rows from data.train, so data.validation must be empty; set "
-                "data.validation=[] or leave data.splits out"
+                "'data.validation=[]' or leave data.splits out"
             )
     return problems
 

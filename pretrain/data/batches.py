@@ -310,7 +310,7 @@ def _common_tokenizer(datasets: Sequence[IndexedDataset]) -> TokenizerInfo:
             )
         with_info.append((dataset, dataset.manifest.tokenizer))
     if not with_info:
-        raise DataError("no dataset: give at least one prefix, for example data.train=[data/books]")
+        raise DataError("no dataset: give at least one prefix, for example 'data.train=[data/books]'")
     first, tokenizer = with_info[0]
     for dataset, other in with_info[1:]:
         if replace(other, name=tokenizer.name) != tokenizer:  # a copy of a vocabulary may have another name
