@@ -44,6 +44,7 @@ def import_hf(
     """Convert a Hugging Face `BertForMaskedLM` to a weights checkpoint; the exact inverse of `taco export`."""
     from pretrain.data.tokenizer.load import load_tokenizer
     from pretrain.errors import DataError
+    from pretrain.model.hf_names import listing
 
     if out.exists():
         raise DataError(f"{out}: exists; choose a new folder")
@@ -55,7 +56,7 @@ def import_hf(
     if missing:
         typer.echo(f"drawn from seed {seed}, not in the folder: {', '.join(missing)}")
     if unused:
-        typer.echo(f"left out, not part of BERT pretraining: {', '.join(unused)}")
+        typer.echo(f"left out, not part of BERT pretraining ({len(unused)}): {listing(list(unused))}")
 
 
 def import_folder(
@@ -82,10 +83,14 @@ def import_folder(
     from pretrain.hf_reading.tokenizer import load_folder_tokenizer
     from pretrain.model.hf import hf_name
 
-    config = _read_config(folder)
-    section = _section(folder, config)
-    tokenizer = tokenizer or load_folder_tokenizer(folder)
-    tensors, source = read_tensors(folder)
+    try:
+        config = _read_config(folder)
+        section = _section(folder, config)
+        own_tokenizer = load_folder_tokenizer(folder) if tokenizer is None else None
+        tensors, source = read_tensors(folder)
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: cannot be read: {error.strerror or error}") from None
+    tokenizer = tokenizer or own_tokenizer
     try:
         converted, notes = _convert(tensors, section, tokenizer)
     except DataError as error:
@@ -105,7 +110,7 @@ def import_folder(
             "--tokenizer names one"
         )
     weights = converted.state | _fresh(section, vocab_size, seed, converted.missing)
-    _write(folder, out, section, config, tokenizer, weights)
+    _write(folder, out, section, config, tokenizer, weights, copies_tokenizer=own_tokenizer is not None)
     return drawn, converted.unused
 
 
@@ -145,6 +150,12 @@ def _vocab_size(folder: Path, config: dict[str, Any], converted: HfWeights, toke
             "set it to what the weights have, or name the model's tokenizer with --tokenizer"
         )
     return num_words
+
+
+def _pad_id(config: dict[str, Any], vocab_size: int) -> int:
+    """The id of the padding token, 0 where config.json gives none that there is."""
+    stated = config.get("pad_token_id")
+    return stated if type(stated) is int and 0 <= stated < vocab_size else 0
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -191,6 +202,8 @@ def _write(
     config: dict[str, Any],
     tokenizer: Tokenizer | None,
     weights: dict[str, torch.Tensor],
+    *,
+    copies_tokenizer: bool,
 ) -> None:
     """One checkpoint of step 0 in `out`, committed like any other."""
     from pretrain.checkpoint.manifest import CheckpointManifest, Layout
@@ -209,14 +222,16 @@ def _write(
         vocab_size=weights[WORD].shape[0],
         tokenizer_sha256=tokenizer.info.sha256 if tokenizer else "",
         config_sha256=hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
-        pad_token_id=tokenizer.special.pad if tokenizer else int(config.get("pad_token_id") or 0),
+        pad_token_id=tokenizer.special.pad if tokenizer else _pad_id(config, weights[WORD].shape[0]),
     )
     gathered = out.with_name(f".{out.name}.tokenizer") / "tokenizer"
     try:
         shutil.rmtree(gathered.parent, ignore_errors=True)
         gathered.parent.mkdir(parents=True)
         if tokenizer is not None:
-            copy_tokenizer(folder, tokenizer, gathered, max_length=section.max_position_embeddings)
+            copy_tokenizer(
+                folder if copies_tokenizer else None, tokenizer, gathered, max_length=section.max_position_embeddings
+            )
         store = CheckpointStore(out, keep=1)
         store.prepare()
         store.save(manifest, lambda target: [write_weights(target, weights)], (gathered,) if tokenizer else ())

@@ -15,11 +15,13 @@ import numpy as np
 
 from pretrain.checkpoint.manifest import CheckpointManifest
 from pretrain.checkpoint.store import CheckpointStore, NoGoodCheckpointError
+from pretrain.checkpoint.tokenizers import compare_tokenizers
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch, BatchSource, prefetch
 from pretrain.engine.engine import Engine, EvalResult
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.optim import learning_rate
+from pretrain.parallel.collectives import ask_rank_0
 from pretrain.progress import Progress
 from pretrain.resilience.replicas import ReplicaDriftError, describe_drift
 from pretrain.resilience.spikes import Spikes
@@ -103,12 +105,10 @@ class Trainer:
     def _check_fits(self, folder: Path, manifest: CheckpointManifest) -> None:
         """Refuse a checkpoint that does not belong to this run."""
         expected = self.description
-        if manifest.tokenizer_sha256 != expected.tokenizer_sha256 or manifest.vocab_size != expected.vocab_size:
-            raise CheckpointError(
-                f"{folder}: was trained with tokenizer {manifest.tokenizer_sha256[:12]} ({manifest.vocab_size} "
-                f"tokens), data.train was made with {expected.tokenizer_sha256[:12]} ({expected.vocab_size} tokens); "
-                "use the run's own data"
-            )
+        tokenizer, prefix = self.train_source.rows.tokenizer, self.config.data.train[0]
+        other = ask_rank_0(lambda: compare_tokenizers(folder, manifest, tokenizer, prefix))
+        if other is not None:
+            raise CheckpointError(f"{folder}: {other.text}; use the run's own data")
         if changed := _changed_data(manifest, expected):
             raise CheckpointError(
                 f"{folder}: {changed} holds other data than this run was trained on; restore it, or give the new data "

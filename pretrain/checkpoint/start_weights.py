@@ -6,20 +6,18 @@ model that loads, and computes something else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
 from pretrain.checkpoint.store import verify_together
+from pretrain.checkpoint.tokenizers import OtherTokenizer, compare_tokenizers
 from pretrain.checkpoint.weights import load_weights_into
 from pretrain.config.sections import ModelSection, RunConfig
 from pretrain.data.tokenizer.info import TokenizerInfo
-from pretrain.data.tokenizer.load import load_dataset_tokenizer
-from pretrain.data.tokenizer.same_ids import find_difference
-from pretrain.errors import CheckpointError, ConfigError, TacoError
-from pretrain.hf_reading.tokenizer import load_folder_tokenizer
-from pretrain.parallel import collectives
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.parallel.collectives import ask_rank_0
 from pretrain.runlog import get_logger
 
 if TYPE_CHECKING:
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from pretrain.parallel.mesh import Mesh
 
 log = get_logger(__name__)
-
-T = TypeVar("T")
 
 # Keys of the model section that say how weights were trained or drawn, and not what is computed with them.
 _FREE_KEYS = ("hidden_dropout", "attention_dropout", "initializer_range")
@@ -60,12 +56,12 @@ def load_start(
     """
     path = config.run.init_from
     assert path is not None  # the caller asks for it
-    folder = _ask_rank_0(lambda: find_start(path))
+    folder = ask_rank_0(lambda: find_start(path))
     try:
         verify_together(folder)
     except CheckpointError as error:
         raise CheckpointError(f"run.init_from {path}: {error}; name another step-NNNNNNN folder") from None
-    notes = _ask_rank_0(lambda: check_start(folder, config, tokenizer, allowed))
+    notes = ask_rank_0(lambda: check_start(folder, config, tokenizer, allowed))
     num_tensors = load_weights_into(model, folder, mesh, device)
     manifest = CheckpointManifest.load(folder)
     log.info(
@@ -85,9 +81,14 @@ def find_start(path: Path) -> Path:
 
     Raises:
         ConfigError: there is none; says what is there instead.
+        CheckpointError: a folder cannot be read.
     """
     name = f"run.init_from {path}"
-    if not path.exists():
+    try:
+        is_there = path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{name}: cannot be read: {error.strerror}") from None
+    if not is_there:
         raise ConfigError(f"{name}: is not there; give a checkpoint, a run's folder or what `taco import-hf` wrote")
     if path.is_file():
         raise ConfigError(f"{name}: is a file; give the folder of a checkpoint (`taco import-hf` makes one)")
@@ -112,14 +113,19 @@ def check_start(folder: Path, config: RunConfig, tokenizer: TokenizerInfo, allow
     manifest = CheckpointManifest.load(folder)
     name = f"run.init_from {config.run.init_from}"
     different = compare_models(manifest.model, config.model)
-    refused = {key: pair for key, pair in different.items() if key not in _HIDDEN_KEYS or not _is_allowed(key, allowed)}
+    refused = {
+        key: pair
+        for key, pair in different.items()
+        if key not in _HIDDEN_KEYS or not _is_allowed("model", key, allowed)
+    }
     if refused:
         raise ConfigError(f"{name}: its weights belong to another model: {_explain_models(refused)}")
     notes = [
         f"model.{key} is {there!r} in the checkpoint and {here!r} in this run, as allowed"
         for key, (there, here) in different.items()
     ]
-    problem, note = _compare_tokenizers(folder, manifest, config, tokenizer, may_differ="data.train" in allowed)
+    other = compare_tokenizers(folder, manifest, tokenizer, config.data.train[0])
+    problem, note = _explain_tokenizers(other, may_differ=_is_allowed("data", "train", allowed))
     if problem is not None:
         raise ConfigError(f"{name}: {problem}")
     return [*notes, *([note] if note else [])]
@@ -145,73 +151,17 @@ def _explain_models(different: dict[str, tuple[Any, Any]]) -> str:
     return f"{values}; set {settings}" + (f" (to compute something else on purpose: {hidden})" if hidden else "")
 
 
-def _compare_tokenizers(
-    folder: Path, manifest: CheckpointManifest, config: RunConfig, ours: TokenizerInfo, *, may_differ: bool
-) -> tuple[str | None, str | None]:
-    """A problem that ends the run, and a note for a person."""
-    data = f"data.train was made with {_describe(ours)}"
-    has_files = any(
-        record.name.startswith("tokenizer/") for record in manifest.files
-    )  # what it does not name is ignored
-    theirs = load_folder_tokenizer(folder / "tokenizer") if has_files else None
-    if theirs is None:
-        return _compare_without_files(folder, manifest, ours, data)
-    if theirs.vocab_size != manifest.vocab_size:
-        return (
-            f"has {manifest.vocab_size:,} word embeddings for the {theirs.vocab_size:,} pieces of its tokenizer; "
-            "import its Hugging Face folder again with `taco import-hf`, which leaves out padding rows",
-            None,
-        )
-    difference = find_difference(theirs, load_dataset_tokenizer(config.data.train[0], ours))
-    if difference is None:
+def _explain_tokenizers(other: OtherTokenizer | None, *, may_differ: bool) -> tuple[str | None, str | None]:
+    """A problem that ends the run, or a note for a person."""
+    if other is None:
         return None, None
-    text = f"was trained with {_describe(theirs.info)}, {data}: {difference}"
-    if theirs.vocab_size != ours.vocab_size:
-        return f"{text}; preprocess the data with --tokenizer {folder / 'tokenizer'}", None
-    if may_differ:
-        return None, f"{text}, as allowed"
-    return (
-        f"{text}; preprocess the data with --tokenizer {folder / 'tokenizer'} (if the pieces that differ were "
-        "replaced on purpose: --allow-change data.train)",
-        None,
-    )
+    if other.is_unknown:
+        return None, f"{other.text}; to be sure, {other.remedy}"
+    if other.has_same_size and may_differ:
+        return None, f"{other.text}, as allowed"
+    on_purpose = " (if pieces were replaced on purpose: --allow-change data.train)" if other.has_same_size else ""
+    return f"{other.text}; {other.remedy}{on_purpose}", None
 
 
-def _compare_without_files(
-    folder: Path, manifest: CheckpointManifest, ours: TokenizerInfo, data: str
-) -> tuple[str | None, str | None]:
-    again = "import its Hugging Face folder again with --tokenizer FILE, the tokenizer that the model was trained with"
-    if manifest.vocab_size != ours.vocab_size:
-        return f"has {manifest.vocab_size:,} word embeddings and no tokenizer, {data}; {again}", None
-    if manifest.tokenizer_sha256 in ("", ours.sha256):
-        unknown = f"holds no tokenizer, so nothing shows that its ids mean the same words: {data}; {again}, to be sure"
-        return None, None if manifest.tokenizer_sha256 else unknown
-    return (
-        f"was trained with another tokenizer (sha256 {manifest.tokenizer_sha256[:12]}), which {folder} does not hold, "
-        f"{data}; {again}",
-        None,
-    )
-
-
-def _describe(info: TokenizerInfo) -> str:
-    return f"tokenizer {info.name} (sha256 {info.sha256[:12]}, {info.vocab_size:,} pieces)"
-
-
-def _is_allowed(key: str, allowed: Sequence[str]) -> bool:
-    return "model" in allowed or f"model.{key}" in allowed
-
-
-def _ask_rank_0(question: Callable[[], T]) -> T:
-    """Rank 0's answer on every rank, or its error: the others may see another state of a shared folder."""
-    answer: T | None = None
-    problem: tuple[int, str] | None = None
-    if collectives.rank() == 0:
-        try:
-            answer = question()
-        except TacoError as error:
-            problem = (error.exit_code, str(error))
-    answer, problem = collectives.gather_objects((answer, problem))[0]
-    if problem is not None:
-        code, message = problem
-        raise (ConfigError if code == ConfigError.exit_code else CheckpointError)(message)
-    return cast(T, answer)
+def _is_allowed(section: str, key: str, allowed: Sequence[str]) -> bool:
+    return section in allowed or f"{section}.{key}" in allowed

@@ -98,11 +98,22 @@ def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> FileRecord:
     """
     path = folder / WEIGHTS_FILE
     try:
-        save_file({name: tensor.float().contiguous() for name, tensor in weights.items()}, path)
+        save_file(_apart({name: tensor.float().contiguous() for name, tensor in weights.items()}), path)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(f"{path}: {error}") from None
     durable.sync_file(path)
     return durable.record_of(path, folder)
+
+
+def _apart(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of which no two share memory, as layers may that a program tied; safetensors refuses them."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in weights.items():
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return apart
 
 
 def load_weights_into(model: Bert | BertPipeline, checkpoint: Path, mesh: Mesh, device: torch.device) -> int:

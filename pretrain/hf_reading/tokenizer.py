@@ -48,17 +48,16 @@ def load_folder_tokenizer(folder: Path) -> Tokenizer | None:
     return tokenizer
 
 
-def copy_tokenizer(source: Path, tokenizer: Tokenizer, target: Path, *, max_length: int) -> None:
+def copy_tokenizer(source: Path | None, tokenizer: Tokenizer, target: Path, *, max_length: int) -> None:
     """Write `tokenizer` into the new folder `target`, such that transformers and `load_tokenizer` both load it.
 
-    The files of the model's folder `source` are copied as they are if it holds a whole tokenizer, this one.
+    If it is from the model's folder `source`, and whole there, the files are copied as they are.
 
     Raises:
         OSError: the disk refuses.
         DataError: a file cannot be written, or the vocabulary cannot be converted for transformers.
     """
-    own = load_tokenizer(source) if _is_whole(source) else None
-    if own is None or own.info != tokenizer.info:
+    if source is None or not _is_whole(source):
         tokenizer.save_pretrained(target, max_length=max_length)
         return
     target.mkdir(parents=True)

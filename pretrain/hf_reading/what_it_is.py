@@ -83,9 +83,11 @@ def explain_no_config(folder: Path) -> str:
         return f"{folder}: is a file; give the folder that holds it together with the model's config.json"
     if (folder / "manifest.json").exists() or (folder / "checkpoints").is_dir():
         return f"{folder}: is a checkpoint or a run already; name it in run.init_from as it is"
-    snapshots = sorted(entry for entry in folder.glob("snapshots/*") if (entry / "config.json").exists())
-    if snapshots:
-        return f"{folder}: is a download cache; give the folder of the model in it, {snapshots[-1]}"
+    inside = sorted(
+        {config.parent for pattern in ("*/", "snapshots/*/") for config in folder.glob(f"{pattern}config.json")}
+    )
+    if inside:
+        return f"{path}: is missing, but {inside[-1]} has one; give the folder of the model itself"
     if (folder / "bert_config.json").exists():
         return f"{folder}: is a checkpoint of TensorFlow; convert it with transformers 4 and save_pretrained"
     return f"{path}: is missing; give the folder of a saved Hugging Face model"

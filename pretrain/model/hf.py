@@ -170,12 +170,13 @@ def _check_tied(theirs: Mapping[str, Tensor]) -> None:
 def _check_whole(theirs: Mapping[str, Tensor], known: set[str]) -> None:
     """Everything but the head must be there, and nothing may be there that BERT does not compute with."""
     missing = sorted(name for name in known if name.startswith("bert.") and name not in theirs)
-    if missing:
-        raise DataError(
-            f"tensors of the embeddings and encoder layers are missing ({len(missing)}): {listing(missing)}; only a "
-            "head can be drawn anew, so save the whole model again"
-        )
     foreign = [name for name in theirs if name.startswith(_COMPUTED) and name not in known and name not in _HARMLESS]
+    if missing:
+        instead = f", while no BERT has ({len(foreign)}) {listing(foreign)}" if foreign else ""
+        raise DataError(
+            f"tensors of the embeddings and encoder layers are missing ({len(missing)}): {listing(missing)}{instead}; "
+            "only a head can be drawn anew, so save the whole model, or the tensors under transformers' names"
+        )
     if foreign:
         raise DataError(
             f"tensors that belong to no BERT ({len(foreign)}): {listing(foreign)}; adapters have to be merged into the "

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pretrain.errors import ConfigError, TacoError
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +55,26 @@ def gather_objects(value: T, group: distributed.ProcessGroup | None = None) -> l
     values: list[Any] = [None] * world_size()
     distributed.all_gather_object(values, value, group=group)
     return values
+
+
+def ask_rank_0(question: Callable[[], T]) -> T:
+    """Rank 0's answer (plain types) on every rank: the others may see another state of a shared folder. Collective.
+
+    Raises:
+        TacoError: rank 0's, on every rank, with the same exit code.
+    """
+    answer: T | None = None
+    problem: tuple[int, str] | None = None
+    if rank() == 0:
+        try:
+            answer = question()
+        except TacoError as error:
+            problem = (error.exit_code, str(error))
+    answer, problem = gather_objects((answer, problem))[0]
+    if problem is not None:
+        code, message = problem
+        raise (ConfigError if code == ConfigError.exit_code else TacoError)(message)
+    return cast(T, answer)
 
 
 def first_failure(problem: str | None, group: distributed.ProcessGroup | None = None) -> str | None:

@@ -19,6 +19,7 @@ from small_runs import VOCAB_SIZE, write_cyclic_dataset, write_small_run
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, list_checkpoints
 from pretrain.checkpoint.reshape import reshape_checkpoint
 from pretrain.checkpoint.start_weights import check_start, compare_models, find_start
+from pretrain.checkpoint.tokenizers import compare_tokenizers
 from pretrain.checkpoint.weights import read_weights
 from pretrain.cli import main
 from pretrain.config.load import load_config
@@ -152,6 +153,21 @@ def test_other_pieces_are_refused_with_both_tokenizers_and_an_example(place: Pat
     assert load_tokenizer(remedy).info == replace(tokenizer_of(place / "train"), name=load_tokenizer(remedy).info.name)
     (note,) = check(place, place / source, data="other", allowed=("data.train",))
     assert note.endswith("as allowed")
+
+
+def test_a_run_and_its_data_agree_if_ids_do_whatever_the_bytes(place: Path, tmp_path: Path) -> None:
+    """As data does that was preprocessed again on a machine with other line ends."""
+    vocab = tmp_path / "word.txt"
+    vocab.write_bytes((place / "word.txt").read_bytes().replace(b"\n", b"\r\n"))
+    load_tokenizer(vocab).save_pretrained(tmp_path / "again.tokenizer")
+    again = tokenizer_of(tmp_path / "again")
+    assert again.sha256 != tokenizer_of(place / "train").sha256
+    checkpoint = find_checkpoint(place / "trained")
+    manifest = CheckpointManifest.load(checkpoint)
+    assert compare_tokenizers(checkpoint, manifest, again, str(tmp_path / "again")) is None
+    other = compare_tokenizers(checkpoint, manifest, tokenizer_of(place / "other"), str(place / "other"))
+    assert other is not None
+    assert other.has_same_size
 
 
 def test_the_same_ids_from_another_file_are_the_same(place: Path, tmp_path: Path) -> None:

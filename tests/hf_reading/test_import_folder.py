@@ -85,6 +85,16 @@ def test_a_wrong_number_of_layers_is_an_error_with_any_flag(num_layers: int, fre
     assert not (tmp_path / "out").exists()
 
 
+def test_layers_that_share_their_memory_are_read(tmp_path: Path) -> None:
+    folder = random_bert(tmp_path / "hf")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shared = {name: tensors[name.replace("layer.1.", "layer.0.")] for name in tensors}
+    torch.save(shared, folder / "pytorch_model.bin")
+    _, weights, _ = imported(folder, tmp_path / "out")
+    assert torch.equal(weights["2.ffn_in.weight"], weights["3.ffn_in.weight"])
+
+
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +183,17 @@ def test_a_tokenizer_that_is_given_counts_words_and_is_kept(tmp_path: Path) -> N
     assert load_tokenizer(find_checkpoint(tmp_path / "out") / "tokenizer").info.sha256 == tokenizer.info.sha256
 
 
+def test_a_tokenizer_that_is_given_replaces_one_that_cannot_be_read(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_vocab(tmp_path))
+    folder = random_bert(tmp_path / "hf", vocab_size=64)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match=r"tokenizer\.json: is not a tokenizer\.json"):
+        import_folder(folder, tmp_path / "out")
+    imported(folder, tmp_path / "out", tokenizer=tokenizer)
+    kept = load_tokenizer(find_checkpoint(tmp_path / "out") / "tokenizer")
+    assert kept.info.sha256 == tokenizer.info.sha256
+
+
 def test_more_pieces_than_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"has 63 rows, the tokenizer \(vocab.txt\) 64 pieces: no row for id 63 \('##z'\)"
@@ -249,7 +270,7 @@ def test_what_is_no_folder_of_a_model_is_explained(tmp_path: Path, monkeypatch: 
     assert "name it in run.init_from as it is" in refusal(str(find_checkpoint(tmp_path / "imported")))
     (tmp_path / "models--bert" / "snapshots").mkdir(parents=True)
     shutil.copytree(tmp_path / "hf", tmp_path / "models--bert" / "snapshots" / "0a")
-    assert "models--bert/snapshots/0a" in refusal("models--bert")
+    assert "models--bert/snapshots/0a has one" in refusal("models--bert")
     (tmp_path / "tf").mkdir()
     (tmp_path / "tf" / "bert_config.json").write_text("{}")
     assert "a checkpoint of TensorFlow" in refusal("tf")

@@ -110,6 +110,14 @@ def test_a_missing_part_of_the_encoder_is_named(name: str) -> None:
         from_hf_state_dict({other: tensor for other, tensor in STATE.items() if other != name}, CONFIG)
 
 
+def test_parts_under_names_of_their_own_are_shown() -> None:
+    state = {name.replace("intermediate.dense.", "intermediate.dense_act."): tensor for name, tensor in STATE.items()}
+    with pytest.raises(
+        DataError, match=r"missing \(4\): .*intermediate.dense.bias.*, while no BERT has \(4\) .*dense_act"
+    ):
+        from_hf_state_dict(state, CONFIG)
+
+
 def test_the_decoder_stands_in_for_the_word_embeddings() -> None:
     word = "bert.embeddings.word_embeddings.weight"
     weights = from_hf_state_dict({name: tensor for name, tensor in STATE.items() if name != word}, CONFIG)
