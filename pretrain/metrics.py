@@ -1,6 +1,7 @@
 """The measurements of a run: always metrics.jsonl, and TensorBoard events if enabled.
 
-A run that resumes appends; a step that is trained again writes its record again, and readers take the last one.
+A run that resumes appends; a step that is trained again writes its record again, and readers take the last one. Its
+TensorBoard events begin with a mark that makes TensorBoard drop the points of earlier starts from that step on.
 Failing to log never stops training: it is reported once and the run continues.
 """
 
@@ -26,14 +27,21 @@ class MetricsLog:
         self._path = run_dir / METRICS_FILE
         self._is_active = is_active
         self._has_failed = False
+        self._board_dir = run_dir / "tensorboard" if is_active and use_tensorboard else None
         self._board: Any = None
-        if is_active and use_tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
 
-            try:
-                self._board = SummaryWriter(str(run_dir / "tensorboard"))
-            except OSError as error:
-                log.warning("no TensorBoard events: %s", error)
+    def begin(self, step: int) -> None:
+        """Training goes on after `step`: what TensorBoard shows of later steps is about to be trained again."""
+        if self._board_dir is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.close()
+        try:
+            self._board = SummaryWriter(str(self._board_dir), purge_step=step + 1)
+        except OSError as error:
+            log.warning("no TensorBoard events: %s", error)
+            self._board = None
 
     def write(self, record: dict[str, float | int | str]) -> None:
         """Append one record; numbers also go to TensorBoard at their `step`."""
@@ -75,6 +83,8 @@ class MetricsLog:
             if name != "step" and not isinstance(value, str):
                 group = "validation" if name.startswith("validation_") else "train"
                 self._board.add_scalar(f"{group}/{name.removeprefix('validation_')}", value, step)
+        # Like metrics.jsonl: a kill loses no event. A restart writes only those of the steps that it trains again.
+        self._board.flush()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -30,16 +30,18 @@ class Progress(Watcher):
         self._throughput = Throughput()
         self._num_skipped = 0
         self._bar = ProgressLine(None, None)
-        self._start_from(0)
+        self._eta = Eta(0, config.train.steps)
 
     @contextmanager
     def shown_from(self, step: int) -> Iterator[None]:
         """Training begins at `step`, now; while this context lasts a terminal shows a progress bar."""
-        self._start_from(step)
+        self.go_back_to(step)
         with progress_bar("training", step, self._config.train.steps, is_shown=collectives.rank() == 0) as self._bar:
             yield
 
-    def _start_from(self, step: int) -> None:
+    def go_back_to(self, step: int) -> None:
+        """Training goes on from the state of `step`, now; reports on later steps are replaced by those to come."""
+        self._metrics.begin(step)
         self._eta = Eta(step, self._config.train.steps)
         self._throughput.restart()
 

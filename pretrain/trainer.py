@@ -215,7 +215,7 @@ class Trainer:
         self.spikes.report(continued_from=manifest.step, skipped_rows=list(skipped))
         self.state = TrainState(manifest.step, done.end_row)
         self._compared_at = 0
-        self.progress.restart_clock()
+        self.progress.go_back_to(manifest.step)
         return True
 
     # -- validating and saving -----------------------------------------------------------------------------------------

@@ -58,18 +58,51 @@ def test_half_a_line_does_not_swallow_the_next_record(tmp_path: Path, monkeypatc
     assert read_metrics(tmp_path) == [{"step": 2}]
 
 
-def test_tensorboard_events_are_written(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, is_active=True, use_tensorboard=True)
-    log.write({"step": 1, "loss": 2.5, "validation_accuracy": 0.25})
+def board_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of every curve, as TensorBoard shows them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def write_board(folder: Path, after: int, last: int, value: float) -> MetricsLog:
+    """Steps after `after` up to `last`, with a validation at every second one; nobody closes the log, as in a kill."""
+    log = MetricsLog(folder, is_active=True, use_tensorboard=True)
+    log.begin(after)
+    for step in range(after + 1, last + 1):
+        log.write({"step": step, "loss": value})
+        if step % 2 == 0:
+            log.write({"step": step, "validation_accuracy": value})
+    return log
+
+
+def test_a_killed_run_leaves_every_event(tmp_path: Path) -> None:
+    log = write_board(tmp_path, 0, 3, 2.5)
+    found = board_of(tmp_path)
+    assert found == {"train/loss": [(1, 2.5), (2, 2.5), (3, 2.5)], "validation/accuracy": [(2, 2.5)]}
     log.close()
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert events.stat().st_size > 0
+
+
+def test_steps_that_are_trained_again_appear_once_on_the_board(tmp_path: Path) -> None:
+    """Killed after step 9, continued from step 4, and rolled back from step 7 to 5."""
+    first = write_board(tmp_path, 0, 9, 1.0)
+    again = write_board(tmp_path, 4, 7, 2.0)
+    again.begin(5)
+    for step in (6, 7, 8):
+        again.write({"step": step, "loss": 3.0})
+    again.close()
+    found = board_of(tmp_path)
+    assert found["train/loss"] == [*((step, 1.0) for step in range(1, 5)), (5, 2.0), (6, 3.0), (7, 3.0), (8, 3.0)]
+    assert found["validation/accuracy"] == [(2, 1.0), (4, 1.0)]
+    first.close()
 
 
 @pytest.mark.fault("logging")
 def test_a_folder_without_room_for_events_costs_a_warning(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("in the way")
     metrics = MetricsLog(tmp_path, is_active=True, use_tensorboard=True)
+    metrics.begin(0)
     metrics.write({"step": 1, "loss": 2.0})
     metrics.close()
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
