@@ -11,8 +11,6 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from pretrain.checkpoint.manifest import CheckpointManifest
 from pretrain.checkpoint.store import CheckpointStore, NoGoodCheckpointError
 from pretrain.checkpoint.tokenizers import compare_tokenizers
@@ -247,15 +245,19 @@ class Trainer:
         return result
 
     def _validation_batches(self) -> Iterator[Batch]:
-        """This rank's share of the same micro-batches at every validation and for any number of ranks."""
+        """This rank's share of the same rows at every validation and for any number of ranks; no row counts twice."""
         source = self.validation_source
         assert source is not None
-        num_batches = min(self.config.train.eval_batches, math.ceil(source.rows.num_rows / source.micro_batch_size))
+        num_rows, size = source.rows.num_rows, source.micro_batch_size
+        num_batches = min(self.config.train.eval_batches, math.ceil(num_rows / size))
         dp_size, rank = self.engine.mesh.dp_size, self.engine.mesh.dp_rank
         for first in range(0, num_batches, dp_size):
             index = first + rank
             # Under ZeRO-3 every forward is a collective: ranks without a share take part with an empty batch.
-            yield source.micro_batch(index) if index < num_batches else _without_targets(source.micro_batch(0))
+            batch = source.micro_batch(index if index < num_batches else 0)
+            # The stream goes on with the next epoch behind the last row.
+            num_counted = min(max(num_rows - index * size, 0), size) if index < num_batches else 0
+            yield batch if num_counted == size else batch.counting_rows(num_counted)
 
     def compare_replicas(self) -> None:
         """End the run if ranks hold different copies of a parameter, unless they have just been compared."""
@@ -280,12 +282,6 @@ class Trainer:
         )
         self.saver.save(manifest)
         self.progress.restart_clock()
-
-
-def _without_targets(batch: Batch) -> Batch:
-    """The same rows with nothing to predict and no token for the contrastive loss."""
-    nothing = np.full_like(batch.masked_label_M, -100)
-    return replace(batch, valid_BL=np.zeros_like(batch.valid_BL), masked_label_M=nothing)
 
 
 def _changed_data(old: CheckpointManifest, new: CheckpointManifest) -> str | None:

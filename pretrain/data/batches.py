@@ -49,6 +49,24 @@ class Batch:
     masked_label_M: np.ndarray  # int64, the id before masking; -100 where unused
     micro_batch_index: int
 
+    @property
+    def num_labels(self) -> int:
+        """How many masked tokens it has to predict."""
+        return int(np.count_nonzero(self.masked_label_M >= 0))
+
+    @property
+    def num_rows(self) -> int:
+        """How many of its rows count: those with tokens for the contrastive loss, or to predict."""
+        has_label_B = (self.masked_label_M.reshape(len(self.valid_BL), -1) >= 0).any(axis=1)
+        return int(np.count_nonzero(self.valid_BL.any(axis=1) | has_label_B))
+
+    def counting_rows(self, num_rows: int) -> Batch:
+        """A copy in which only the first `num_rows` rows have labels, and tokens for the contrastive loss."""
+        valid_BL, label_M = self.valid_BL.copy(), self.masked_label_M.copy()
+        valid_BL[num_rows:] = False
+        label_M.reshape(len(valid_BL), -1)[num_rows:] = -100
+        return replace(self, valid_BL=valid_BL, masked_label_M=label_M)
+
 
 class RowSource:
     """Rows of one or several datasets, one dataset after another; all written with the same tokenizer.

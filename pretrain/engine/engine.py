@@ -38,9 +38,11 @@ _NO_REQUESTS: Mapping[str, bool] = {}
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Means over the evaluated micro-batches and the `num_labels` masked tokens of all ranks.
+    """Figures of the evaluated rows of all ranks.
 
     `baseline_accuracy` is the accuracy of predicting the most frequent label everywhere.
+    MLM loss and accuracies are means over their `num_labels` masked tokens. The contrastive loss is the mean over
+    micro-batches; one in which few rows count, the last one, weighs as much as it has of them.
     """
 
     mlm_loss: float
@@ -178,18 +180,19 @@ class Engine(ABC):
     def evaluate(self, micro_batches: Iterable[Batch]) -> EvalResult:
         """Losses and masked-token accuracy without dropout; every rank must pass the same number of micro-batches.
 
-        A micro-batch without labels and valid tokens does not count: ranks with fewer micro-batches add such ones.
+        Rows without labels and valid tokens do not count: ranks with fewer micro-batches add some of nothing else.
         """
         # Summed over micro-batches: mlm loss x labels, contrastive loss, micro-batches, correct labels, labels.
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         label_counts = torch.zeros(self.engine.module.vocab_size, dtype=torch.int64)
         for losses, batch in self._run_evaluation(micro_batches):
-            is_counted = batch.valid_BL.any() or (batch.masked_label_M >= 0).any()
+            # A single row has no negatives, and so no contrastive loss that could count.
+            num_rows = float(batch.num_rows if batch.num_rows > 1 else 0)
             sums += torch.stack(
                 [
                     losses.mlm.double() * losses.num_labels,
-                    losses.contrastive.double() * float(is_counted),
-                    torch.tensor(float(is_counted), dtype=torch.float64, device=self.device),
+                    losses.contrastive.double() * num_rows,
+                    torch.full((), num_rows, dtype=torch.float64, device=self.device),
                     losses.num_correct.double(),
                     losses.num_labels.double(),
                 ]
@@ -198,11 +201,11 @@ class Engine(ABC):
             label_counts += torch.bincount(torch.from_numpy(labels), minlength=len(label_counts))
         # All tensor ranks of the last stage count the same rows.
         sums = collectives.sum_over_ranks(sums) / self.mesh.tp_size
-        mlm, contrastive, num_batches, correct, num_labels = sums.tolist()
+        mlm, contrastive, num_rows, correct, num_labels = sums.tolist()
         most_frequent = int(collectives.sum_over_ranks(label_counts.to(self.device)).max()) // self.mesh.tp_size
         return EvalResult(
             mlm_loss=mlm / max(num_labels, 1),
-            contrastive_loss=contrastive / max(num_batches, 1),
+            contrastive_loss=contrastive / max(num_rows, 1),
             accuracy=correct / max(num_labels, 1),
             baseline_accuracy=most_frequent / max(num_labels, 1),
             num_labels=int(num_labels),
