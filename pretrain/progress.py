@@ -41,8 +41,8 @@ class Progress(Watcher):
 
     def go_back_to(self, step: int) -> None:
         """Training goes on from the state of `step`, now; reports on later steps are replaced by those to come."""
-        self._metrics.begin(step)
         self._eta = Eta(step, self._config.train.steps)
+        self._metrics.begin(step)
         self._throughput.restart()
 
     def after_step(self, step: DoneStep) -> Action:

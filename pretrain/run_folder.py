@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from pretrain import durable
 from pretrain.config.load import dump_config
-from pretrain.config.sections import RunConfig
+from pretrain.config.sections import MlmSection, RunConfig
 from pretrain.errors import ConfigError, TacoError
 from pretrain.runlog import get_logger
 
@@ -52,6 +52,8 @@ _FREE_KEYS = (
     "watchdog",
     "deepspeed",
 )
+# What was done before a key existed, where its default is something else.
+_BEFORE_THE_KEY: dict[str, Any] = {"mlm": {"average": "micro_batch"}}
 _KEPT_VARIABLES = ("SLURM_", "NCCL_", "GLOO_", "OMP_", "CUDA_", "TORCH_", "DS_", "MASTER_", "WORLD_SIZE")
 
 
@@ -172,16 +174,10 @@ class RunFolder:
         Raises:
             ConfigError: a key that changes what is trained differs and is not in `allowed`.
         """
-        path = self.path / "config.yaml"
-        if not path.is_file():
+        old = self._read_config()
+        if old is None:
             return []
-        try:
-            old = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from None
-        if not isinstance(old, dict):
-            raise ConfigError(f"{path}: is no configuration of a run; choose another run.output_dir")
-        changes = compare(_with_later_keys(old), config.model_dump(mode="json"))
+        changes = compare(old, self.keep_average(config).model_dump(mode="json"))
         free = (*_FREE_KEYS, *allowed)
         refused = [text for key, text in changes.items() if not any(_is_part_of(key, name) for name in free)]
         if refused:
@@ -191,6 +187,35 @@ class RunFolder:
                 "choose another run.output_dir, undo the changes, or add --allow-change KEY for each of them"
             )
         return list(changes.values())
+
+    def keep_average(self, config: RunConfig) -> RunConfig:
+        """`config` with the `mlm.average` of this folder's run, unless `config` was given one.
+
+        A run that an older version began has no such key, and must not change its objective when it is continued.
+
+        Raises:
+            ConfigError: the folder's configuration cannot be read.
+        """
+        old = self._read_config()
+        if old is None or "average" in config.mlm.model_fields_set:
+            return config
+        try:
+            return config.model_copy(update={"mlm": MlmSection.model_validate(old["mlm"])})
+        except ValidationError:  # not written by this program: the comparison of all keys says what is wrong
+            return config
+
+    def _read_config(self) -> dict[str, Any] | None:
+        """The configuration that this folder's run was started with, later keys included; None if there is none."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            return None
+        try:
+            old = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from None
+        if not isinstance(old, dict):
+            raise ConfigError(f"{path}: is no configuration of a run; choose another run.output_dir")
+        return _with_later_keys(old)
 
     def write_description(self, config: RunConfig, ds_config: dict[str, Any], environment: dict[str, Any]) -> None:
         """Save the resolved configuration, DeepSpeed's, and the environment with the run."""
@@ -226,11 +251,12 @@ class RunFolder:
 
 
 def _with_later_keys(old: dict[str, Any]) -> dict[str, Any]:
-    """An older version's tree, with defaults for keys added since; unchanged if it is no longer valid."""
+    """An older version's tree, with keys added since; with few of them if it is no longer valid."""
+    tree = _BEFORE_THE_KEY | old
     try:
-        return RunConfig.model_validate(old).model_dump(mode="json")
+        return RunConfig.model_validate(tree).model_dump(mode="json")
     except ValidationError:
-        return old
+        return tree
 
 
 def _is_part_of(key: str, name: str) -> bool:

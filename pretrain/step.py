@@ -30,7 +30,10 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step, the same on every rank: losses are means over all micro-batches of all ranks.
+    """One optimizer step, the same on every rank.
+
+    The MLM loss is the mean over all masked tokens of the step, or over micro-batches (`mlm.average`); the contrastive
+    loss is the mean over micro-batches, and the loss is their weighted sum.
 
     Attributes:
         is_skipped: no weight has changed, because a gradient was non-finite or `may_not_update` said so.

@@ -115,7 +115,7 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
     start_process_group(launch, device, timedelta(seconds=config.watchdog.collective_seconds))
     heartbeat, watchdog = Heartbeat(), None
     try:
-        token = _claim(folder, config, allowed)
+        token, config = _claim(folder, config, allowed)
         watchdog = start_watchdog(config.watchdog, folder, heartbeat, launch, token)
         if launch.rank == 0:
             stop.watch(folder.stop_file)
@@ -231,27 +231,37 @@ def _check_device(config: RunConfig, device: torch.device, launch: Launch) -> No
         raise ConfigError("; ".join(problems))
 
 
-def _claim(folder: RunFolder, config: RunConfig, allowed: list[str]) -> str:
-    """Rank 0 claims the folder; every rank ends with its error if it cannot. Returns a name for this start."""
+def _claim(folder: RunFolder, config: RunConfig, allowed: list[str]) -> tuple[str, RunConfig]:
+    """Rank 0 claims the folder; every rank ends with its error if it cannot.
+
+    Returns:
+        A name for this start, and the configuration with the `mlm.average` of the folder's run if none was given.
+    """
+    from pretrain.config.sections import MlmSection
     from pretrain.errors import ConfigError, TacoError
     from pretrain.parallel import collectives
 
     problem: tuple[int, str] | None = None
     changes: list[str] = []
+    given = config.mlm.average
     if collectives.rank() == 0:
         try:
             folder.claim()
             changes = folder.check_config(config, allowed)
+            config = folder.keep_average(config)
             folder.clear_heartbeats()
         except TacoError as error:
             problem = (error.exit_code, str(error))
-    problem, token = collectives.gather_objects((problem, uuid.uuid4().hex))[0]
+    problem, token, mlm = collectives.gather_objects((problem, uuid.uuid4().hex, config.mlm.model_dump()))[0]
     if problem is not None:
         code, message = problem
         raise (ConfigError if code == ConfigError.exit_code else TacoError)(message)
     for change in changes:
         log.info("changed since this run was started: %s", change)
-    return token
+    kept = MlmSection.model_validate(mlm)
+    if kept.average != given:
+        log.info("mlm.average=%s is kept: this run was started so; %s is the default of a new run", kept.average, given)
+    return token, config.model_copy(update={"mlm": kept})
 
 
 if __name__ == "__main__":

@@ -16,8 +16,11 @@ from data_tools import build_index
 from pretrain.checkpoint.manifest import CheckpointManifest, find_problems
 from pretrain.checkpoint.weights import read_weights
 from pretrain.cli import run_program
+from pretrain.config.load import load_config
 from pretrain.data.dataset.verification import verify
+from pretrain.errors import ConfigError
 from pretrain.metrics import read_metrics
+from pretrain.run_folder import RunFolder
 from pretrain.train import app
 
 RELEASES = sorted((ROOT / "tests" / "fixtures").glob("run-*"))
@@ -64,10 +67,23 @@ def continue_run() -> int | str | None:
     return ended.value.code
 
 
+def test_a_run_without_the_key_keeps_the_mean_of_micro_batches(old: Path) -> None:
+    run, config = RunFolder(Path("run")), load_config(Path("run.yaml"))
+    assert config.mlm.average == "token"
+    assert run.check_config(config) == []
+    assert run.keep_average(config).mlm.average == "micro_batch"
+    given = load_config(Path("run.yaml"), ["mlm.average=token"])
+    assert run.keep_average(given).mlm.average == "token"
+    with pytest.raises(ConfigError, match=r"mlm\.average: 'micro_batch' -> 'token'"):
+        run.check_config(given)
+    assert run.check_config(given, allowed=["mlm.average"]) == ["mlm.average: 'micro_batch' -> 'token'"]
+
+
 @pytest.mark.slow
 def test_a_run_is_continued_to_the_state_that_its_release_reached(old: Path) -> None:
     assert run_ranks(1, continue_run) == [0]
     assert [record["step"] for record in read_metrics(Path("run")) if "loss" in record] == [1, 2, 3, 4]
+    assert "average: micro_batch" in Path("run/config.yaml").read_text()
     folder = Path("run/checkpoints/step-0000004")
     states = [load_file(path / "state" / "rank-00000.safetensors") for path in (folder, Path("expected"))]
     assert states[0].keys() == states[1].keys()

@@ -90,6 +90,14 @@ class ObjectiveSection(_Section):
     mean_span_length: float = Field(3.0, ge=1.0, le=64.0, description="mean of the geometric span length, tokens")
 
 
+class MlmSection(_Section):
+    """How the masked-language-modelling losses of an optimizer step are averaged."""
+
+    average: Literal["token", "micro_batch"] = Field(
+        "token", description="token: over all masked tokens of the step; micro_batch: over the micro-batches' means"
+    )
+
+
 class TrainSection(_Section):
     """The length of the run, its batches, and how often it reports."""
 
@@ -268,6 +276,7 @@ class RunConfig(_Section):
     data: DataSection
     model: ModelSection = ModelSection()
     objective: ObjectiveSection = ObjectiveSection()
+    mlm: MlmSection = MlmSection()
     train: TrainSection = TrainSection()
     optim: OptimSection = OptimSection()
     parallel: ParallelSection = ParallelSection()

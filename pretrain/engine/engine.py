@@ -23,6 +23,7 @@ from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.durable import FileRecord
 from pretrain.engine.device_clock import DeviceClock
+from pretrain.engine.token_mean import TokenMean
 from pretrain.engine.zero_state import describe_parameters, read_loss_scale, set_loss_scale, zero_state
 from pretrain.errors import CheckpointError, TacoError
 from pretrain.model.pretraining import PretrainingLosses
@@ -40,9 +41,9 @@ _NO_REQUESTS: Mapping[str, bool] = {}
 class EvalResult:
     """Figures of the evaluated rows of all ranks.
 
-    `baseline_accuracy` is the accuracy of predicting the most frequent label everywhere.
     MLM loss and accuracies are means over their `num_labels` masked tokens. The contrastive loss is the mean over
     micro-batches; one in which few rows count, the last one, weighs as much as it has of them.
+    `baseline_accuracy` is the accuracy of predicting the most frequent label everywhere.
     """
 
     mlm_loss: float
@@ -95,8 +96,13 @@ class Engine(ABC):
         self._host_memory = HostMemory(is_page_locked=device.type == "cuda")
 
     @abstractmethod
-    def _forward_backward(self, micro_batches: Sequence[Batch]) -> list[PretrainingLosses]:
-        """Gradients of all micro-batches, averaged over data-parallel ranks; returns this rank's losses."""
+    def _forward_backward(
+        self, micro_batches: Sequence[Batch], token_mean: TokenMean | None
+    ) -> list[PretrainingLosses]:
+        """Gradients of all micro-batches, averaged over data-parallel ranks; returns this rank's losses.
+
+        `token_mean`, if given, weighs the losses of each micro-batch first.
+        """
 
     @abstractmethod
     def _update(self, *, keep_weights: bool) -> float | None:
@@ -125,7 +131,7 @@ class Engine(ABC):
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        own_losses = self._forward_backward(micro_batches)
+        own_losses = self._forward_backward(micro_batches, self._start_token_mean(micro_batches))
         report, keep_weights = None, False
         if may_not_update is not None:  # all ranks decide from the same loss, before any weight has changed
             report = self._report(own_losses, len(micro_batches), requests, work_seconds)
@@ -147,6 +153,11 @@ class Engine(ABC):
             work_seconds=report.work_seconds,
         )
 
+    def _start_token_mean(self, micro_batches: Sequence[Batch]) -> TokenMean | None:
+        """What weighs the MLM losses of a step; None where the mean of micro-batches is wanted, or is the same."""
+        is_needed = self.config.mlm.average == "token" and len(micro_batches) * self.mesh.dp_size > 1
+        return TokenMean(micro_batches, self.mesh, self.device) if is_needed else None
+
     def _report(
         self,
         own_losses: Sequence[PretrainingLosses],
@@ -154,7 +165,7 @@ class Engine(ABC):
         requests: Mapping[str, bool],
         work_seconds: float | None,
     ) -> _Report:
-        """The mean losses of a step, and the messages of all ranks: one small collective per step."""
+        """The mean losses of a step, and the messages of all ranks, in one small collective."""
         self.heartbeat.enter("losses")
         losses = torch.zeros(3, dtype=torch.float64, device=self.device)
         for micro_batch in own_losses:
@@ -182,7 +193,7 @@ class Engine(ABC):
 
         Rows without labels and valid tokens do not count: ranks with fewer micro-batches add some of nothing else.
         """
-        # Summed over micro-batches: mlm loss x labels, contrastive loss, micro-batches, correct labels, labels.
+        # Summed over micro-batches: mlm loss x labels, contrastive loss x rows, rows, correct labels, labels.
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         label_counts = torch.zeros(self.engine.module.vocab_size, dtype=torch.int64)
         for losses, batch in self._run_evaluation(micro_batches):

@@ -17,6 +17,7 @@ import torch
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.engine.engine import Engine
+from pretrain.engine.token_mean import TokenMean
 from pretrain.model.pipeline import BertPipeline
 from pretrain.model.pretraining import PretrainingLosses
 from pretrain.parallel.mesh import Mesh
@@ -42,6 +43,7 @@ class PipelinedEngine(Engine):
         warnings.filterwarnings(
             "ignore", category=UserWarning, message="c10d::.* an autograd kernel was not registered"
         )
+        self._token_mean: TokenMean | None = None
         super().__init__(config, model, device, mesh, heartbeat)
         self._optimizer_step = self._watch_instructions()
         if hasattr(self.engine.optimizer, "scaled_global_norm"):
@@ -69,15 +71,19 @@ class PipelinedEngine(Engine):
         """The instruction, seen by the heartbeat (each stage has its own sequence) and timed if it is work."""
 
         def run_watched(engine: Any, **arguments: Any) -> None:
+            if name == "forward pass" and engine.is_last_stage():
+                self._await_counts()
             self.heartbeat.enter(name, in_lockstep=False)
             with self.clock.running() if name in _WORK else contextlib.nullcontext():
                 run(engine, **arguments)
 
         return run_watched
 
-    def _forward_backward(self, micro_batches: Sequence[Batch]) -> list[PretrainingLosses]:
-        engine = self.engine
-        engine.module.expect(batch.micro_batch_index for batch in micro_batches)
+    def _forward_backward(
+        self, micro_batches: Sequence[Batch], token_mean: TokenMean | None
+    ) -> list[PretrainingLosses]:
+        engine, self._token_mean = self.engine, token_mean
+        engine.module.expect((batch.micro_batch_index for batch in micro_batches), token_mean and token_mean.weigh)
         engine.module.train()
         engine.set_dataiterator(map(_inputs_and_labels, micro_batches))
         engine.total_loss = engine.total_additional_losses = None
@@ -86,6 +92,16 @@ class PipelinedEngine(Engine):
         engine._exec_schedule(engine._train_schedule())
         losses: list[PretrainingLosses] = engine.module.losses
         return losses
+
+    def _await_counts(self) -> None:
+        """Wait for the other data-parallel ranks' masked tokens outside the forward pass, whose time is the rank's own.
+
+        They are there by now, unless a rank was late with its data: activations have come through all other stages.
+        """
+        if self._token_mean is not None:
+            self.heartbeat.enter("count of masked tokens", in_lockstep=False)
+            self._token_mean.wait()
+            self._token_mean = None
 
     def _update(self, *, keep_weights: bool) -> float | None:
         with self.optimizer.held(keep_weights):

@@ -11,6 +11,7 @@ import torch.distributed as distributed
 from pretrain.config.deepspeed import zero_stage
 from pretrain.data.batches import Batch
 from pretrain.engine.engine import Engine
+from pretrain.engine.token_mean import TokenMean
 from pretrain.model.pretraining import PretrainingLosses
 from pretrain.optim import is_tensor_parallel
 
@@ -18,7 +19,9 @@ from pretrain.optim import is_tensor_parallel
 class PlainEngine(Engine):
     """DeepSpeedEngine: tensor and data parallelism with ZeRO 0-3, the whole depth of the model on every rank."""
 
-    def _forward_backward(self, micro_batches: Sequence[Batch]) -> list[PretrainingLosses]:
+    def _forward_backward(
+        self, micro_batches: Sequence[Batch], token_mean: TokenMean | None
+    ) -> list[PretrainingLosses]:
         self.engine.train()
         own_losses = []
         for number, batch in enumerate(micro_batches, start=1):
@@ -26,6 +29,8 @@ class PlainEngine(Engine):
             with self.clock.running():
                 losses = self._forward(batch)
             self.heartbeat.enter("backward")
+            if token_mean is not None:  # here and not in forward, whose time is this rank's own
+                losses = token_mean.weigh(losses)
             self.engine.backward(losses.total)
             own_losses.append(PretrainingLosses(*(value.detach() for value in losses)))
             if number < len(micro_batches):

@@ -60,6 +60,7 @@ class BertPipeline(PipelineModule):
         self._bounds = _layer_bounds(stage_layers)
         self.losses: list[PretrainingLosses] = []
         self._micro_batches: Iterator[int] = iter(())
+        self._weigh: Callable[[PretrainingLosses], PretrainingLosses] | None = None
         self._key = DropoutKey(seed, 0)
         options = StageOptions(lambda: self._key, recompute_layers, has_padding, separate_documents)
         head = LossHead(objective, vocab_size, layers, seed)
@@ -74,9 +75,16 @@ class BertPipeline(PipelineModule):
         self.layers = layers
         initialise(self, layers, initializer_range=config.initializer_range, seed=seed)
 
-    def expect(self, micro_batch_indices: Iterable[int]) -> None:
-        """Announce the next micro-batches, whose numbers key dropout and pairs, and forget the losses so far."""
-        self._micro_batches = iter(micro_batch_indices)
+    def expect(
+        self,
+        micro_batch_indices: Iterable[int],
+        weigh: Callable[[PretrainingLosses], PretrainingLosses] | None = None,
+    ) -> None:
+        """Announce the next micro-batches, whose numbers key dropout and pairs, and forget the losses so far.
+
+        `weigh` changes the losses of each of them before anything else sees them.
+        """
+        self._micro_batches, self._weigh = iter(micro_batch_indices), weigh
         self.losses = []
 
     def forward(self, forward_input: Any) -> Any:
@@ -98,6 +106,8 @@ class BertPipeline(PipelineModule):
             masked_label_M=masked_label_M,
             micro_batch_index=self._key.micro_batch_index,
         )
+        if self._weigh is not None:
+            losses = self._weigh(losses)
         self.losses.append(PretrainingLosses(*(value.detach() for value in losses)))
         return losses.total
 

@@ -20,11 +20,15 @@ from pretrain.objectives.taco import anchor_mask, has_pairs, sample_pairs, token
 
 
 class PretrainingLosses(NamedTuple):
-    """The losses of one micro-batch, scalars; a tuple, because DeepSpeed looks for a loss tensor in tuples only."""
+    """The losses of one micro-batch, scalars; a tuple, because DeepSpeed looks for a loss tensor in tuples only.
+
+    The first two have a gradient: a step that weighs the MLM losses of its micro-batches changes both.
+    """
 
     total: Tensor
-    """mlm + contrastive_weight * contrastive; the only one with a gradient."""
+    """mlm + contrastive_weight * contrastive."""
     mlm: Tensor
+    """Mean over the masked tokens."""
     contrastive: Tensor
     num_correct: Tensor
     """Masked positions whose top prediction is correct."""
@@ -56,11 +60,11 @@ class LossHead:
         shard = self.layers.vocabulary_shard(self.vocab_size)
         mlm, num_correct, num_labels = masked_lm_loss(logits_MV, masked_label_M, shard)
         if self.objective.contrastive_weight == 0 or embedding_TD is None:
-            return PretrainingLosses(mlm, mlm.detach(), torch.zeros_like(mlm.detach()), num_correct, num_labels)
+            return PretrainingLosses(mlm, mlm, torch.zeros_like(mlm.detach()), num_correct, num_labels)
         anchor_BL = self._anchors(valid_BL, masked_index_M, masked_label_M)
         contrastive = self._contrast(hidden_TD, embedding_TD, valid_BL, segment_BL, anchor_BL, micro_batch_index)
         total = mlm + self.objective.contrastive_weight * contrastive
-        return PretrainingLosses(total, mlm.detach(), contrastive.detach(), num_correct, num_labels)
+        return PretrainingLosses(total, mlm, contrastive.detach(), num_correct, num_labels)
 
     def _anchors(self, valid_BL: Tensor, masked_index_M: Tensor, masked_label_M: Tensor) -> Tensor:
         # Unused entries all point at token 0, so labels are counted: assigning could overwrite a real one there.

@@ -83,6 +83,29 @@ def first_failure(problem: str | None, group: distributed.ProcessGroup | None = 
     return next((f"rank {i}: {text}" for i, text in enumerate(problems) if text is not None), None)
 
 
+class PendingSum:
+    """An element-wise sum over the ranks of a group that goes on beside other work; every rank of it starts one.
+
+    Attributes:
+        tensor: the sum, once `wait` has returned; until then nobody may read it.
+    """
+
+    def __init__(self, tensor: torch.Tensor, group: distributed.ProcessGroup | None = None) -> None:
+        """Start summing `tensor` in place; `group` None: all ranks."""
+        import torch.distributed as distributed
+
+        self.tensor = tensor
+        is_alone = not distributed.is_initialized() or distributed.get_world_size(group) == 1
+        self._work = None if is_alone else distributed.all_reduce(tensor, group=group, async_op=True)
+
+    def wait(self) -> torch.Tensor:
+        """The sum. On a GPU only the current stream waits for it, not the host."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return self.tensor
+
+
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """The element-wise sum over all ranks, in place."""
     import torch.distributed as distributed

@@ -46,7 +46,10 @@ _GUARD_PATIENCE = 12.0
 # A learnt time-out stays below that of the process group, whose message says less.
 _SHARE_OF_LAST_LINE = 0.8
 _PACKAGE = os.sep + "pretrain" + os.sep
-_COLLECTIVES = os.sep + os.path.join("torch", "distributed", "")
+_COLLECTIVES = (
+    os.sep + os.path.join("torch", "distributed", ""),
+    os.sep + os.path.join("pretrain", "parallel", "collectives.py"),
+)
 
 log = get_logger(__name__)
 
@@ -295,7 +298,7 @@ def _where(thread: int) -> tuple[bool, str]:
     is_waiting, place = False, ""
     while frame is not None:
         name = frame.f_code.co_filename
-        is_waiting |= _COLLECTIVES in name
+        is_waiting |= any(part in name for part in _COLLECTIVES)
         if not place and _PACKAGE in name:
             place = f"pretrain/{name.rpartition(_PACKAGE)[2]}:{frame.f_lineno} ({frame.f_code.co_name})"
         frame = frame.f_back

@@ -26,6 +26,7 @@ DANGEROUS = {
     "model.hidden_dropout": "0.2",
     "objective.temperature": "0.1",
     "objective.mask_rate": "0.2",
+    "mlm.average": "micro_batch",
     "train.global_batch_size": "32",
     "train.micro_batch_size": "2",
     "train.steps": "9",

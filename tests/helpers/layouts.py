@@ -22,6 +22,7 @@ DOCUMENT = "row_mode document"
 PACK = "row_mode pack"
 MASKED = "anchors masked"
 UNMASKED = "anchors unmasked"
+MICRO_BATCH = "document, mean of micro-batches"
 LAMB = "LAMB"
 SETTINGS: dict[str, tuple[str, ...]] = {
     PLAIN: (),
@@ -33,6 +34,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     PACK: ("data.row_mode=pack",),
     MASKED: ("objective.anchors=masked",),
     UNMASKED: ("objective.anchors=unmasked",),
+    MICRO_BATCH: ("data.row_mode=document", "mlm.average=micro_batch"),
     LAMB: ("optim.name=lamb",),
 }
 
@@ -172,7 +174,9 @@ def _cases_in_other_settings() -> list[Case]:
     grids = {
         DROPOUT: (PP2, PP4, PP2_DP2),
         HIDDEN_DROPOUT: (TP2, TP4, PP2_TP2),
-        **dict.fromkeys((DOCUMENT, PACK, MASKED, UNMASKED), of_each_kind),
+        DOCUMENT: (DP2, *of_each_kind, TP2_DP2, PP2_DP2),  # rows of uneven length: every rank masks another number
+        **dict.fromkeys((PACK, MASKED, UNMASKED), of_each_kind),
+        MICRO_BATCH: (DP2, PP2_DP2),
         LAMB: (TP2_SP, TP2_DP2, PP2, PP2_DP2, PP2_TP2),
     }
     cases = [Case(grid, setting=setting) for setting, chosen in grids.items() for grid in chosen]

@@ -136,23 +136,35 @@ def plain_process(config: RunConfig) -> tuple[Figures, Weights]:
     optimizer = kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
     figures: Figures = []
     for step in range(STEPS):
-        sums = torch.zeros(3, dtype=torch.float64)
-        for index in range(step * per_step, (step + 1) * per_step):
-            losses = model(*tensors(source.micro_batch(index)))
-            (losses.total / per_step).backward()
-            sums += torch.stack([losses.total.detach(), losses.mlm, losses.contrastive]) / per_step
+        indices = range(step * per_step, (step + 1) * per_step)
+        losses = [model(*tensors(source.micro_batch(index))) for index in indices]
+        total, mlm, contrastive = average(losses, config)
+        total.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, optim, config.train.steps)
         optimizer.step()
         optimizer.zero_grad()
-        figures.append((*sums.tolist(), float(norm)))
+        figures.append((float(total), float(mlm), float(contrastive), float(norm)))
     model.eval()
     with torch.no_grad():
         losses = model(*tensors(source.micro_batch(EVALUATED)))
     accuracy = losses.num_correct / losses.num_labels
     figures.append((float(accuracy), float(losses.mlm), float(losses.contrastive), 1.0))
     return figures, {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def average(losses: Sequence[pretraining.PretrainingLosses], config: RunConfig) -> tuple[torch.Tensor, ...]:
+    """Total, MLM and contrastive loss of a step from those of its micro-batches, as docs/objective.md says."""
+    contrastive = torch.stack([part.contrastive for part in losses]).mean()
+    # Only the total has the gradient of the contrastive loss.
+    weighted_contrastive = torch.stack([part.total - part.mlm for part in losses]).mean()
+    if config.mlm.average == "token":
+        mlm = torch.stack([part.mlm * part.num_labels for part in losses]).sum()
+        mlm = mlm / torch.stack([part.num_labels for part in losses]).sum()
+    else:
+        mlm = torch.stack([part.mlm for part in losses]).mean()
+    return mlm + weighted_contrastive, mlm, contrastive
 
 
 def tensors(batch: Batch) -> tuple[Any, ...]:
