@@ -28,7 +28,6 @@ class Progress(Watcher):
         self._metrics = metrics
         self._unsaved_seconds = unsaved_seconds
         self._throughput = Throughput()
-        self._num_skipped = 0
         self._bar = ProgressLine(None, None)
         self._eta = Eta(0, config.train.steps)
 
@@ -47,7 +46,6 @@ class Progress(Watcher):
 
     def after_step(self, step: DoneStep) -> Action:
         """Count the step, and report it if it is one of every `train.log_every` or the last."""
-        self._num_skipped += step.result.is_skipped
         self._throughput.add(self._config.train.global_batch_size * self._config.data.seq_length)
         self._bar.update(step.number)
         if step.number % self._config.train.log_every == 0 or step.number == self._config.train.steps:
@@ -76,7 +74,7 @@ class Progress(Watcher):
                 "grad_norm": result.grad_norm,
                 "tokens_per_second": rate,
                 "consumed_samples": done.end_row,
-                "skipped_steps": self._num_skipped,
+                "skipped_steps": result.num_skipped,
             }
         )
         fields = (
@@ -87,7 +85,7 @@ class Progress(Watcher):
             f"lr {lr:.2e}",
             f"grad norm {result.grad_norm:.3f}",
             f"{format_count(rate)} tokens/s",
-            f"skipped {self._num_skipped}",
+            f"skipped {result.num_skipped}",
             f"unsaved {format_seconds(self._unsaved_seconds())}",
             f"eta {format_seconds(self._eta.remaining(step))}",
         )

@@ -37,6 +37,7 @@ class StepResult:
 
     Attributes:
         is_skipped: no weight has changed, because a gradient was non-finite or `may_not_update` said so.
+        num_skipped: such steps of the run up to here, in earlier starts too; those that a rollback has undone are out.
         requests: the names of the requests that any rank made.
         bad_micro_batches: global numbers of this rank's own micro-batches whose loss was non-finite; the one field that
             differs between ranks.
@@ -48,6 +49,7 @@ class StepResult:
     contrastive_loss: float
     grad_norm: float
     is_skipped: bool
+    num_skipped: int = 0
     requests: frozenset[str] = frozenset()
     bad_micro_batches: tuple[int, ...] = ()
     work_seconds: tuple[float, ...] = ()

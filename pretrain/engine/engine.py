@@ -54,7 +54,11 @@ class EvalResult:
 
 
 class Engine(ABC):
-    """DeepSpeed behind one class; a subclass defines how micro-batches go through the model."""
+    """DeepSpeed behind one class; a subclass defines how micro-batches go through the model.
+
+    Attributes:
+        num_skipped: steps of the run that have changed no weight; part of every checkpoint.
+    """
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class Engine(ABC):
             ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
         self.ds_config = build_ds_config(config, mesh.dp_size)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.ds_config, mpu=mesh.mpu)
+        self.num_skipped = 0
         self.clock = DeviceClock(device)
         if self.clock.is_used:  # the host only queues what a GPU does
             self.heartbeat.work_stages = frozenset({"data"})
@@ -142,12 +147,15 @@ class Engine(ABC):
         self.heartbeat.add_work(self.clock.take())
         if grad_norm is None:
             grad_norm = self._deepspeed_grad_norm()
+        is_skipped = keep_weights or not self._is_applied(grad_norm)
+        self.num_skipped += is_skipped
         return StepResult(
             loss=report.loss,
             mlm_loss=report.mlm_loss,
             contrastive_loss=report.contrastive_loss,
             grad_norm=grad_norm,
-            is_skipped=keep_weights or not self._is_applied(grad_norm),
+            is_skipped=is_skipped,
+            num_skipped=self.num_skipped,
             requests=report.requests,
             bad_micro_batches=() if math.isfinite(report.loss) else _non_finite(own_losses, micro_batches),
             work_seconds=report.work_seconds,
@@ -289,13 +297,14 @@ class Engine(ABC):
             raise CheckpointError(f"{folder}: cannot be continued: {failure}")
         self.state.refresh()
         set_loss_scale(self.engine, counters["loss_scale"])
-        self.engine.global_steps, self.engine.skipped_steps = counters["global_steps"], counters["skipped_steps"]
+        self.engine.global_steps = counters["global_steps"]
+        self.num_skipped = self.engine.skipped_steps = int(counters.get("skipped_steps", 0))
 
     def _counters(self) -> dict[str, Any]:
         return {
             "optimizer_steps": self.state.num_steps(),
             "global_steps": self.engine.global_steps,
-            "skipped_steps": self.engine.skipped_steps,
+            "skipped_steps": self.num_skipped,
             "loss_scale": read_loss_scale(self.engine),
         }
 

@@ -106,6 +106,26 @@ def test_a_skipped_spike_leaves_no_trace(layout: tuple[Any, ...], tmp_path: Path
 
 @pytest.mark.fault("spike")
 @pytest.mark.slow
+def test_skipped_steps_are_counted_across_starts(tmp_path: Path) -> None:
+    """Two skipped steps; the run dies after the first one was saved, and again before a third save."""
+    bad, found = {4 * PER_STEP: 20.0, 9 * PER_STEP: 20.0}, []
+    for name, deaths in (("clean", []), ("killed", [9, 6])):
+        folder = tmp_path / name
+        config = small_run(folder, "skip")
+        for step in deaths:
+            assert ended(1, config, bad, die_at=step) == [9]
+        assert ended(1, config, bad) == [0]
+        run = folder / "run"
+        counters = json.loads((find_checkpoint(run) / "state" / "counters.json").read_text())
+        skipped = {record["step"]: record["skipped_steps"] for record in read_metrics(run) if "lr" in record}
+        assert (skipped[4], skipped[5], skipped[9], skipped[10], skipped[12]) == (0, 1, 1, 2, 2)
+        assert (counters["skipped_steps"], counters["optimizer_steps"]) == (2, 10)
+        found.append((skipped, counters, state_of(find_checkpoint(run))))
+    assert found[0] == found[1]
+
+
+@pytest.mark.fault("spike")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "deaths"),
     [("zero.stage=3", [10]), ("parallel.pipeline=2", [10, 7])],
