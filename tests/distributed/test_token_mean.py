@@ -110,4 +110,4 @@ def test_a_step_without_any_masked_token_has_no_mlm_loss() -> None:
     mlm = torch.tensor(0.0, requires_grad=True)
     losses = mean.weigh(losses_of(mlm, 0.25, 0))
     losses.total.backward()
-    assert (float(losses.total), float(losses.mlm), float(mlm.grad)) == (0.25, 0.0, 0.0)  # type: ignore[arg-type]
+    assert (losses.total.item(), losses.mlm.item(), float(mlm.grad)) == (0.25, 0.0, 0.0)  # type: ignore[arg-type]
