@@ -49,18 +49,17 @@ def write_folder(
         raise DataError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
 
 
-def read_folder(folder: Path) -> tuple[Path, str, bool]:
-    """The source file in `folder`, its original name, and whether to load it as cased.
+def read_folder(folder: Path) -> tuple[Path, str, bool | None]:
+    """The source file in `folder`, its original name, and whether to load it as cased (None: the folder does not say).
+
+    A folder that others saved has no marker; a vocab.txt in it is read by the `do_lower_case` beside it.
 
     Raises:
-        DataError: the folder holds no tokenizer, or its marker is damaged.
+        DataError: the folder holds no tokenizer, or several, or its marker is damaged.
     """
     marker = folder / MARKER
     if not marker.exists():
-        source = folder / "tokenizer.json"
-        if not source.exists():
-            raise DataError(f"{folder}: holds no {MARKER} and no tokenizer.json; is it a tokenizer's folder?")
-        return source, folder.name, False
+        return _find_source(folder), folder.name, _casing_beside(folder)
     try:
         fields = json.loads(marker.read_text(encoding="utf-8"))
         source, name, cased = fields["source"], fields["name"], fields["cased"]
@@ -69,3 +68,31 @@ def read_folder(folder: Path) -> tuple[Path, str, bool]:
     if source not in SOURCE_NAMES.values() or not isinstance(name, str) or not isinstance(cased, bool):
         raise DataError(f"{marker}: is damaged (source {source!r}, name {name!r}, cased {cased!r}); write it again")
     return folder / source, name, cased
+
+
+def _find_source(folder: Path) -> Path:
+    for name in ("tokenizer.json", "vocab.txt"):
+        if (folder / name).exists():
+            return folder / name
+    models = sorted(folder.glob("*.model"))
+    if len(models) == 1:
+        return models[0]
+    if models:
+        raise DataError(f"{folder}: holds {len(models)} SentencePiece models; name one, such as {models[0]}")
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        raise DataError(
+            f"{folder}: holds vocab.json and merges.txt, which make no tokenizer without the code of their model; with "
+            "transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER) writes a tokenizer.json"
+        )
+    raise DataError(
+        f"{folder}: holds no tokenizer.json, vocab.txt or SentencePiece .model; is it a tokenizer's folder?"
+    )
+
+
+def _casing_beside(folder: Path) -> bool | None:
+    """Whether transformers' tokenizer_config.json says that case is kept; None if it says nothing."""
+    try:
+        lowers = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("do_lower_case")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return not lowers if isinstance(lowers, bool) else None

@@ -7,6 +7,7 @@ tokenizers). These libraries are imported when needed; torch never is.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pretrain.data.tokenizer.base import SPECIAL_NAMES, Tokenizer, check_casing
@@ -31,6 +32,10 @@ __all__ = [
 ]
 
 
+# A name of the Hugging Face hub, such as bert-base-uncased or google/electra-small.
+_HUB_NAME = re.compile(r"[\w-]+(?:\.\d[\w-]*)*(?:/[\w-]+(?:\.\d[\w-]*)*)?")
+
+
 class OtherTokenizerError(DataError):
     """The tokenizer beside a dataset is not the one that made its ids."""
 
@@ -38,8 +43,8 @@ class OtherTokenizerError(DataError):
 def load_tokenizer(path: str | Path, *, cased: bool = False) -> Tokenizer:
     """The tokenizer in `path`: a WordPiece `vocab.txt`, a SentencePiece `.model`, a `tokenizer.json`, or a folder.
 
-    A folder is one that `save_pretrained` wrote. `cased` keeps case and accents with a `vocab.txt`; the other kinds
-    define that themselves, and `cased` is an error if they fold case. `info.sha256` is the hash of the file's bytes;
+    A folder is one that `save_pretrained` wrote, ours or transformers'. `cased` keeps case and accents with a
+    `vocab.txt`; the other kinds define that themselves, and `cased` is an error if they fold case. `info.sha256` is the hash of the file's bytes;
     for a cased `vocab.txt`, of the bytes followed by b"\\0cased", since its ids differ.
 
     Raises:
@@ -48,9 +53,14 @@ def load_tokenizer(path: str | Path, *, cased: bool = False) -> Tokenizer:
     source, name = Path(path), Path(path).name
     if source.is_dir():
         source, name, kept_cased = read_folder(source)
-        if source.suffix == ".txt":
+        if source.suffix == ".txt" and kept_cased is not None:
             check_casing(source, cased, kept_cased)
             cased = kept_cased
+    elif _HUB_NAME.fullmatch(str(path)) and not source.exists():
+        raise DataError(
+            f"{path}: no such file or folder, and names of the hub are not downloaded; where there is a network, "
+            f"`hf download {path} --local-dir FOLDER`, then give that folder or its tokenizer.json or vocab.txt"
+        )
     data = _read(source)
     if source.suffix == ".model":
         return load_sentencepiece(source, name, data, cased)

@@ -322,6 +322,38 @@ def test_the_tokenizer_beside_a_dataset_is_the_one_that_made_it(tmp_path: Path, 
             open_it(prefix, other)
 
 
+def test_a_folder_of_transformers_with_only_a_vocabulary_is_read_with_its_casing(tmp_path: Path):
+    write_vocab(tmp_path, [*SPECIAL, *WORDS])
+    assert load_tokenizer(tmp_path).info.cased is False
+    assert load_tokenizer(tmp_path, cased=True).info.cased is True
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}', encoding="utf-8")
+    assert load_tokenizer(tmp_path).encode_batch(["The"]) == [[5 + WORDS.index("The")]]
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}', encoding="utf-8")
+    with pytest.raises(DataError, match="folds case"):
+        load_tokenizer(tmp_path, cased=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["a.model", "b.model"], "holds 2 SentencePiece models; name one, such as .*a.model"),
+        (["vocab.json", "merges.txt"], "save_pretrained"),
+        (["model.safetensors"], "holds no tokenizer.json, vocab.txt or SentencePiece .model"),
+    ],
+)
+def test_a_folder_without_a_tokenizer_says_what_it_holds(tmp_path: Path, files: list[str], words: str):
+    for name in files:
+        (tmp_path / name).write_text("x")
+    with pytest.raises(DataError, match=words):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bert-base-uncased", "google/electra-small"])
+def test_a_name_of_the_hub_says_how_to_fetch_it(name: str):
+    with pytest.raises(DataError, match=f"no such file or folder.*hf download {name} --local-dir FOLDER"):
+        load_tokenizer(name)
+
+
 def test_unwritable_folder_is_an_error(tmp_path: Path, wordpiece: Tokenizer):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot be written"):
