@@ -44,8 +44,8 @@ def load_tokenizer(path: str | Path, *, cased: bool = False) -> Tokenizer:
     """The tokenizer in `path`: a WordPiece `vocab.txt`, a SentencePiece `.model`, a `tokenizer.json`, or a folder.
 
     A folder is one that `save_pretrained` wrote, ours or transformers'. `cased` keeps case and accents with a
-    `vocab.txt`; the other kinds define that themselves, and `cased` is an error if they fold case. `info.sha256` is the hash of the file's bytes;
-    for a cased `vocab.txt`, of the bytes followed by b"\\0cased", since its ids differ.
+    `vocab.txt`; the other kinds define that themselves, and `cased` is an error if they fold case. `info.sha256` is the
+    hash of the file's bytes; for a cased `vocab.txt`, of the bytes followed by b"\\0cased", since its ids differ.
 
     Raises:
         DataError: the file is missing, of an unknown kind, damaged, or lacks what BERT needs.
