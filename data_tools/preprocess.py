@@ -193,10 +193,13 @@ def preprocess(
     from data_tools.output.resumable import ResumableRun
     from data_tools.readers import expand_inputs
     from pretrain.data.tokenizer.base import best_dtype
+    from pretrain.data.tokenizer.casing import casing_mismatch
     from pretrain.data.tokenizer.load import load_tokenizer
 
     sources = expand_inputs(inputs, options.reading)
     tokenizer = load_tokenizer(options.tokenizer, cased=options.cased)
+    if mismatch := casing_mismatch(tokenizer):
+        print(f"warning: {options.tokenizer}: {mismatch}", file=sys.stderr)
     prepare_output(prefix)
     report = Report(prefix, len(sources), tokenizer=asdict(tokenizer.info))
     record = record_options(inputs, options, dedup=dedup)

@@ -81,7 +81,7 @@ def learn_byte_bpe(texts: Sequence[str], vocab_size: int, cased: bool) -> bytes:
         VocabularySizeError: the texts have too few different words.
         DataError: they have no word.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     from pretrain.data.tokenizer.load import WORDPIECE_SPECIAL
 
@@ -98,9 +98,13 @@ def learn_byte_bpe(texts: Sequence[str], vocab_size: int, cased: bool) -> bytes:
     pipeline.normalizer = normalizers.Sequence(steps)
     pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     pipeline.decoder = decoders.ByteLevel()
+    # A mask stands for a piece with the space before it, so in a text it takes that space.
+    special = [
+        AddedToken(token, special=True, normalized=False, lstrip=token == "[MASK]") for token in WORDPIECE_SPECIAL
+    ]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(WORDPIECE_SPECIAL),
+        special_tokens=special,
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         min_frequency=_MIN_FREQUENCY,

@@ -13,6 +13,7 @@ import numpy as np
 
 from pretrain.data.tokenizer.folder import write_folder
 from pretrain.data.tokenizer.info import SpecialIds, TokenizerInfo
+from pretrain.data.tokenizer.saved_pipeline import complete_pipeline, settings_of
 from pretrain.errors import DataError
 
 # Names by role, in order of preference; the first that is in the vocabulary is used.
@@ -87,25 +88,21 @@ class Tokenizer(ABC):
     def save_pretrained(self, folder: str | Path, *, max_length: int | None = None) -> None:
         """Writes the files that `transformers.AutoTokenizer` and `load_tokenizer` load from `folder`.
 
-        `max_length`, in tokens, is where transformers truncates if truncation is requested.
+        They give the ids of this tokenizer, and with special tokens those of a training row: [CLS] text [SEP].
+        `max_length`, in tokens, is where transformers truncates if truncation is requested; never without it.
 
         Raises:
             DataError: a file cannot be written, or the vocabulary cannot be converted for transformers with the same
                 ids.
         """
-        from tokenizers import AddedToken, processors
-
         tokens = {role: self._pieces[index] for role, index in asdict(self.special).items()}
         pipeline = self._to_tokenizers()
-        pipeline.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens.values()])
-        if pipeline.post_processor is None:
-            cls, sep = tokens["cls"], tokens["sep"]
-            pipeline.post_processor = processors.TemplateProcessing(
-                single=f"{cls}:0 $A:0 {sep}:0",
-                pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-                special_tokens=[(cls, self.special.cls), (sep, self.special.sep)],
-            )
-        write_folder(Path(folder), self.info, self._source, pipeline.to_str(pretty=True), tokens, max_length)
+        complete_pipeline(pipeline, self.info.name, tokens, self.special)
+        text = pipeline.to_str(pretty=True)
+        config: dict[str, Any] = {f"{role}_token": token for role, token in tokens.items()} | settings_of(text)
+        if max_length is not None:
+            config["model_max_length"] = max_length
+        write_folder(Path(folder), self.info, self._source, text, config)
 
 
 def join_ids(batch: Sequence[Sequence[int]], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:

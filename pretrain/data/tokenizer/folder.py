@@ -21,23 +21,16 @@ SOURCE_NAMES = {"wordpiece": "vocab.txt", "sentencepiece": "sentencepiece.model"
 
 
 def write_folder(
-    folder: Path,
-    info: TokenizerInfo,
-    source: bytes,
-    tokenizer_json: str,
-    tokens: Mapping[str, str],
-    max_length: int | None,
+    folder: Path, info: TokenizerInfo, source: bytes, tokenizer_json: str, settings: Mapping[str, Any]
 ) -> None:
-    """Creates `folder` and writes the files of a tokenizer into it; `tokens` are the special tokens by role.
+    """Creates `folder` and writes the files of a tokenizer into it; `settings` go into tokenizer_config.json.
 
     Raises:
         DataError: a file cannot be written.
     """
+    # The class that takes tokenizer.json as it is. Those of BERT, RoBERTa and so on replace parts of it.
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs}
-    config |= {f"{role}_token": token for role, token in tokens.items()}
-    if max_length is not None:
-        config["model_max_length"] = max_length
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, **settings}
     marker = {"source": SOURCE_NAMES[info.kind], "name": info.name, "cased": info.cased}
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -78,6 +78,8 @@ def load_json(path: Path, name: str, data: bytes, cased: bool) -> Tokenizer:
         raise DataError(f"{path}: is not a tokenizer.json ({error}); restore it") from None
     pipeline.no_truncation()
     pipeline.no_padding()
+    if getattr(pipeline.model, "dropout", None):
+        pipeline.model.dropout = None  # it would give other ids each time
     is_cased = not _folds_case(json.loads(data).get("normalizer"))
     check_casing(path, cased, is_cased)
     vocab = pipeline.get_vocab(with_added_tokens=True)
