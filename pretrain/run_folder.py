@@ -289,7 +289,7 @@ def describe_environment(world_size: int, device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
-        "revision": _revision(),
+        "revision": revision(),
         "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith(_KEPT_VARIABLES)},
     }
 
@@ -301,21 +301,29 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _revision() -> str | None:
-    """The git revision of the code, marked if there are uncommitted changes; None if no repository tracks the code.
+def revision() -> str | None:
+    """The git revision of this project, marked if there are uncommitted changes; None if this is no clone of it.
 
-    An installed package may be inside somebody else's repository, for example in a virtual environment there.
+    The package may lie inside somebody else's repository: in a virtual environment there, or copied into it.
     """
     code = Path(__file__).resolve()
-    tracked = _ask_git(code.parent, "ls-files", "--", code.name)
-    return _ask_git(code.parent, "describe", "--always", "--dirty", "--abbrev=12") if tracked else None
+    root = code.parents[1]
+    top = _ask_git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root or not (root / "pyproject.toml").is_file():
+        return None
+    if not _ask_git(code.parent, "ls-files", "--", code.name):
+        return None
+    return _ask_git(code.parent, "describe", "--always", "--dirty", "--abbrev=12")
 
 
 def _ask_git(folder: Path, *words: str) -> str | None:
     """The output of git in `folder`; None if it is empty, or git fails or is not installed."""
     command = ["git", "-C", str(folder), *words]
+    # These, which git sets in its hooks, would name the user's repository.
+    named = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX")
+    variables = {key: value for key, value in os.environ.items() if key not in named}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=variables)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() or None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from project import ROOT
 
 from pretrain import run_folder
 from pretrain.config.sections import RunConfig
@@ -123,22 +124,24 @@ def test_a_folder_that_a_job_script_has_begun_is_free(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run").check_free(config(tmp_path / "run"))
 
 
-def test_only_a_repository_that_tracks_the_code_tells_its_revision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A virtual environment inside somebody's project: its revision says nothing of the code."""
-    repository = tmp_path / "thesis"
-    installed = repository / ".venv" / "pretrain" / "run_folder.py"
-    installed.parent.mkdir(parents=True)
-    installed.write_text("")
+def test_only_a_clone_of_this_project_tells_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed into somebody's repository, or copied into it, the code has no revision: theirs says nothing of it."""
+    repository, code = tmp_path / "thesis", "pretrain/run_folder.py"
     git = ["git", "-C", str(repository), "-c", "user.name=x", "-c", "user.email=x@y"]
+    for folder in (".venv", "vendor", "."):
+        (repository / folder / "pretrain").mkdir(parents=True)
+        (repository / folder / code).write_text("")
+    (repository / "vendor" / "pyproject.toml").touch()
     subprocess.run([*git, "init", "--quiet"], check=True)
-    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=begin"], check=True)
-    monkeypatch.setattr(run_folder, "__file__", str(installed))
-    assert describe_environment(1, "cpu")["revision"] is None
-    subprocess.run([*git, "add", "--force", ".venv"], check=True)
-    subprocess.run([*git, "commit", "--quiet", "--message=vendor"], check=True)
+    subprocess.run([*git, "add", "--force", "."], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message=begin"], check=True)
+    monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))  # as in a hook of another repository
+    for folder in (".venv", "vendor"):
+        monkeypatch.setattr(run_folder, "__file__", str(repository / folder / code))
+        assert describe_environment(1, "cpu")["revision"] is None
+    (repository / "pyproject.toml").touch()
+    monkeypatch.setattr(run_folder, "__file__", str(repository / code))
     revision = describe_environment(1, "cpu")["revision"]
     assert re.fullmatch("[0-9a-f]{12}", revision)
-    installed.write_text("changed")
+    (repository / code).write_text("changed")
     assert describe_environment(1, "cpu")["revision"] == f"{revision}-dirty"
