@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -181,6 +181,25 @@ def _seal(digest: str) -> str:
 
 def _hash_content(tree: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(tree, sort_keys=True).encode())
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file that a library created for its owner alone (safetensors, tempfile) the mode that the umask leaves."""
+    with suppress(PermissionError):  # some network disks have no modes
+        path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """The umask of this process; reading it by setting it would show in files that other threads create meanwhile."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    except OSError:
+        pass
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def sync_file(path: Path) -> None:

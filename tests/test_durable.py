@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,15 @@ def test_every_kind_of_damage_is_told(tmp_path: Path) -> None:
         tmp_path / "changed": f"expected xxh3-128 {old}, found {new}: content differs from what was written",
         tmp_path / "gone": "is missing",
     }
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
+def test_a_file_of_a_library_follows_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "private"
+    path.touch(0o600)
+    before = os.umask(umask)
+    try:
+        durable.follow_umask(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode

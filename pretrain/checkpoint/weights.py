@@ -101,6 +101,7 @@ def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> FileRecord:
         save_file(_apart({name: tensor.float().contiguous() for name, tensor in weights.items()}), path)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(f"{path}: {error}") from None
+    durable.follow_umask(path)
     durable.sync_file(path)
     return durable.record_of(path, folder)
 

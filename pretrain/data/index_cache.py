@@ -116,12 +116,12 @@ def write_tables(path: Path, facts: Mapping[str, Any], tables: Mapping[str, np.n
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
             file.write(_MAGIC + struct.pack("<QQ", len(header), digest.intdigest()))
             for block in blocks:
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
+        durable.follow_umask(Path(temporary))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

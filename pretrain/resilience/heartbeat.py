@@ -137,7 +137,7 @@ class SignFolder:
     def write(self, sign: Sign) -> None:
         """Replace the rank's last sign. Closing the file makes other nodes see it on NFS."""
         text = json.dumps(asdict(sign)).encode().ljust(_SIGN_BYTES)
-        descriptor = os.open(self._file(sign.rank), os.O_WRONLY | os.O_CREAT, 0o644)
+        descriptor = os.open(self._file(sign.rank), os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             os.pwrite(descriptor, text, 0)
         finally:
