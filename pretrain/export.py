@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
     from pretrain.checkpoint.manifest import CheckpointManifest
     from pretrain.config.sections import ModelSection
+    from pretrain.hf_writing.target import Target
+    from pretrain.hf_writing.training import Training
 
 app = new_program()
 
-EXPORT_RECORD = "taco_export.json"
 # fp32 sums in another order differ by about 1e-7 of the largest logit per layer.
 LOGITS_TOLERANCE = 1e-5
 
@@ -33,7 +34,12 @@ LOGITS_TOLERANCE = 1e-5
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="run folder (its newest checkpoint) or a step-NNNNNNN folder")],
     out: Annotated[Path, typer.Argument(help="Hugging Face folder to write")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier export in OUT")] = False,
+    max_positions: Annotated[
+        int | None, typer.Option(min=2, help="keep only the first positions, such as those that were trained")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the files of an earlier export in OUT; others stay")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face `BertForMaskedLM` folder: safetensors, config, tokenizer, model card.
@@ -44,7 +50,9 @@ def export(
     from pretrain.checkpoint.manifest import find_checkpoint
 
     source = find_checkpoint(checkpoint)
-    result = export_checkpoint(source, out, overwrite=overwrite)
+    result = export_checkpoint(source, out, overwrite=overwrite, max_positions=max_positions)
+    for warning in result["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     elif result["is_new"]:
@@ -56,19 +64,32 @@ def export(
         typer.echo(f"{out}: holds the export of {source} already")
 
 
-def export_checkpoint(source: Path, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Export the checkpoint folder `source` to `out`; returns whether it is new and how far the logits differ.
+def export_checkpoint(
+    source: Path, out: Path, *, overwrite: bool = False, max_positions: int | None = None
+) -> dict[str, Any]:
+    """Export the checkpoint folder `source` to `out`; returns the record, `is_new` and `warnings`.
+
+    `max_positions` leaves out the later rows of the position embeddings.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or the written folder does not give the same logits.
+        ConfigError: the model has fewer positions than `max_positions`.
         DataError: `out` holds something that may not be replaced, or it cannot be written.
     """
     from safetensors import SafetensorError
 
     from pretrain.checkpoint.manifest import MANIFEST, CheckpointManifest
-    from pretrain.errors import DataError
+    from pretrain.config.sections import ModelSection
+    from pretrain.errors import ConfigError
+    from pretrain.hf_writing.target import Target
+    from pretrain.hf_writing.training import read_training
+    from pretrain.run_folder import revision
 
     manifest = CheckpointManifest.load(source)
+    section = ModelSection.model_validate(manifest.model)
+    positions = section.max_position_embeddings
+    if max_positions is not None and max_positions > positions:
+        raise ConfigError(f"--max-positions {max_positions}: the model has {positions}; choose at most as many")
     record = {
         "checkpoint": str(source),
         "step": manifest.step,
@@ -76,93 +97,104 @@ def export_checkpoint(source: Path, out: Path, *, overwrite: bool = False) -> di
         "config_sha256": manifest.config_sha256,
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "data": list(manifest.data),
+        "max_position_embeddings": max_positions or positions,
+        "revision": revision(),
     }
-    _tidy(out)
-    if out.exists():
-        old = _read_record(out)
-        if old is not None and old["manifest_sha256"] == record["manifest_sha256"]:
-            return {**old, "is_new": False}
-        # An export may be replaced; a folder of something else never is.
-        if old is None or not overwrite:
-            reason = (
-                "is no export; remove it" if old is None else f"holds the export of step {old['step']}; add --overwrite"
-            )
-            raise DataError(f"{out}: exists and {reason}, or choose another folder")
+    target = Target(out, source)
+    if (old := _find_same(target, record, overwrite)) is not None:
+        return {**old, "is_new": False, "warnings": []}
     try:
-        return {**_write(source, manifest, out, record), "is_new": True}
+        training = read_training(source, manifest)
+        record = _write(source, manifest, training, target, record)
     except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
-        raise DataError(f"{out}: cannot be written: {error}; free space or choose another folder") from None
+        raise target.unwritable(error) from None
+    return {**record, "is_new": True, "warnings": _warnings(training, target, record)}
 
 
-def _read_record(out: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads((out / EXPORT_RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _find_same(target: Target, record: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The record of the export in the folder if it is the one asked for, and whole; None if one is to be written.
+
+    Raises:
+        DataError: there is another export, or a damaged one, and `overwrite` is not given.
+    """
+    from pretrain.errors import DataError
+
+    earlier = target.earlier
+    if earlier is None:
         return None
-    return record if isinstance(record, dict) and {"manifest_sha256", "step"} <= record.keys() else None
+    old, key = earlier.record, "max_position_embeddings"
+    if old is None:
+        found = "holds an export whose taco_export.json is damaged"
+    elif old["manifest_sha256"] != record["manifest_sha256"]:
+        found = f"holds the export of step {old['step']} ({old.get('checkpoint', 'another checkpoint')})"
+    elif old.get(key, record[key]) != record[key]:
+        found = f"holds the export of this checkpoint with {old[key]} positions, not {record[key]}"
+    elif (damage := earlier.find_damage(target.path)) is None:
+        found = "holds the export of this checkpoint by an earlier release, which cannot be verified"
+    elif damage:
+        more = f" and {len(damage) - 1} more" if len(damage) > 1 else ""
+        found = f"holds the export of this checkpoint, but not as it was written: {damage[0]}{more}"
+    else:
+        return old
+    if not overwrite:
+        raise DataError(f"{target.named}: {found}; add --overwrite to write it anew, or choose another folder")
+    return None
 
 
-def _write(source: Path, manifest: CheckpointManifest, out: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Write beside `out`, check, then rename; whatever fails leaves `out` as it was."""
+def _warnings(training: Training, target: Target, record: dict[str, Any]) -> list[str]:
+    warnings = []
+    positions = record["max_position_embeddings"]
+    trained = training.trained_positions(positions)
+    if trained is not None and trained < positions and not training.start:
+        warnings.append(
+            f"positions {trained} to {positions - 1} were never trained (data.seq_length {trained}); the tokenizer "
+            f"truncates at {trained}, and --max-positions {trained} leaves the others out"
+        )
+    if target.card_name != "README.md":
+        warnings.append(
+            f"{target.named}/README.md was edited and is kept; the new card is {target.card_name} beside it"
+        )
+    return warnings
+
+
+def _write(
+    source: Path, manifest: CheckpointManifest, training: Training, target: Target, record: dict[str, Any]
+) -> dict[str, Any]:
+    """Write elsewhere, check, then put in place; whatever fails leaves the target as it was."""
     from pretrain import durable
     from pretrain.checkpoint.manifest import load_verified
     from pretrain.checkpoint.weights import read_weights
     from pretrain.config.sections import ModelSection
+    from pretrain.hf_writing.card import model_card
+    from pretrain.hf_writing.target import EXPORT_RECORD
+    from pretrain.hf_writing.tokenizer_files import write_tokenizer
+    from pretrain.model.hf import first_positions
 
     load_verified(source)
     section = ModelSection.model_validate(manifest.model)
-    weights = read_weights(source)
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    weights, section = first_positions(read_weights(source), section, record["max_position_embeddings"])
+    positions = section.max_position_embeddings
     try:
-        temporary.mkdir(parents=True)
-        write_model(weights, section, temporary, vocab_size=manifest.vocab_size, pad_token_id=manifest.pad_token_id)
-        for name in _tokenizer_files(manifest):
-            shutil.copyfile(source / name, temporary / Path(name).name)
-        difference = _compare_logits(weights, section, manifest.vocab_size, temporary)
-        record = {**record, "logits_difference": difference}
-        (temporary / "README.md").write_text(_model_card(manifest, record), encoding="utf-8")
-        (temporary / EXPORT_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        for path in temporary.iterdir():
+        folder = target.prepare()
+        write_model(weights, section, folder, vocab_size=manifest.vocab_size, pad_token_id=manifest.pad_token_id)
+        trained = training.trained_positions(positions)
+        record = {
+            **record,
+            "trained_positions": trained,
+            "model_max_length": write_tokenizer(source, manifest, folder, trained, positions),
+            "logits_difference": _compare_logits(weights, section, manifest.vocab_size, folder),
+        }
+        card = model_card(manifest, section, training, record)
+        (folder / target.card_name).write_text(card, encoding="utf-8")
+        for path in folder.iterdir():
+            durable.follow_umask(path)
             durable.sync_file(path)
-        _replace(temporary, out)
-        durable.sync_folder(out.parent)
+        record["files"] = [asdict(file) for file in durable.folder_records(folder)]
+        durable.write_text(folder / EXPORT_RECORD, json.dumps(record, indent=1) + "\n")
+        target.publish()
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        target.discard()
     return record
-
-
-def _tokenizer_files(manifest: CheckpointManifest) -> list[str]:
-    """The files that the manifest lists; anything else in the folder, a link for example, is ignored."""
-    return [record.name for record in manifest.files if Path(record.name).parent == Path("tokenizer")]
-
-
-def _replace(new: Path, out: Path) -> None:
-    """Put `new` in the place of `out`; the older export goes only when the new one is there."""
-    old = _replaced(out)
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    try:
-        new.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _replaced(out: Path) -> Path:
-    """Where an older export waits until the new one is in its place."""
-    return out.with_name(f".{out.name}.old")
-
-
-def _tidy(out: Path) -> None:
-    """Clean up after a kill within `_replace`: restore the older export if there is no newer one, else remove it."""
-    old = _replaced(out)
-    if old.exists() and not out.exists():
-        old.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_model(
@@ -212,43 +244,6 @@ def _compare_logits(weights: dict[str, torch.Tensor], section: ModelSection, voc
             f"logit, more than {LOGITS_TOLERANCE:.0e}; please report this with the checkpoint's manifest.json"
         )
     return difference
-
-
-def _model_card(manifest: CheckpointManifest, record: dict[str, Any]) -> str:
-    data = "\n".join(
-        f"| `{dataset['prefix']}` | {dataset['documents']:,} | {dataset['tokens']:,} | `{dataset['digest'][:16]}` |"
-        for dataset in manifest.data
-    )
-    model = manifest.model
-    return f"""---
-library_name: transformers
-pipeline_tag: fill-mask
-tags: [bert, masked-language-modeling, taco]
----
-# BERT, step {manifest.step:,}
-
-Post-LN BERT pretrained with masked language modelling and the TACO token-level contrastive loss: {model["num_layers"]}
-layers, hidden size {model["hidden_size"]}, {model["num_attention_heads"]} heads, vocabulary {manifest.vocab_size:,};
-{manifest.consumed_samples:,} rows seen.
-
-| data | documents | tokens | digest |
-|---|---|---|---|
-{data}
-
-| hash | sha256 |
-|---|---|
-| configuration of the run | `{manifest.config_sha256}` |
-| tokenizer | `{manifest.tokenizer_sha256}` |
-| manifest of the checkpoint | `{record["manifest_sha256"]}` |
-
-The exported logits were compared with the training model's: largest difference {record["logits_difference"]:.2e}
-relative to the largest logit.
-
-```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
-model, tokenizer = AutoModelForMaskedLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
-```
-"""
 
 
 if __name__ == "__main__":

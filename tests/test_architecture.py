@@ -15,7 +15,7 @@ from project import ROOT
 PRETRAIN = (
     "errors", "step", "config", "cli", "runlog", "durable", "parallel",
     "objectives", "data", "planner", "model", "hf_reading", "optim",
-    "metrics", "run_folder", "checkpoint", "resilience", "engine", "saving", "progress",
+    "metrics", "run_folder", "checkpoint", "hf_writing", "resilience", "engine", "saving", "progress",
     "trainer", "build_run",
     "init", "train", "preflight", "export", "import_hf", "evaluate", "report", "bench",
 )  # fmt: skip

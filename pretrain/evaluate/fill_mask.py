@@ -54,7 +54,15 @@ def predict(model: Path, texts: list[str], top: int) -> list[list[dict[str, Any]
         network = AutoModelForMaskedLM.from_pretrained(str(model), **options, use_safetensors=True).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{model}: cannot be loaded ({error}); write it again with `taco export`") from None
-    max_tokens, num_tokens = network.config.max_position_embeddings, network.config.vocab_size
+    num_tokens = network.config.vocab_size
+    # The tokenizer of an export knows how long training rows were; other folders may say nothing.
+    max_tokens = int(min(network.config.max_position_embeddings, tokenizer.model_max_length))
+    if tokenizer.mask_token_id is None:
+        raise DataError(f"{model}: its tokenizer has no mask token; export a checkpoint with the tokenizer of its data")
+    if len(tokenizer) > num_tokens:
+        raise DataError(
+            f"{model}: its tokenizer has {len(tokenizer)} pieces, the model only {num_tokens}; take both of one model"
+        )
     answers = []
     for text in texts:
         ids = tokenizer(text, return_tensors="pt")["input_ids"]

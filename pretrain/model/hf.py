@@ -21,6 +21,7 @@ from pretrain.errors import DataError
 from pretrain.model.hf_names import check_layers, listing, name_tensors
 
 WORD = "tied_modules.word.weight"
+_POSITION = "1.position.weight"
 _HF_WORD = "bert.embeddings.word_embeddings.weight"
 _HF_DECODER = "cls.predictions.decoder."
 _HF_BIAS = "cls.predictions.bias"
@@ -102,6 +103,15 @@ def hf_name(name: str, config: ModelSection) -> str:
     return dict(_plain_pairs(config))[name]
 
 
+def first_positions(
+    state: Mapping[str, Tensor], config: ModelSection, count: int
+) -> tuple[dict[str, Tensor], ModelSection]:
+    """The weights and the model section with only the first `count` position embeddings (at most all of them)."""
+    cut = dict(state)
+    cut[_POSITION] = state[_POSITION][:count].contiguous()
+    return cut, config.model_copy(update={"max_position_embeddings": cut[_POSITION].shape[0]})
+
+
 def _split_qkv(tensor: Tensor, config: ModelSection) -> list[Tensor]:
     """Split [H * 3 * d, ...] in our order into query, key, value of [D, ...]."""
     by_head = tensor.reshape(config.num_attention_heads, 3, config.head_size, *tensor.shape[1:])
@@ -119,7 +129,7 @@ def _join_qkv(parts: list[Tensor], config: ModelSection) -> Tensor:
 def _plain_pairs(config: ModelSection) -> Iterator[tuple[str, str]]:
     """(our name, their name) of every tensor that is the same in both."""
     yield WORD, _HF_WORD
-    yield "1.position.weight", "bert.embeddings.position_embeddings.weight"
+    yield _POSITION, "bert.embeddings.position_embeddings.weight"
     yield "1.token_type.weight", "bert.embeddings.token_type_embeddings.weight"
     modules = [("1.norm", "bert.embeddings.LayerNorm")]
     for index in range(config.num_layers):
