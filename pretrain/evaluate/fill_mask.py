@@ -65,7 +65,7 @@ def predict(model: Path, texts: list[str], top: int) -> list[list[dict[str, Any]
         )
     answers = []
     for text in texts:
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"]
         masks = (ids[0] == tokenizer.mask_token_id).nonzero()
         if len(masks) != 1:
             mask = tokenizer.mask_token

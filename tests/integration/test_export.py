@@ -13,7 +13,7 @@ from hf_folders import random_bert
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from small_runs import write_small_run
-from transformers import AutoModelForMaskedLM, BertModel
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertModel
 
 from pretrain import export as export_module
 from pretrain.checkpoint import weights as weights_module
@@ -21,7 +21,7 @@ from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
 from pretrain.checkpoint.weights import read_weights
 from pretrain.config.sections import ModelSection
 from pretrain.data.tokenizer.load import load_tokenizer
-from pretrain.errors import CheckpointError, DataError, TacoError
+from pretrain.errors import CheckpointError, ConfigError, DataError, TacoError
 from pretrain.evaluate.fill_mask import predict
 from pretrain.export import export_checkpoint
 from pretrain.import_hf import import_folder
@@ -50,6 +50,23 @@ def test_trained_checkpoint_exports_and_records_where_it_came_from(run: Path, tm
     assert manifest.data[0]["digest"][:16] in card
 
 
+def test_an_export_has_the_length_of_the_training_rows(run: Path, tmp_path: Path) -> None:
+    checkpoint = find_checkpoint(run)  # rows of 24 tokens, 32 positions
+    result = export_checkpoint(checkpoint, tmp_path / "out")
+    assert (result["trained_positions"], result["model_max_length"], result["max_position_embeddings"]) == (24, 24, 32)
+    assert "positions 24 to 31 were never trained" in " ".join(result["warnings"])
+    with pytest.raises(DataError, match="with 32 positions, not 24; add --overwrite"):
+        export_checkpoint(checkpoint, tmp_path / "out", max_positions=24)
+    cut = export_checkpoint(checkpoint, tmp_path / "out", max_positions=24, overwrite=True)
+    assert (cut["max_position_embeddings"], cut["warnings"]) == (24, [])
+    tokenizer, model = (kind.from_pretrained(tmp_path / "out") for kind in (AutoTokenizer, AutoModelForMaskedLM))
+    assert (model.config.max_position_embeddings, tokenizer.padding_side) == (24, "right")
+    inputs = tokenizer("word1 word2 [MASK] " * 30, truncation=True, return_tensors="pt")
+    assert model(**inputs).logits.shape == (1, 24, 64)
+    with pytest.raises(ConfigError, match="--max-positions 33: the model has 32"):
+        export_checkpoint(checkpoint, tmp_path / "out", max_positions=33)
+
+
 def test_export_gives_the_weights_that_were_trained(run: Path, tmp_path: Path) -> None:
     checkpoint = find_checkpoint(run)
     export_checkpoint(checkpoint, tmp_path / "out")
@@ -57,6 +74,9 @@ def test_export_gives_the_weights_that_were_trained(run: Path, tmp_path: Path) -
     before, after = read_weights(checkpoint), read_weights(find_checkpoint(tmp_path / "back"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    again = export_checkpoint(find_checkpoint(tmp_path / "back"), tmp_path / "again")
+    assert (again["trained_positions"], again["model_max_length"]) == (None, 24)  # the folder's own
+    assert "imported weights" in (tmp_path / "again" / "README.md").read_text()
 
 
 @pytest.mark.slow
