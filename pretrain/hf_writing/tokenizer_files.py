@@ -32,35 +32,41 @@ def write_tokenizer(
     names = {Path(record.name).name for record in manifest.files if Path(record.name).parent == Path("tokenizer")}
     if not names:
         return None
+    config = _read_config(checkpoint / "tokenizer" / _CONFIG) if _CONFIG in names else {}
     length = positions if trained is None else min(trained, positions)
+    given = config.get("model_max_length")
+    if trained is None and isinstance(given, int | float) and 0 < given < length:
+        length = int(given)
     if MARKER in names and names & set(SOURCE_NAMES.values()):
         # Saved anew, so that a checkpoint of an earlier release has what this one knows of transformers.
         load_tokenizer(checkpoint / "tokenizer").save_pretrained(folder, max_length=length)
         return length
     for name in names:
         shutil.copyfile(checkpoint / "tokenizer" / name, folder / name)
-    return _limit_length(folder, length)
+    _complete(folder, config, length)
+    return length
 
 
-def _limit_length(folder: Path, length: int) -> int:
-    """Set `model_max_length` of a folder that others wrote to at most `length`."""
-    path, pipeline = folder / _CONFIG, folder / "tokenizer.json"
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config: Any = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: is no JSON object ({error}); import the model again without this file") from None
+
+
+def _complete(folder: Path, config: dict[str, Any], length: int) -> None:
+    """Write the tokenizer_config.json of a folder that others made, with `length` and what their classes must know."""
+    pipeline = folder / "tokenizer.json"
+    try:
         settings = _without_limits(pipeline) if pipeline.exists() else {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder}: the checkpoint's tokenizer is damaged ({error!r}); import it again") from None
-    if not isinstance(config, dict):
-        raise DataError(f"{path}: expected a JSON object; import the model again without this file")
-    given = config.get("model_max_length")
-    if isinstance(given, int | float) and 0 < given < length:
-        length = int(given)
+        raise DataError(f"{pipeline}: is no tokenizer.json ({error!r}); import the model again with another") from None
     for key in _BERT_SETTINGS:
         if key in settings:
             config.setdefault(key, settings[key])
     config.pop("auto_map", None)  # code of the folder's own, which is not exported
-    path.write_text(json.dumps({**config, "model_max_length": length}, indent=1) + "\n", encoding="utf-8")
-    return length
+    text = json.dumps({**config, "model_max_length": length}, indent=1)
+    (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def _without_limits(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hf_folders import random_bert
 from pretrain.checkpoint.manifest import find_checkpoint
 from pretrain.errors import DataError
 from pretrain.export import export_checkpoint
-from pretrain.hf_folder.target import CARD_BESIDE, EXPORT_RECORD
+from pretrain.hf_writing.target import CARD_BESIDE, EXPORT_RECORD
 from pretrain.import_hf import import_folder
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from pretrain.checkpoint.manifest import CheckpointManifest, Layout
 from pretrain.config.sections import ModelSection
-from pretrain.hf_folder.card import model_card
-from pretrain.hf_folder.training import Training
+from pretrain.hf_writing.card import model_card
+from pretrain.hf_writing.training import Training
 
 TRAINED = Training(1000, 64_000, 128, start=None, is_imported=False, has_contrast=True)
 DATASET = {"prefix": "data/train", "documents": 10, "tokens": 9000, "digest": "d1" * 32}
