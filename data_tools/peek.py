@@ -125,6 +125,7 @@ def _piece(tokenizer: Tokenizer, token_id: int) -> str:
 def _settings(prefix: str, path: Path | None, changes: list[str]) -> RunConfig:
     """The rows' configuration: the run's if it trains on this dataset, else the same with this dataset alone."""
     from pretrain.config.load import load_config, resolve_config
+    from pretrain.config.paths import escape
 
     if path is None:
         tree = {
@@ -134,9 +135,9 @@ def _settings(prefix: str, path: Path | None, changes: list[str]) -> RunConfig:
         }
         return resolve_config(Path("taco data inspect"), tree, changes)
     config = load_config(path, changes)
-    return (
-        config if prefix in config.data.train else load_config(path, [*changes, f"data.train={json.dumps([prefix])}"])
-    )
+    if prefix in config.data.train:
+        return config
+    return load_config(path, [*changes, f"data.train={json.dumps([escape(prefix)], ensure_ascii=False)}"])
 
 
 def _view(

@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: taco needs the package typer, which is not installed: {sys.executable} -m pip install typer")
 
 from pretrain import __version__
-from pretrain.errors import TacoError
+from pretrain.errors import TacoError, cut_to_screen
 
 
 class Verb(NamedTuple):
@@ -141,7 +141,7 @@ def _errors_in_one_line(name: str) -> Iterator[None]:
 def _end(message: str, exit_code: int) -> NoReturn:
     rank = os.environ.get("RANK", "0")
     who = "" if rank == "0" else f"[rank {rank}] "
-    print(f"{who}error: {message}", file=sys.stderr)
+    print(f"{who}error: {cut_to_screen(message)}", file=sys.stderr)
     sys.exit(exit_code)
 
 

@@ -41,3 +41,27 @@ class CheckpointError(TacoError):
 
 class MissingExtensionError(TacoError, ImportError):
     """The C++ extension has not been built for this interpreter."""
+
+
+_MOST_LINES, _LONGEST_LINE = 40, 2000
+_MOST_CHARACTERS = 6000
+
+
+def cut_to_screen(message: str) -> str:
+    """A message that fits a screen: what is left out is counted, beginning and end, which names the remedy, stay."""
+    lines = [_cut_middle(line, _LONGEST_LINE) for line in message.split("\n")]
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[: _MOST_LINES - 2], f"... {len(lines) - _MOST_LINES + 1:,} more lines ...", lines[-1]]
+    return _cut_middle("\n".join(lines), _MOST_CHARACTERS)
+
+
+def _cut_middle(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    first, last = most * 2 // 3, most // 3 - 50
+    return f"{text[:first]} ... {len(text) - first - last:,} characters ... {text[-last:]}"
+
+
+def counted(number: int, noun: str, nouns: str = "") -> str:
+    """`1 document`, `1,234 documents`; `nouns` if the plural is not made with an s."""
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"

@@ -25,7 +25,7 @@ import yaml
 from pydantic import ValidationError
 
 from pretrain import durable
-from pretrain.config.load import dump_config
+from pretrain.config.load import dump_config, dump_tree
 from pretrain.config.sections import MlmSection, RunConfig
 from pretrain.errors import ConfigError, TacoError
 from pretrain.runlog import get_logger
@@ -177,7 +177,7 @@ class RunFolder:
         old = self._read_config()
         if old is None:
             return []
-        changes = compare(old, self.keep_average(config).model_dump(mode="json"))
+        changes = compare(old, dump_tree(self.keep_average(config)))
         free = (*_FREE_KEYS, *allowed)
         refused = [text for key, text in changes.items() if not any(_is_part_of(key, name) for name in free)]
         if refused:

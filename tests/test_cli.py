@@ -77,6 +77,23 @@ def test_an_error_is_one_line_and_its_exit_code(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "error: file.yaml: no such key\n"
 
 
+@pytest.mark.parametrize("message", ["x" * 10**7, "\n".join(["line"] * 10**6), f"{'x' * 5000}\n" * 9, "\n" * 10**5])
+def test_an_error_text_fits_a_screen(message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    app = new_program()
+
+    @app.command()
+    def fail() -> None:
+        raise ConfigError(f"begin {message}; remedy")
+
+    with pytest.raises(SystemExit):
+        run_program(app, [])
+    text = capsys.readouterr().err
+    assert text.startswith("error: begin ")
+    assert text.endswith("; remedy\n")
+    assert len(text) < 6500
+    assert text.count("\n") <= 41
+
+
 def test_one_flag_takes_several_values() -> None:
     import typer
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pretrain.config.deepspeed import check_passed_through
 from pretrain.config.sections import DataSection, RunConfig, SplitsSection, TrainSection, WatchdogSection
 from pretrain.config.zero_checks import check_hierarchy_size, check_zero
+from pretrain.errors import counted
 
 
 def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
@@ -62,12 +63,13 @@ def check_world_size(config: RunConfig, world_size: int) -> list[str]:
     if parallel.data is not None and parallel.data * model_parallel != world_size:
         num_processes = parallel.data * model_parallel
         problems.append(
-            f"{grid} x parallel.data ({parallel.data}) = {num_processes} processes, but {world_size} "
-            f"{'was' if world_size == 1 else 'were'} started; start `torchrun --nproc-per-node {num_processes} "
-            f"-m pretrain.train ...` or set parallel.data={max(1, world_size // model_parallel)}"
+            f"{grid} x parallel.data ({parallel.data}) = {counted(num_processes, 'process', 'processes')}, but "
+            f"{world_size} {'was' if world_size == 1 else 'were'} started; start "
+            f"`torchrun --nproc-per-node {num_processes} -m pretrain.train ...` or set "
+            f"parallel.data={max(1, world_size // model_parallel)}"
         )
     elif world_size % model_parallel:
-        problems.append(f"{grid} = {model_parallel} does not divide the {world_size} started processes")
+        problems.append(f"{grid} = {model_parallel} does not divide the number of started processes ({world_size})")
     if train.global_batch_size % (train.micro_batch_size * dp_size):
         problems.append(_batch_arithmetic(train, dp_size))
     return problems + check_hierarchy_size(config, dp_size)
@@ -108,7 +110,7 @@ def _check_grid(config: RunConfig) -> list[str]:
 
 def _describe_layouts(config: RunConfig, world_size: int) -> str:
     """The layouts to choose from, or else the nearest number of processes that has one."""
-    started = f"{world_size} process{'es' if world_size > 1 else ''}"
+    started = counted(world_size, "process", "processes")
     layouts = legal_layouts(config, world_size)
     if layouts:
         shown = ", ".join(str(layout) for layout in layouts[:6])
@@ -137,7 +139,8 @@ def _check_data(data: DataSection) -> list[str]:
     problems = []
     if data.weights is not None and len(data.weights) != len(data.train):
         problems.append(
-            f"data.weights has {len(data.weights)} entries for {len(data.train)} datasets of data.train; give one each"
+            f"data.weights has {counted(len(data.weights), 'entry', 'entries')} for "
+            f"{counted(len(data.train), 'dataset')} of data.train; give one each"
         )
     weights, smallest = data.weights or (), 2.0**-20
     for weight in weights:

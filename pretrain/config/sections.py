@@ -7,11 +7,14 @@ property here, never a second field.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 RowMode = Literal["stream", "document", "pack", "sentence"]
+
+IS_PATH: Final = "path"  # marks text in which `~` and variables are expanded when a configuration is read
+Prefix = Annotated[str, IS_PATH]
 
 
 class _Section(BaseModel):
@@ -41,8 +44,8 @@ class SplitsSection(_Section):
 class DataSection(_Section):
     """Which datasets, and how their documents become rows of seq_length tokens."""
 
-    train: tuple[str, ...] = Field(min_length=1, description="dataset prefixes (PREFIX.bin/.idx/.json)")
-    validation: tuple[str, ...] = Field((), description="dataset prefixes of the validation split")
+    train: tuple[Prefix, ...] = Field(min_length=1, description="dataset prefixes (PREFIX.bin/.idx/.json)")
+    validation: tuple[Prefix, ...] = Field((), description="dataset prefixes of the validation split")
     weights: tuple[float, ...] | None = Field(None, description="share of each dataset of data.train; empty: every row")
     splits: SplitsSection | None = Field(None, description="split data.train into train, validation and test")
     row_mode: RowMode = Field("stream", description="how documents become rows: see docs/data-index.md")

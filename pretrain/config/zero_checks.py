@@ -77,8 +77,8 @@ def _check_stage(config: RunConfig) -> list[str]:
         problems.append(f"fp16.* scales the loss of precision=fp16, and precision is {config.precision}; leave it out")
     if stage > 0:
         problems += [
-            f"deepspeed.{key} is ignored under ZeRO, and this run has stage {stage}; leave it out, or sum gradients in "
-            "zero.reduce_dtype=fp32"
+            f"deepspeed.{key} is ignored under ZeRO, and this run has stage {stage}; leave it out "
+            "(zero.reduce_dtype=fp32 sums gradients without rounding them to 16 bits)"
             for key in ("prescale_gradients", "gradient_predivide_factor")
             if key in config.deepspeed
         ]

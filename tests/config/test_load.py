@@ -93,8 +93,27 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, {"run": {}, "data": {"train": []}, "train": {"steps": "many"}}))
     assert "run.output_dir: is required" in message
     assert "data.train" in message
-    assert "train.steps: input should be a valid integer" in message
+    assert "train.steps: expected a whole number, found 'many'" in message
     assert "'many'" in message
+
+
+@pytest.mark.fault("bad-config")
+def test_files_arguments_types_and_contradictions_are_told_together_each_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("run: {output_dir: x}\ndata: {train: [d]}\nmodel:\n  num_layers: twelve\n  hidden_size: 100\n")
+    message = refusal(path, "optim.lr", "optim.lrr=3", "train.steps=many", "optim.warmup_steps=5", "parallel.tensor=5")
+    tensor = f"{path} with parallel.tensor=5: model"
+    assert message.split("\n") == [
+        f"{path}: 7 problems",
+        "  - command line: optim.lr: expected section.key=value, for example optim.lr=1e-4",
+        f"  - {path}:4: model.num_layers: expected a whole number, found 'twelve'",
+        "  - command line: optim.lrr=3: optim.lrr: unknown key; did you mean optim.lr?",
+        "  - command line: train.steps=many: train.steps: expected a whole number, found 'many'",
+        f"  - {path}: model.hidden_size (100) must be a multiple of model.num_attention_heads (12); try 10 heads",
+        f"  - {tensor}.num_attention_heads (12) must be a multiple of parallel.tensor (5); try parallel.tensor=4 or 15",
+        f"  - {tensor}.ffn_hidden_size (3072) must be a multiple of parallel.tensor (5); try parallel.tensor=4 or 3075",
+    ]
+    assert "optim.warmup_steps" not in message  # nothing is known of it while train.steps is not
 
 
 @pytest.mark.fault("bad-config")
@@ -171,13 +190,14 @@ def test_every_problem_of_a_layout_is_told_at_once_with_the_layouts_that_fit(tmp
     message = str(caught.value)
     for words in (
         "7 problems",
+        f"{path} with train.micro_batch_size=1: train.micro_batch_size (1) must be at least 2",
         "train.micro_batch_size (1) must be at least 2",
         "model.num_attention_heads (12) must be a multiple of parallel.tensor (5); try parallel.tensor=4 or 15",
         "model.ffn_hidden_size (3072) must be a multiple of parallel.tensor (5)",
         "train.micro_batch_size x data.seq_length (512) must be a multiple of parallel.tensor (5)",
         "parallel.pipeline (13) must not exceed model.num_layers (12)",
         "zero.stage (2) with parallel.pipeline (13)",
-        "parallel.tensor (5) x parallel.pipeline (13) = 65 does not divide the 6 started processes",
+        "parallel.tensor (5) x parallel.pipeline (13) = 65 does not divide the number of started processes (6)",
     ):
         assert words in message, message
 
@@ -213,7 +233,7 @@ def test_whatever_is_called_legal_is_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["data.weights=[0.5,0.5]"], "data.weights has 2 entries for 1 datasets of data.train"),
+        (["data.weights=[0.5,0.5]"], "data.weights has 2 entries for 1 dataset of data.train"),
         (["data.weights=[0]"], "data.weights: 0.0 must be positive"),
         (["data.train=[a,b]", "data.weights=[1,1e-7]"], "at least 2^-20 of their sum"),
         (["data.splits={train: 0.9, validation: 0.05}"], "must be 1, found 0.95; try train=0.95"),

@@ -1,0 +1,90 @@
+"""From the tree of a configuration's texts to the values of its sections; what is wrong is collected."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+from pydantic import BaseModel
+
+from pretrain.config.deepspeed_keys import read_table
+from pretrain.config.keys import all_keys, is_optional, section_at, section_type
+from pretrain.config.problems import Problems, show
+from pretrain.config.sections import IS_PATH, RunConfig
+from pretrain.config.values import WrongValueError, found, is_null, read
+from pretrain.config.yaml_tree import Node, Scalar, Table
+
+
+def convert_tree(tree: Table, problems: Problems) -> dict[str, Any]:
+    """The values of a configuration, without those that are wrong, which go to `problems`."""
+    return _read_section(tree, RunConfig, "", problems)
+
+
+def _read_section(node: Node, section: type[BaseModel], path: str, problems: Problems) -> dict[str, Any]:
+    if isinstance(node, Scalar) and node.is_null:
+        return {}
+    if not isinstance(node, Table):
+        problems.add(
+            node.place, f"{path}: expected a section, found {found(node)}{_section_hint(node, path)}", key=path
+        )
+        return {}
+    values: dict[str, Any] = {}
+    for name, entry in node.entries.items():
+        key = f"{path}.{name}" if path else name
+        field = section.model_fields.get(name)
+        if field is None:
+            _refuse_unknown(entry, section, path, name, problems)
+        elif (child := section_type(field.annotation)) and not (is_optional(field.annotation) and is_null(entry)):
+            values[name] = _read_section(entry, child, key, problems)
+        elif key == "deepspeed":
+            values[name] = read_table(entry, problems)
+        else:
+            try:
+                values[name] = read(entry, field.annotation, key, is_path=IS_PATH in field.metadata)
+            except WrongValueError as error:
+                problems.add(entry.place, f"{key}: {error}", key=key)
+    return values
+
+
+def _section_hint(node: Node, path: str) -> str:
+    if isinstance(node, Scalar) and re.match(r"\w+:\S", node.text):
+        return "; write a space after the colon"
+    section = section_at(path)
+    name = next(iter(section.model_fields)) if section else "KEY"
+    return f"; write keys below it, or set one as {path}.{name}=VALUE"
+
+
+def _refuse_unknown(node: Node, section: type[BaseModel], path: str, name: str, problems: Problems) -> None:
+    near = _suggest(section, path, name) if problems.count < 100 else None
+    key = f"{path}.{name}" if path else name
+    problems.add(node.place, lambda: f"{show(key)}: unknown key{_hint(node, section, name, near)}", key=near or key)
+
+
+def _suggest(section: type[BaseModel], path: str, name: str) -> str | None:
+    """The key that was probably meant: a similar one of the section, or that of another section."""
+    if section_at(name.rpartition(".")[0]) and "." in name:
+        parent, _, last = name.rpartition(".")
+        owner = section_at(parent)
+        if owner and last in owner.model_fields:
+            return name
+    near = difflib.get_close_matches(name[:80], section.model_fields, n=1)
+    if near:
+        return f"{path}.{near[0]}" if path else near[0]
+    paths = list(all_keys())
+    same = [candidate for candidate in paths if candidate.rpartition(".")[2] == name]
+    if same:
+        return same[0]
+    close = difflib.get_close_matches(name[:80], [candidate.rpartition(".")[2] for candidate in paths], n=1, cutoff=0.8)
+    return next((candidate for candidate in paths if close and candidate.rpartition(".")[2] == close[0]), None)
+
+
+def _hint(node: Node, section: type[BaseModel], name: str, near: str | None) -> str:
+    if ":" in name and isinstance(node, Scalar) and node.is_null:
+        return "; write a space after the colon"
+    if near == name and "." in name:  # `optim.lr: 1` in a file
+        parent, _, last = name.rpartition(".")
+        return f"; write {last} below {parent}:, dots are for the command line"
+    if near:
+        return f"; did you mean {near}?"
+    return f"; known keys here: {', '.join(section.model_fields)}"
