@@ -23,13 +23,14 @@ from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.pinned import memory_for
 from pretrain.engine.engine import Engine
 from pretrain.engine.plain import PlainEngine
-from pretrain.errors import TacoError
+from pretrain.errors import TacoError, counted
 from pretrain.metrics import MetricsLog
 from pretrain.model.build import build_model
 from pretrain.model.pretraining import BertForPretraining
 from pretrain.parallel import collectives
 from pretrain.parallel.mesh import Mesh
 from pretrain.planner.memory import count_parameters
+from pretrain.planner.plan import describe_epochs
 from pretrain.progress import Progress
 from pretrain.resilience.bad_steps import BadSteps, BadStepWatcher
 from pretrain.resilience.heartbeat import Heartbeat
@@ -167,8 +168,8 @@ def _watch_stragglers(
 
 def _describe_rows(rows: RowSource) -> str:
     return (
-        f"{rows.num_rows:,} rows of {rows.seq_length} tokens out of {rows.num_tokens:,} tokens in "
-        f"{sum(dataset.num_documents for dataset in rows.datasets):,} documents"
+        f"{counted(rows.num_rows, 'row')} of {rows.seq_length} tokens out of {counted(rows.num_tokens, 'token')} in "
+        f"{counted(sum(dataset.num_documents for dataset in rows.datasets), 'document')}"
         f" ({rows.num_left_out:,} left out after the last complete row, {rows.fill_rate:.2%} of all places filled)"
     )
 
@@ -191,18 +192,9 @@ def _build_engine(
 
 def _describe_epochs(config: RunConfig, source: BatchSource) -> list[str]:
     """How often the run goes through each dataset."""
-    num_samples, rows = config.train.steps * config.train.global_batch_size, source.rows
-    if source.blend is None:
-        return [f"train.steps={config.train.steps:,} are {num_samples / rows.num_rows:.2f} epochs of the training rows"]
-    lines = []
-    for dataset, index, weight in zip(rows.datasets, rows.indexes, source.blend.weights, strict=True):
-        share = weight / source.blend.PERIOD
-        epochs = num_samples * share / index.num_rows
-        lines.append(
-            f"{dataset.prefix}: {share:.4%} of the samples; train.steps={config.train.steps:,} are {epochs:.2f} epochs "
-            f"of its {index.num_rows:,} rows"
-        )
-    return lines
+    rows, blend = source.rows, source.blend
+    counts = [(dataset.prefix, index.num_rows) for dataset, index in zip(rows.datasets, rows.indexes, strict=True)]
+    return describe_epochs(config, counts, None if blend is None else [w / blend.PERIOD for w in blend.weights])
 
 
 def _batches(

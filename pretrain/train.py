@@ -37,7 +37,7 @@ log = get_logger(__name__)
 def train(
     config: Annotated[Path, typer.Option(help="YAML file that describes the run; configs/ holds examples")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, any number of them")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print configuration, size and needs, and stop")] = False,
     allow_change: Annotated[
         list[str] | None, typer.Option(help="key that may have changed since the run began")
     ] = None,
@@ -49,41 +49,37 @@ def train(
 
     Exit codes: 0 done, 1 error, 2 configuration, 75 stopped by a signal with everything saved, 124 the run hung.
     """
-    from pretrain.config.load import load_config
+    from pretrain.config.load import find_repeated, load_config
     from pretrain.parallel.launch import read_launch
     from pretrain.resilience.machine_limits import machine_limits_explained
 
     launch = read_launch()
     if dry_run:
-        _print_plan(load_config(config, overrides or ()), launch)
+        if launch.rank == 0:
+            _print_plan(config, overrides or [], launch)
         return
     resolved = load_config(config, overrides or (), world_size=launch.world_size)
+    for line in find_repeated(overrides or ()) if launch.rank == 0 else ():
+        typer.echo(f"note: {line}", err=True)
     with machine_limits_explained(resolved, launch):
         _run(resolved, launch, allow_change or [], from_scratch=from_scratch)
 
 
-def _print_plan(config: RunConfig, launch: Launch) -> None:
-    """Print the resolved configuration and what it means for the given number of processes."""
-    from pretrain.config.checks import check_world_size
-    from pretrain.config.deepspeed import zero_stage
-    from pretrain.config.load import dump_config
+def _print_plan(path: Path, overrides: list[str], launch: Launch) -> None:
+    """Print the resolved configuration, what it amounts to, and what it lacks; as YAML, all but the keys in comments.
 
-    model_parallel = config.parallel.tensor * config.parallel.pipeline
-    processes = model_parallel * config.parallel.data if config.parallel.data else launch.world_size
+    Ends with exit code 2 if the run could not start here.
+    """
+    from pretrain.config.load import dump_config, find_repeated, load_config
+    from pretrain.planner.plan import make_plan
+
+    config = load_config(path, overrides)
+    plan = make_plan(config, launch.world_size)
     typer.echo(dump_config(config), nl=False)
-    problems = check_world_size(config, processes)
-    for problem in problems:
-        typer.echo(f"# does not fit: {problem}")
-    if problems:
+    for line in [*find_repeated(overrides), *plan.lines, *plan.problems]:
+        typer.echo(f"# {line}")
+    if plan.problems:
         raise typer.Exit(2)
-    train = config.train
-    accum = config.grad_accum_steps(processes // model_parallel)
-    tokens = train.global_batch_size * config.data.seq_length
-    typer.echo(
-        f"# plan: {processes} processes, ZeRO-{zero_stage(config)}, {accum} micro-batches of "
-        f"{train.micro_batch_size} rows per rank and step,\n"
-        f"#       {tokens:,} tokens per step, {tokens * train.steps:,} tokens in {train.steps:,} steps"
-    )
 
 
 def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch: bool) -> None:
@@ -198,8 +194,11 @@ def _open_rows(config: RunConfig) -> tuple[RowSource, RowSource | None]:
     """Training and validation rows, checked against each other and the configuration."""
     from pretrain.data.batches import open_source
     from pretrain.errors import DataError
+    from pretrain.planner.plan import missing_data
 
     data = config.data
+    if missing := missing_data(config):
+        raise DataError("\n".join(missing))
     train_rows = open_source(config, "train")
     _check_tokenizer(config, train_rows)
     if not (data.splits.validation if data.splits else data.validation):

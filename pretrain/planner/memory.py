@@ -33,15 +33,15 @@ class MemoryEstimate:
 
     def __str__(self) -> str:
         shares = ("weights", "gradients", "optimizer", "activations")
-        sizes = " + ".join(f"{name} {getattr(self, name) / _GIB:.2f}" for name in shares)
-        return f"{sizes} = {self.total / _GIB:.2f} GiB per rank, libraries and data not counted"
+        sizes = " + ".join(f"{name} {_in_gib(getattr(self, name))}" for name in shares)
+        return f"{sizes} = {_in_gib(self.total)} GiB per rank, libraries and data not counted"
 
 
 def estimate_memory(config: RunConfig, vocab_size: int, world_size: int) -> MemoryEstimate:
     """The memory of a rank of the first pipeline stage at the end of a forward pass, with `world_size` processes."""
     parallel, stage = config.parallel, zero_stage(config)
     dp_size = max(1, world_size // (parallel.tensor * parallel.pipeline))
-    held = _parameters_of_first_stage(config, vocab_size) // parallel.tensor
+    held = parameters_per_rank(config, vocab_size)
     value_bytes = 4 if config.precision == "fp32" else 2
     # fp32 without ZeRO updates the weights themselves; all else has fp32 master weights besides both moments.
     optimizer = held * (8 if stage == 0 else 12)
@@ -55,12 +55,21 @@ def estimate_memory(config: RunConfig, vocab_size: int, world_size: int) -> Memo
     )
 
 
+def _in_gib(size: int) -> str:
+    return f"{size / _GIB:.{2 if size >= _GIB / 10 else 3}f}"
+
+
 def count_parameters(config: RunConfig, vocab_size: int) -> int:
     """Parameters of the whole model with its prediction head, whose word matrix is the embedding's."""
     model = config.model
     hidden = model.hidden_size
     head = hidden * hidden + hidden + 2 * hidden + vocab_size
     return _embedding_parameters(config, vocab_size) + model.num_layers * _layer_parameters(config) + head
+
+
+def parameters_per_rank(config: RunConfig, vocab_size: int) -> int:
+    """Parameters that a rank of the first pipeline stage computes with; ZeRO shards their state further."""
+    return _parameters_of_first_stage(config, vocab_size) // config.parallel.tensor
 
 
 def _embedding_parameters(config: RunConfig, vocab_size: int) -> int:
