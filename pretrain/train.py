@@ -68,7 +68,7 @@ def train(
 def _print_plan(path: Path, overrides: list[str], launch: Launch) -> None:
     """Print the resolved configuration, what it amounts to, and what it lacks; as YAML, all but the keys in comments.
 
-    Ends with exit code 2 if the run could not start here.
+    Ends with exit code 2 if the run cannot work; that data is missing on this machine need not mean that.
     """
     from pretrain.config.load import dump_config, find_repeated, load_config
     from pretrain.planner.plan import make_plan
@@ -76,7 +76,7 @@ def _print_plan(path: Path, overrides: list[str], launch: Launch) -> None:
     config = load_config(path, overrides)
     plan = make_plan(config, launch.world_size)
     typer.echo(dump_config(config), nl=False)
-    for line in [*find_repeated(overrides), *plan.lines, *plan.problems]:
+    for line in [*find_repeated(overrides), *plan.lines, *plan.missing, *plan.problems]:
         typer.echo(f"# {line}")
     if plan.problems:
         raise typer.Exit(2)

@@ -212,7 +212,7 @@ def read_table(node: Node, problems: Problems) -> dict[str, Any]:
     if is_null(node):
         return {}
     if not isinstance(node, Table):
-        problems.add(node.place, "deepspeed: expected a table of DeepSpeed's keys; write deepspeed={KEY: VALUE}")
+        problems.add(node.place, "deepspeed: expected a table of DeepSpeed's keys; write 'deepspeed={KEY: VALUE}'")
         return {}
     return _read_keys(node, DEEPSPEED_KEYS, "deepspeed", problems)
 
@@ -243,10 +243,10 @@ def _read_value(node: Node, kind: Any, key: str) -> Any:
         return read_anything(node)
     if kind is list:
         if not isinstance(node, Sequence):
-            raise WrongValueError(f"expected a list; write {key}=[FIRST, SECOND]")
+            raise WrongValueError(f"expected a list; write '{key}=[FIRST, SECOND]'")
         return read_anything(node)
     if isinstance(kind, dict):
-        raise WrongValueError(f"expected a table; write {key}={{{next(iter(kind))}: VALUE}}")
+        raise WrongValueError(f"expected a table; write '{key}={{{next(iter(kind))}: VALUE}}'")
     if isinstance(kind, tuple):
         return read(node, Literal[kind], key)
     return read(node, str if kind == PATH else kind, key, is_path=kind == PATH)

@@ -177,7 +177,7 @@ def _read_list(node: Node, arguments: tuple[Any, ...], key: str) -> tuple[Any, .
         if node.is_null:
             raise WrongValueError(f"expected a list, found nothing; write {example(key)}")
         own = node.text if is_open and re.fullmatch(r"[\w./~$+-]+", node.text) else None
-        remedy = f"{key}=[{own}]" if own else example(key)
+        remedy = f"'{key}=[{own}]'" if own else example(key)
         raise WrongValueError(f"expected a list, found {quote(node.text)}; write {remedy}")
     if not is_open and len(node.items) != len(arguments):
         raise WrongValueError(f"expected a list of {len(arguments)}, found {len(node.items)}; write {example(key)}")
@@ -185,14 +185,14 @@ def _read_list(node: Node, arguments: tuple[Any, ...], key: str) -> tuple[Any, .
 
 
 def example(key: str) -> str:
-    """An override of the key that can be read: its default, or else something of the right shape."""
+    """An override of the key that can be read, as a shell takes it: its default, or something of the right shape."""
     section, _, name = key.rpartition(".")
     owner = section_at(section)
     field = owner.model_fields.get(name) if owner else None
     if field is not None and isinstance(field.default, tuple) and field.default:
-        return f"{key}=[{', '.join(str(item) for item in field.default)}]"
+        return f"'{key}=[{', '.join(str(item) for item in field.default)}]'"
     is_list = field is not None and "tuple" in str(field.annotation)
-    return f"{key}=[FIRST, SECOND]" if is_list else f"{key}=VALUE"
+    return f"'{key}=[FIRST, SECOND]'" if is_list else f"{key}=VALUE"
 
 
 def _read_option(node: Scalar, options: tuple[Any, ...]) -> Any:

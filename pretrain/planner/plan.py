@@ -25,10 +25,11 @@ _BERT_VOCABULARY = 30_522
 
 @dataclass
 class Plan:
-    """Lines for people, and what keeps the run from starting here."""
+    """Lines for people, what cannot work, and what is not on this machine."""
 
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 def make_plan(config: RunConfig, num_started: int) -> Plan:
@@ -38,13 +39,13 @@ def make_plan(config: RunConfig, num_started: int) -> Plan:
     processes = model_parallel * parallel.data if parallel.data else num_started
     plan = Plan(problems=[f"does not fit: {problem}" for problem in check_world_size(config, processes)])
     absent = missing_data(config)
+    plan.missing += [f"missing: {text}" for text in (*absent, *_missing_start(config))]
     manifests = {} if absent else _load_manifests(config, plan)
     if not plan.problems:
         plan.lines += _describe_steps(config, processes, model_parallel)
     plan.lines += _describe_model(config, processes, manifests)
     if manifests:
         plan.lines += _describe_data(config, manifests, plan)
-    plan.problems += [f"missing: {text}" for text in (*absent, *_missing_start(config))]
     return plan
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ START = (
     "train: {steps: 100, global_batch_size: 8}\noptim: {warmup_steps: 1}\n"
 )
 _ADVICE = re.compile(r"\b(?:try|write|set|use|raise|change)\b ")
-_SETTING = re.compile(r"[a-z_0-9]+(?:\.[a-z_0-9]+)*=(?:\[[^\]]*\]|[^\s,;:)\]]+)")
+# As a shell takes it: brackets and spaces in quotes.
+_SETTING = re.compile(r"[a-z_0-9]+(?:\.[a-z_0-9]+)*=(?:\[[^\]]*\]|[^\s,;:()\[\]]+)")
 _PLACEHOLDER = re.compile(r"VALUE|FIRST|SECOND|\bX\b")
 
 # Overrides that are wrong and whose message names settings that mend it.
@@ -62,7 +64,8 @@ def advised(message: str) -> list[str]:
     settings = []
     for line in message.split("\n"):
         match = _ADVICE.search(line)
-        settings += _SETTING.findall(line[match.start() :] if match else "")
+        advice = line[match.start() :] if match else ""
+        settings += [word for word in shlex.split(advice.replace("`", " ")) for word in _SETTING.findall(word)]
     return [setting for setting in settings if not _PLACEHOLDER.search(setting)]
 
 

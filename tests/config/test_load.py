@@ -135,7 +135,7 @@ def test_files_arguments_types_and_contradictions_are_told_together_each_with_it
         ("precision=fp8", "'fp32', 'bf16' or 'fp16'"),
         ("optim.lr=.inf", "finite number"),
         ("deepspeed={train_batch_size: 8}", "deepspeed.train_batch_size is set by train.global_batch_size"),
-        ("data.train=data/books", "write data.train=[data/books]"),
+        ("data.train=data/books", "write 'data.train=[data/books]'"),
     ],
 )
 def test_contradictions_name_key_value_and_remedy(tmp_path: Path, override: str, words: str) -> None:

@@ -51,7 +51,7 @@ def refusal(path: Path, content: str | bytes) -> str:
         ("- a\n", "expected sections (run:, data:, ...) at the top level, found a list"),
         ("text\n", "expected sections (run:, data:, ...) at the top level, found 'text'"),
         ("", "run.output_dir: is required; set it in the file or as run.output_dir=VALUE"),
-        ("# only a comment\n", "data.train: is required; set it in the file or as data.train=[FIRST, SECOND]"),
+        ("# only a comment\n", "data.train: is required; set it in the file or as 'data.train=[FIRST, SECOND]'"),
         ("run:\ndata:\n", "run.output_dir: is required"),
         ("true: 1\n", "yaml:1: true: unknown key"),
         ('"\\x1b[31mred": 1\n', r"yaml:1: '\x1b[31mred': unknown key"),

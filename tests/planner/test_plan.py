@@ -56,7 +56,7 @@ def test_a_row_mode_with_tables_is_estimated_and_builds_none(run: Path, capsys: 
 
 def test_missing_data_is_named_with_the_command_that_makes_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, output = dry_run(capsys, run, "data.train=[no where]", "run.init_from=absent")
-    assert code == 2
+    assert code == 0  # a plan for another machine
     assert "# plan: 1 process, ZeRO-1, 4 micro-batches" in output
     assert "vocabulary 30,522 (BERT's; that of the data is not known)" in output
     assert "# missing: data.train: no where.bin .idx .json: no such file" in output
