@@ -15,12 +15,13 @@ from hf_folders import random_bert
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertForSequenceClassification, BertModel
+from typer.testing import CliRunner
 
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
 from pretrain.checkpoint.weights import read_weights
 from pretrain.data.tokenizer.load import load_tokenizer
-from pretrain.errors import DataError
-from pretrain.import_hf import import_folder
+from pretrain.errors import ConfigError, DataError
+from pretrain.import_hf import app, import_folder
 from pretrain.model.initialise import initial_value
 
 WORD = "bert.embeddings.word_embeddings.weight"
@@ -276,3 +277,23 @@ def test_what_is_no_folder_of_a_model_is_explained(tmp_path: Path, monkeypatch: 
     assert "a checkpoint of TensorFlow" in refusal("tf")
     (tmp_path / "hf" / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "config.json: is a pointer of Git LFS" in refusal("hf")
+
+
+# -- the verb ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_verb_says_what_it_did_and_refuses_what_contradicts_itself(tmp_path: Path) -> None:
+    folder = random_bert(tmp_path / "hf", vocab_size=64, kind=BertModel)
+    (tmp_path / "words").mkdir()
+    write_vocab(tmp_path / "words")
+    out, tokenizer = str(tmp_path / "out"), str(tmp_path / "words")
+    done = CliRunner().invoke(app, [str(folder), out, "--fresh-head", "--tokenizer", tokenizer])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0].endswith("heads, 64 words")
+    assert "is read as bert." in lines[1]
+    assert lines[2] == f"imported {folder} to {out}"
+    assert lines[3].startswith("drawn from seed 1234, not in the folder: cls.predictions.")
+    assert lines[4].startswith("left out, not part of BERT pretraining (2): bert.pooler.dense")
+    for arguments, error in (([out], DataError), ([str(tmp_path / "more"), "--cased"], ConfigError)):
+        assert isinstance(CliRunner().invoke(app, [str(folder), *arguments]).exception, error)
