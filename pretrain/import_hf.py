@@ -43,6 +43,7 @@ def import_hf(
     cased: Annotated[bool, typer.Option("--cased", help="--tokenizer is a vocab.txt that keeps case")] = False,
 ) -> None:
     """Convert a Hugging Face `BertForMaskedLM` to a weights checkpoint; the exact inverse of `taco export`."""
+    from pretrain.data.tokenizer.load import load_tokenizer
     from pretrain.errors import ConfigError, DataError
     from pretrain.model.hf_names import listing
 
@@ -50,7 +51,7 @@ def import_hf(
         raise DataError(f"{out}: exists; choose a new folder")
     if cased and tokenizer is None:
         raise ConfigError("--cased says how to read --tokenizer, which is not given; name the vocab.txt with it")
-    given = None if tokenizer is None else _load_tokenizer(tokenizer, cased=cased)
+    given = None if tokenizer is None else load_tokenizer(tokenizer, cased=cased)
     missing, unused = import_folder(
         folder, out, fresh_head=fresh_head, seed=seed, tokenizer=given, say=lambda line: typer.echo(line)
     )
@@ -114,15 +115,6 @@ def import_folder(
     weights = converted.state | _fresh(section, vocab_size, seed, converted.missing)
     _write(folder, out, section, config, tokenizer, weights, copies_tokenizer=own_tokenizer is not None)
     return drawn, converted.unused
-
-
-def _load_tokenizer(path: Path, *, cased: bool) -> Tokenizer:
-    """The tokenizer in a file, or in the folder of a model."""
-    from pretrain.data.tokenizer.load import load_tokenizer
-    from pretrain.hf_reading.tokenizer import load_folder_tokenizer
-
-    in_folder = load_folder_tokenizer(path) if path.is_dir() and not cased else None
-    return in_folder or load_tokenizer(path, cased=cased)
 
 
 def _convert(

@@ -14,7 +14,6 @@ from pretrain.errors import DataError
 from pretrain.hf_reading.what_it_is import check_is_content
 
 _WHOLE = (MARKER, "tokenizer.json")
-_BARE = ("vocab.txt", "spiece.model", "sentencepiece.model")
 _SETTINGS = "tokenizer_config.json"
 _KEPT = (
     "tokenizer.json",
@@ -36,11 +35,14 @@ def load_folder_tokenizer(folder: Path) -> Tokenizer | None:
     Raises:
         DataError: a file of it is damaged, or stands for another one.
     """
-    for name in (*_WHOLE, *_BARE, _SETTINGS):
-        if (folder / name).exists() or (folder / name).is_symlink():
-            check_is_content(folder / name)
-    tokenizer = _load(folder)
-    if tokenizer is not None and (added := max(_added_ids(folder), default=0)) >= tokenizer.vocab_size:
+    candidates = [folder / name for name in (*_WHOLE, "vocab.txt")] + sorted(folder.glob("*.model"))
+    found = [path for path in candidates if path.exists() or path.is_symlink()]
+    for path in [*found, *sorted(folder.glob(_SETTINGS))]:
+        check_is_content(path)
+    if not found:
+        return None
+    tokenizer = load_tokenizer(folder)
+    if (added := max(_added_ids(folder), default=0)) >= tokenizer.vocab_size:
         raise DataError(
             f"{folder}: its tokenizer has {tokenizer.vocab_size:,} pieces, and an added one with id {added:,} is in "
             "another file; write one tokenizer.json with AutoTokenizer.from_pretrained and save_pretrained"
@@ -64,16 +66,6 @@ def copy_tokenizer(source: Path | None, tokenizer: Tokenizer, target: Path, *, m
     for name in dict.fromkeys(_KEPT):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-
-
-def _load(folder: Path) -> Tokenizer | None:
-    if _is_whole(folder):
-        return load_tokenizer(folder)
-    for name in _BARE:
-        if (folder / name).exists():
-            is_cased = _read_table(folder / _SETTINGS).get("do_lower_case") is False
-            return load_tokenizer(folder / name, cased=name.endswith(".txt") and is_cased)
-    return None
 
 
 def _added_ids(folder: Path) -> list[int]:
