@@ -6,6 +6,7 @@ on disk guarantee its content.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -106,6 +107,15 @@ def hashing_writer(path: Path) -> Iterator[HashingFile]:
     with closing(HashingFile(path)) as file:
         yield file
         file.sync()
+
+
+def write_bytes(folder: Path, name: str, content: bytes) -> FileRecord:
+    """Write a small file durably to `folder`/`name`, whose parent is made; its record. Raises OSError."""
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    with hashing_writer(path) as file:
+        file.write(content)
+    return FileRecord(name, file.num_bytes, file.hexdigest())
 
 
 def hash_range(path: Path, first: int, end: int, new_digest: Callable[[], Digest] = xxhash.xxh64) -> str:
@@ -232,21 +242,53 @@ def folder_records(folder: Path) -> tuple[FileRecord, ...]:
     return tuple(record_of(path, folder) for path in sorted(folder.iterdir()) if path.is_file())
 
 
-def find_damage(folder: Path, records: Iterable[FileRecord]) -> dict[Path, str]:
-    """What differs between `folder` and the records of its files, by file; files without a record are ignored."""
+# A name that leads nowhere, or to something other than a file: all that an error of the system says about content.
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def find_damage(
+    folder: Path, records: Iterable[FileRecord], *, reads_content: bool = True, may_be_longer: bool = False
+) -> dict[Path, str]:
+    """What differs between `folder` and the records of its files, by file; files without a record are ignored.
+
+    Args:
+        reads_content: compare hashes; otherwise only sizes.
+        may_be_longer: a file that is longer than its record says is no damage.
+
+    Raises:
+        OSError: a file is there and cannot be read, which says nothing about what it holds.
+    """
     damage = {}
     for expected in records:
         path = folder / expected.name
         try:
             num_bytes = path.stat().st_size
-            if num_bytes != expected.num_bytes:
+            if num_bytes < expected.num_bytes or (num_bytes > expected.num_bytes and not may_be_longer):
                 damage[path] = f"expected {expected.num_bytes} bytes, found {num_bytes}"
-            elif (digest := record_of(path, folder).xxh3_128) != expected.xxh3_128:
+            elif reads_content and (digest := record_of(path, folder).xxh3_128) != expected.xxh3_128:
                 damage[path] = (
                     f"expected xxh3-128 {expected.xxh3_128}, found {digest}: content differs from what was written"
                 )
-        except FileNotFoundError:
+        except ABSENT:
             damage[path] = "is missing"
         except OSError as error:
-            damage[path] = f"cannot be read: {error.strerror or error}"
+            error.filename = error.filename or str(path)  # an error of reading does not know it
+            raise
     return damage
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append `line` and its end to a file, in one write.
+
+    A last line without an end, left by a power loss or a full disk, is ended first, so that it swallows nothing.
+
+    Raises:
+        OSError: the file cannot be written; part of the line may be in it.
+    """
+    with path.open("a+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        is_torn = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
+        whole = (b"\n" if is_torn else b"") + line + b"\n"
+        num_written = file.write(whole)
+        if num_written != len(whole):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

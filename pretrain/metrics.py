@@ -8,11 +8,14 @@ Failing to log never stops training: it is reported once and the run continues.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from pretrain import durable
+from pretrain.errors import DataError
 from pretrain.runlog import get_logger
 
 METRICS_FILE = "metrics.jsonl"
@@ -57,11 +60,8 @@ class MetricsLog:
 
     def _append(self, record: dict[str, float | int | str]) -> None:
         """Write a line; if that fails the record is lost, and the next one is tried all the same."""
-        # A failed write may have left part of its line, which must not swallow this record.
-        begin = b"\n" if self._has_failed else b""
         try:
-            with self._path.open("ab") as file:
-                file.write(begin + orjson.dumps(record) + b"\n")
+            durable.append_line(self._path, orjson.dumps(record))
         except OSError as error:
             if not self._has_failed:
                 log.warning("records of metrics are lost until there is room: %s", error)
@@ -88,22 +88,57 @@ class MetricsLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All records of a run, in order of writing; a last line cut off by a crash is left out."""
-    path = run_dir / METRICS_FILE
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines):
-        try:
-            record = orjson.loads(line) if line else None
-        except orjson.JSONDecodeError:
-            record = line
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-        elif record is not None:
-            log.warning("%s:%d: skipped, not a complete record", path, number + 1)
+    """All records of a run, in order of writing; lines that are none are left out, with one warning.
+
+    Raises:
+        DataError: the file is there and cannot be read.
+    """
+    records, bad_lines = read_records(run_dir)
+    if bad_lines:
+        log.warning("%s", describe_bad_lines(run_dir, bad_lines))
     return records
+
+
+def read_records(run_dir: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """All records of a run, and the numbers (from 1) of the lines that are none: torn by a power loss, for example.
+
+    Raises:
+        DataError: the file is there and cannot be read.
+    """
+    path = run_dir / METRICS_FILE
+    try:
+        if not path.is_file():  # a device may never end
+            return [], []
+        lines = path.read_bytes().split(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    records, bad_lines = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        record = _parse(line)
+        if record is None:
+            bad_lines.append(number)
+        else:
+            records.append(record)
+    return records, bad_lines
+
+
+def describe_bad_lines(run_dir: Path, bad_lines: Sequence[int]) -> str:
+    """One sentence about the lines that `read_records` left out."""
+    what = "1 line that is no record" if len(bad_lines) == 1 else f"{len(bad_lines):,} lines that are no records"
+    return f"{run_dir / METRICS_FILE}: skipped {what} (the first is line {bad_lines[0]})"
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The record of a line: a JSON object with the number of a step; None if it is something else."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 class Throughput:

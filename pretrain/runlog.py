@@ -6,6 +6,7 @@ Rank 0 writes to the console; every rank writes its own file under logs/.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -38,12 +39,23 @@ def start_logging(log_dir: Path | None, rank: int) -> None:
         return
     try:
         log_dir.mkdir(parents=True, exist_ok=True)
-        file = _RankFile(log_dir / f"rank_{rank:05d}.log", encoding="utf-8")
+        path = log_dir / f"rank_{rank:05d}.log"
+        _end_last_line(path)
+        file = _RankFile(path, encoding="utf-8")
     except OSError as error:
         root.warning("no log file: %s", error)
         return
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(file)
+
+
+def _end_last_line(path: Path) -> None:
+    """End the last line of an earlier start, which a power loss may have torn, so that it swallows nothing."""
+    with path.open("a+b") as file:
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
 
 
 class _RankFile(logging.FileHandler):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import xxhash
 from project import ROOT
+from reading_rights import unreadable
 
 from pretrain import durable
 from pretrain.durable import HashingFile
@@ -126,3 +127,18 @@ def test_a_file_of_a_library_follows_the_umask(umask: int, mode: int, tmp_path: 
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize(("before", "after"), [(b"", b"new\n"), (b"old\n", b"old\nnew\n"), (b"ol", b"ol\nnew\n")])
+def test_a_line_torn_by_a_power_loss_swallows_no_line(tmp_path: Path, before: bytes, after: bytes) -> None:
+    (tmp_path / "lines").write_bytes(before)
+    durable.append_line(tmp_path / "lines", b"new")
+    assert (tmp_path / "lines").read_bytes() == after
+
+
+def test_a_file_that_may_not_be_read_is_no_damage(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    records = durable.folder_records(tmp_path)
+    with unreadable(tmp_path / "file"), pytest.raises(PermissionError, match="file"):
+        durable.find_damage(tmp_path, records)
+    assert durable.find_damage(tmp_path, records) == {}

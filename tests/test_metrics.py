@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from reading_rights import unreadable
 
-from pretrain.metrics import MetricsLog, read_metrics
+from pretrain.errors import DataError
+from pretrain.metrics import MetricsLog, read_metrics, read_records
 
 
 def test_records_come_back_in_order(tmp_path: Path) -> None:
@@ -31,7 +34,7 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
 def test_a_full_disk_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = MetricsLog(tmp_path, is_active=True, use_tensorboard=False)
 
-    def full(self: Path, mode: str) -> None:
+    def full(self: Path, mode: str, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "open", full)
@@ -46,8 +49,8 @@ def test_half_a_line_does_not_swallow_the_next_record(tmp_path: Path, monkeypatc
     log = MetricsLog(tmp_path, is_active=True, use_tensorboard=False)
     written = Path.open
 
-    def half(self: Path, mode: str) -> None:
-        with written(self, mode) as file:
+    def half(self: Path, mode: str, **options: Any) -> None:
+        with written(self, mode, **options) as file:
             file.write(b'{"step": 1, "lo')
         raise OSError(28, "No space left on device")
 
@@ -106,3 +109,17 @@ def test_a_folder_without_room_for_events_costs_a_warning(tmp_path: Path) -> Non
     metrics.write({"step": 1, "loss": 2.0})
     metrics.close()
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+@pytest.mark.fault("logging")
+def test_a_line_torn_by_a_power_loss_is_counted_and_swallows_no_record(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\0\0\0\n[2]\n{"step": "x"}\n{"step": true}\n{"step":2,"lo')
+    MetricsLog(tmp_path, is_active=True, use_tensorboard=False).write({"step": 3})
+    assert read_records(tmp_path) == ([{"step": 1}, {"step": 3}], [2, 3, 4, 5, 6])
+
+
+def test_records_that_may_not_be_read_are_an_error_of_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n')
+    with unreadable(path), pytest.raises(DataError, match=f"^{path}: cannot be read: Permission denied$"):
+        read_metrics(tmp_path)

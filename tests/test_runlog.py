@@ -48,3 +48,13 @@ def test_a_log_folder_that_cannot_be_made_costs_a_warning(tmp_path: Path, capsys
     start_logging(tmp_path / "logs", 0)
     logging.getLogger("taco").handlers.clear()
     assert "no log file" in capsys.readouterr().err
+
+
+def test_a_line_torn_by_a_power_loss_does_not_swallow_the_first_of_a_start(tmp_path: Path) -> None:
+    (tmp_path / "rank_00000.log").write_text("torn")
+    start_logging(tmp_path, 0)
+    get_logger("pretrain.trainer").info("hello")
+    logging.getLogger("taco").handlers.clear()
+    torn, hello = (tmp_path / "rank_00000.log").read_text().splitlines()
+    assert torn == "torn"
+    assert hello.endswith("hello")

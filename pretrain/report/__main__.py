@@ -9,7 +9,7 @@ import typer
 
 from pretrain.cli import new_program, run_program
 from pretrain.report.curves import Record, draw
-from pretrain.report.page import write_page
+from pretrain.report.page import read_descriptions, write_page
 
 app = new_program()
 
@@ -20,24 +20,32 @@ PICTURE_FILE = "loss_curves.png"
 def report(run: Annotated[Path, typer.Argument(help="run folder (holds metrics.jsonl)")]) -> None:
     """Draw a run's losses, accuracy, learning rate and gradient norm; print the paths of the picture and the page."""
     from pretrain.errors import DataError
+    from pretrain.metrics import describe_bad_lines
 
-    records = _read(run)
+    records, bad_lines = _read(run)
+    descriptions = read_descriptions(run)
     try:
         picture = draw(records, run / PICTURE_FILE)
-        page = write_page(run, records, picture)
+        page = write_page(run, records, picture, descriptions)
     except OSError as error:
         raise DataError(f"{run}: the report cannot be written: {error}; free space or copy the run elsewhere") from None
     typer.echo(f"picture: {picture}\npage:    {page}")
+    if bad_lines:
+        typer.echo(describe_bad_lines(run, bad_lines))
 
 
-def _read(run: Path) -> list[Record]:
+def _read(run: Path) -> tuple[list[Record], list[int]]:
+    """The records of the run, at least one, and the numbers of the lines that are none."""
     from pretrain.errors import DataError
-    from pretrain.metrics import METRICS_FILE, read_metrics
+    from pretrain.metrics import METRICS_FILE, describe_bad_lines, read_records
 
-    records = read_metrics(run)
+    records, bad_lines = read_records(run)
     if not records:
-        raise DataError(f"{run / METRICS_FILE}: no records yet; give the folder of a run that has logged a step")
-    return records
+        reason = f" ({describe_bad_lines(run, bad_lines)})" if bad_lines else ""
+        raise DataError(
+            f"{run / METRICS_FILE}: no records yet; give the folder of a run that has logged a step{reason}"
+        )
+    return records, bad_lines
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ Record = dict[str, Any]
 
 
 def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric; if a step was trained twice, the last record counts."""
-    by_step = {record["step"]: record[name] for record in records if record.get(name) is not None}
+    """Steps and values of one metric; if a step was trained twice, the last record counts; only numbers do."""
+    by_step = {record["step"]: record[name] for record in records if isinstance(record.get(name), int | float)}
     steps = sorted(by_step)
     return steps, [by_step[step] for step in steps]
 

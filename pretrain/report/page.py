@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pretrain.report.curves import Record
@@ -13,8 +13,27 @@ from pretrain.report.curves import Record
 PAGE_FILE = "report.html"
 
 
-def write_page(run: Path, records: Sequence[Record], picture: Path) -> Path:
-    """Write one self-contained HTML file with the picture, the last values and the configuration; returns its path."""
+def read_descriptions(run: Path) -> dict[str, str]:
+    """The text of the files that describe the run and its machine, by name, as far as they are there.
+
+    Raises:
+        DataError: one is there and cannot be read.
+    """
+    from pretrain.errors import DataError
+
+    texts = {}
+    for name in ("config.yaml", "env.json"):
+        try:
+            texts[name] = (run / name).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DataError(f"{run / name}: cannot be read: {error.strerror or error}") from None
+    return texts
+
+
+def write_page(run: Path, records: Sequence[Record], picture: Path, descriptions: Mapping[str, str]) -> Path:
+    """Write one self-contained HTML file with the picture, the last values and `descriptions`; returns its path."""
     from pretrain import durable
 
     image = base64.b64encode(picture.read_bytes()).decode("ascii")
@@ -24,11 +43,7 @@ def write_page(run: Path, records: Sequence[Record], picture: Path) -> Path:
     rows = "".join(
         f"<tr><td>{html.escape(k)}</td><td>{html.escape(_show(v))}</td></tr>" for k, v in sorted(last.items())
     )
-    sections = "".join(
-        f"<h2>{name}</h2><pre>{html.escape((run / name).read_text(encoding='utf-8'))}</pre>"
-        for name in ("config.yaml", "env.json")
-        if (run / name).is_file()
-    )
+    sections = "".join(f"<h2>{name}</h2><pre>{html.escape(text)}</pre>" for name, text in descriptions.items())
     page = (
         f"<!doctype html><meta charset='utf-8'><title>{html.escape(run.name)}</title>"
         "<style>body{font-family:sans-serif;max-width:75em;margin:2em auto;padding:0 1em}"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pretrain import durable
 from pretrain.errors import TacoError
 from pretrain.parallel import collectives
 from pretrain.runlog import get_logger
@@ -74,8 +75,7 @@ class BadSteps:
         """Append the rows of the training stream (first, one past the last) of a bad step; rank 0 calls it."""
         record = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "rows": [list(pair) for pair in rows]}
         try:
-            with (self.folder / BAD_STEPS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            durable.append_line(self.folder / BAD_STEPS_FILE, json.dumps(record).encode())
         except OSError as error:
             log.warning("the rows of a bad step could not be recorded: %s", error)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pretrain import durable
 from pretrain.config.sections import SpikeSection
 from pretrain.errors import TacoError
 from pretrain.parallel import collectives
@@ -148,8 +149,7 @@ class Spikes(Watcher):
     def write_down(self, record: Mapping[str, Any]) -> None:
         """Append a spike to spikes.jsonl; rank 0 calls it."""
         try:
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            durable.append_line(self._file, json.dumps(record).encode())
         except OSError as error:
             log.warning("a loss spike could not be recorded: %s", error)
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from reading_rights import unreadable
 
 from pretrain.errors import DataError
 from pretrain.metrics import read_metrics
@@ -53,4 +54,17 @@ def test_a_line_that_is_no_record_is_left_out(tmp_path: Path) -> None:
 
 def test_a_run_without_records_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"metrics\.jsonl: no records yet"):
+        report(tmp_path)
+
+
+def test_lines_that_are_no_records_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (write_run(tmp_path) / "metrics.jsonl").open("a") as file:
+        file.write('5\n{"step": 4, "mlm_loss": "high"}\n{"step": 5, "mlm_lo')
+    report(tmp_path)
+    assert "metrics.jsonl: skipped 2 lines that are no records (the first is line 6)" in capsys.readouterr().out
+
+
+def test_a_description_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    path = write_run(tmp_path) / "config.yaml"
+    with unreadable(path), pytest.raises(DataError, match=rf"^{path}: cannot be read: Permission denied"):
         report(tmp_path)

@@ -194,7 +194,10 @@ def _check_tokenizer(prefix: str | Path, manifest: Manifest) -> list[Problem]:
     from pretrain.data.tokenizer.load import find_dataset_tokenizer
 
     folder = dataset_path(prefix, ".tokenizer")
-    damage = find_damage(folder, manifest.tokenizer_files)
+    try:
+        damage = find_damage(folder, manifest.tokenizer_files)
+    except OSError as error:
+        return [Problem(str(error.filename or folder), f"cannot be read: {error.strerror or error}")]
     if damage:
         return [Problem(str(path), f"{message}; restore it from a copy") for path, message in damage.items()]
     try:
