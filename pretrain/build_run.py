@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pretrain.checkpoint.manifest import CheckpointManifest, Layout
+from pretrain.checkpoint.run_record import RunRecord, note_saved, recorded_step
 from pretrain.checkpoint.start_weights import load_start
 from pretrain.checkpoint.store import CheckpointStore, NoGoodCheckpointError
 from pretrain.config.deepspeed import zero_stage
@@ -20,10 +22,12 @@ from pretrain.config.load import dump_config
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import BatchSource, RowSource, open_batches
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.spot_check import find_damage_on_nodes
 from pretrain.data.pinned import memory_for
+from pretrain.data.tokenizer.folder import read_verified
 from pretrain.engine.engine import Engine
 from pretrain.engine.plain import PlainEngine
-from pretrain.errors import TacoError, counted
+from pretrain.errors import DataError, TacoError, counted
 from pretrain.metrics import MetricsLog
 from pretrain.model.build import build_model
 from pretrain.model.pretraining import BertForPretraining
@@ -74,11 +78,13 @@ def build_trainer(
     Raises:
         TacoError: the run's folder cannot be written, or parts do not fit together.
     """
+    extras = _look_at_data(config, train_rows, validation_rows)
     vocab_size = train_rows.tokenizer.vocab_size
     model = build_model(config, vocab_size, mesh)
-    store = _build_store(config, folder)
+    run_id, saved_step = _identify(folder)
+    store = _build_store(config, folder, run_id)
     if config.run.init_from is not None:
-        if _begins(store, from_scratch=from_scratch):
+        if _begins(store, saved_step, from_scratch=from_scratch):
             load_start(model, config, train_rows.tokenizer, mesh, device, allowed)
         else:
             log.info(
@@ -94,9 +100,7 @@ def build_trainer(
     for line in _describe_epochs(config, train_source):
         log.info("%s", line)
     engine = _build_engine(config, model, device, mesh, heartbeat)
-    _describe_run(config, folder, engine.ds_config, device)
     metrics = MetricsLog(folder.path, is_active=collectives.rank() == 0, use_tensorboard=config.run.tensorboard)
-    extras = tuple(path for path in (folder.path / "config.yaml", folder.tokenizer) if path.exists())
     saver = Saver(engine, store, extras, metrics, config.checkpoint)
     spikes = Spikes(config.spike, folder.path)
     progress = Progress(config, metrics, lambda: saver.unsaved_seconds)
@@ -108,7 +112,9 @@ def build_trainer(
             _batches(config, validation_rows, VALIDATION_SEED, device.type) if validation_rows else None
         ),
         store=store,
-        description=_describe_checkpoint(config, train_rows),
+        description=_describe_checkpoint(config, train_rows, run_id),
+        saved_step=saved_step,
+        on_resume=partial(_describe_run, config, folder, engine.ds_config, device, extras),
         saver=saver,
         spikes=spikes,
         progress=progress,
@@ -133,18 +139,25 @@ def _watch_bad_steps(config: RunConfig, folder: RunFolder, saver: Saver) -> BadS
     return BadStepWatcher(counter, config.train.micro_batch_size, settle_saves)
 
 
-def _build_store(config: RunConfig, folder: RunFolder) -> CheckpointStore:
+def _build_store(config: RunConfig, folder: RunFolder, run_id: str) -> CheckpointStore:
     """The run's checkpoints, tidied up; ranks that save beside training need a separate group for it."""
     section = config.checkpoint
     group = collectives.start_side_group() if section.asynchronous else None
-    store = CheckpointStore(folder.checkpoints, keep=section.keep, keep_every=section.keep_every, group=group)
+    store = CheckpointStore(
+        folder.checkpoints,
+        keep=section.keep,
+        keep_every=section.keep_every,
+        group=group,
+        run_id=run_id,
+        on_commit=partial(note_saved, folder.path, run_id),
+    )
     store.prepare()
     return store
 
 
-def _begins(store: CheckpointStore, *, from_scratch: bool) -> bool:
+def _begins(store: CheckpointStore, saved_step: int, *, from_scratch: bool) -> bool:
     """Whether the run has no checkpoint to continue from, and so needs weights to start from; collective."""
-    has_any = any(store.root.glob("step-*"))
+    has_any = saved_step > 0 or any(store.root.glob("step-*"))
     if not collectives.gather_objects(has_any)[0]:
         return True
     if not from_scratch:
@@ -203,21 +216,74 @@ def _batches(
     return open_batches(config, rows, seed=seed, weights=weights, allocate=memory_for(device_type))
 
 
-def _describe_run(config: RunConfig, folder: RunFolder, ds_config: dict[str, Any], device: torch.device) -> None:
+def _identify(folder: RunFolder) -> tuple[str, int]:
+    """The run's own name and the step that it says to have saved, from rank 0; collective.
+
+    Raises:
+        TacoError: on all ranks, if the record of the run cannot be read or written.
+    """
+    found: tuple[str, int] = ("", 0)
+    problem = None
+    if collectives.rank() == 0:
+        try:
+            found = (RunRecord.of(folder.path).run_id, recorded_step(folder.path))
+        except TacoError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = _cannot_be_written(folder, str(error))
+    found, problem = collectives.gather_objects((found, problem))[0]
+    if problem is not None:
+        raise TacoError(problem)
+    return found
+
+
+def _look_at_data(config: RunConfig, train_rows: RowSource, validation_rows: RowSource | None) -> dict[str, bytes]:
+    """Check the content of the data on every node; returns what goes into every checkpoint beside the state.
+
+    That is, on rank 0, the configuration and the files of the tokenizer that made the data. Collective.
+
+    Raises:
+        DataError: on all ranks, if a dataset or its tokenizer is not what was written.
+    """
+    datasets = [*train_rows.datasets, *(validation_rows.datasets if validation_rows else ())]
+    problem = find_damage_on_nodes(datasets)
+    extras = {"config.yaml": dump_config(config).encode()}
+    if problem is None and collectives.rank() == 0:
+        manifest = train_rows.datasets[0].manifest
+        try:
+            files = read_verified(config.data.tokenizer_folder, manifest.tokenizer_files if manifest else ())
+            extras |= {f"tokenizer/{name}": files[name] for name in sorted(files)}
+        except DataError as error:
+            problem = str(error)
+    problem = collectives.gather_objects(problem)[0]
+    if problem is not None:
+        raise DataError(problem)
+    return extras
+
+
+def _describe_run(
+    config: RunConfig, folder: RunFolder, ds_config: dict[str, Any], device: torch.device, extras: dict[str, bytes]
+) -> None:
     """Rank 0 saves the description of the run; every rank ends with its error if the disk refuses."""
     problem = None
     if collectives.rank() == 0:
         try:
             folder.write_description(config, ds_config, describe_environment(collectives.world_size(), str(device)))
-            folder.keep_tokenizer(config.data.tokenizer_folder)
+            names = [name for name in extras if name.startswith("tokenizer/")]
+            if folder.keep_tokenizer({name.removeprefix("tokenizer/"): extras[name] for name in names}):
+                log.warning("%s: was not the tokenizer of data.train, and is replaced by it", folder.tokenizer)
         except OSError as error:
             problem = str(error)
     failure = collectives.first_failure(problem)
     if failure is not None:
-        raise TacoError(f"run.output_dir {folder.path}: cannot be written: {failure}; free space or choose another")
+        raise TacoError(_cannot_be_written(folder, failure))
 
 
-def _describe_checkpoint(config: RunConfig, rows: RowSource) -> CheckpointManifest:
+def _cannot_be_written(folder: RunFolder, reason: str) -> str:
+    return f"run.output_dir {folder.path}: cannot be written: {reason}; free space or choose another"
+
+
+def _describe_checkpoint(config: RunConfig, rows: RowSource, run_id: str) -> CheckpointManifest:
     """The manifest of every checkpoint of this run; step and files are filled in when it is saved."""
     size = config.parallel
     layout = Layout(
@@ -238,6 +304,7 @@ def _describe_checkpoint(config: RunConfig, rows: RowSource) -> CheckpointManife
         config_sha256=hashlib.sha256(dump_config(config).encode()).hexdigest(),
         pad_token_id=rows.tokenizer.special.pad,
         data=tuple(_describe_dataset(dataset) for dataset in rows.datasets),
+        run_id=run_id,
     )
 
 

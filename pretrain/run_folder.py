@@ -1,6 +1,6 @@
 """The folder of a run: who holds it, which configuration it belongs to, in which environment the run started.
 
-config.yaml ds_config.json env.json metrics.jsonl tokenizer/ checkpoints/ logs/ tensorboard/ report.html
+config.yaml ds_config.json env.json run.json metrics.jsonl tokenizer/ checkpoints/ logs/ tensorboard/ report.html
 heartbeats/ slurm/ done.json stop
 """
 
@@ -15,7 +15,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -173,13 +173,13 @@ class RunFolder:
 
         Raises:
             ConfigError: a key that changes what is trained differs and is not in `allowed`.
+            TacoError: the configuration of the run cannot be read.
         """
         old = self._read_config()
         if old is None:
             return []
         changes = compare(old, dump_tree(self.keep_average(config)))
-        free = (*_FREE_KEYS, *allowed)
-        refused = [text for key, text in changes.items() if not any(_is_part_of(key, name) for name in free)]
+        refused = _refused(changes, allowed)
         if refused:
             listing = "\n".join(f"  - {text}" for text in refused)
             raise ConfigError(
@@ -207,12 +207,17 @@ class RunFolder:
     def _read_config(self) -> dict[str, Any] | None:
         """The configuration that this folder's run was started with, later keys included; None if there is none."""
         path = self.path / "config.yaml"
-        if not path.is_file():
-            return None
         try:
             old = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise TacoError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except (ValueError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"{path}: is no configuration of a run ({reason}); copy that of a checkpoint over it"
+            ) from None
         if not isinstance(old, dict):
             raise ConfigError(f"{path}: is no configuration of a run; choose another run.output_dir")
         return _with_later_keys(old)
@@ -223,31 +228,56 @@ class RunFolder:
         durable.write_text(self.path / "ds_config.json", json.dumps(ds_config, indent=1) + "\n")
         durable.write_text(self.path / "env.json", json.dumps(environment, indent=1) + "\n")
 
-    def keep_tokenizer(self, source: Path) -> None:
-        """Copy the dataset's tokenizer into the run, so that its checkpoints can be exported on their own."""
-        if self.tokenizer.is_dir():
-            return
+    def keep_tokenizer(self, files: Mapping[str, bytes]) -> bool:
+        """Keep the files of the data's tokenizer in the run; whether other ones were there, which they replace.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        old = _content_of(self.tokenizer)
+        if old == files:
+            return False
         temporary = self.path / ".tokenizer.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        for path in (entry for entry in source.iterdir() if entry.is_file()):
-            shutil.copyfile(path, temporary / path.name)  # without the source's permissions
-            durable.sync_file(temporary / path.name)
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+            durable.sync_file(temporary / name)
         durable.sync_folder(temporary)
+        if old is not None:
+            replaced = self.path / ".tokenizer.old"
+            shutil.rmtree(replaced, ignore_errors=True)
+            self.tokenizer.rename(replaced)
         temporary.rename(self.tokenizer)
         durable.sync_folder(self.path)
+        if old is not None:
+            shutil.rmtree(replaced, ignore_errors=True)
+        return old is not None
 
     def _refuse_strangers(self) -> None:
-        if not self.path.exists():
+        try:
+            names = {entry.name for entry in self.path.iterdir()}
+        except FileNotFoundError:
             return
-        if not self.path.is_dir():
-            raise ConfigError(f"run.output_dir {self.path}: is a file; name a folder")
-        names = {entry.name for entry in self.path.iterdir()}
+        except NotADirectoryError:
+            raise ConfigError(f"run.output_dir {self.path}: is a file; name a folder") from None
+        except OSError as error:
+            raise TacoError(f"run.output_dir {self.path}: cannot be read: {error.strerror or error}") from None
         if names and not names & {"config.yaml", "run.lock", "slurm"}:
             some = ", ".join(sorted(names)[:3])
             raise ConfigError(
                 f"run.output_dir {self.path}: holds {some} ... and no run; choose an empty or a new folder"
             )
+
+
+def refused_changes(old: dict[str, Any], config: RunConfig, allowed: Iterable[str] = ()) -> list[str]:
+    """Keys that change what is trained and differ from an older configuration, as `key: old -> new`."""
+    return _refused(compare(_with_later_keys(old), dump_tree(config)), allowed)
+
+
+def _refused(changes: dict[str, str], allowed: Iterable[str]) -> list[str]:
+    free = (*_FREE_KEYS, *allowed)
+    return [text for key, text in changes.items() if not any(_is_part_of(key, name) for name in free)]
 
 
 def _with_later_keys(old: dict[str, Any]) -> dict[str, Any]:
@@ -257,6 +287,14 @@ def _with_later_keys(old: dict[str, Any]) -> dict[str, Any]:
         return RunConfig.model_validate(tree).model_dump(mode="json")
     except ValidationError:
         return tree
+
+
+def _content_of(folder: Path) -> dict[str, bytes] | None:
+    """The files of a folder by name; None if there is no such folder. Raises OSError."""
+    try:
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    except FileNotFoundError:
+        return None
 
 
 def _is_part_of(key: str, name: str) -> bool:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from pretrain import durable
+from pretrain.checkpoint.captured_state import CapturedState
 from pretrain.checkpoint.manifest import CheckpointManifest, step_folder
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.sections import CheckpointSection
+from pretrain.durable import FileRecord
 from pretrain.engine.engine import Engine
 from pretrain.errors import CheckpointError
 from pretrain.metrics import MetricsLog
@@ -36,6 +39,10 @@ class NonFiniteStateError(CheckpointError):
 class Saver(Watcher):
     """The saves of one run; every rank makes one, and calls `save` and `wait` at the same steps.
 
+    Args:
+        extras: small files that go into every checkpoint, by their names in it. They are kept in memory, so that a
+            change on the disk during the run reaches no checkpoint.
+
     Attributes:
         captured_step: step of the newest captured state, the same on every rank.
         committed_step: step of the newest checkpoint that this rank knows to be committed.
@@ -46,7 +53,7 @@ class Saver(Watcher):
         self,
         engine: Engine,
         store: CheckpointStore,
-        extras: tuple[Path, ...],
+        extras: Mapping[str, bytes],
         metrics: MetricsLog,
         section: CheckpointSection,
     ) -> None:
@@ -125,12 +132,19 @@ class Saver(Watcher):
             captured = self._engine.capture_state(copies=self._section.asynchronous)
             self._refuse_non_finite(manifest.step, captured.problem)
             self.captured_step = manifest.step
-            work = partial(self._store.save, manifest, captured.write, self._extras)
+            work = partial(self._store.save, manifest, partial(self._write, captured))
             self._pending = _PendingSave(manifest.step, work, has_thread=self._section.asynchronous)
             self._resumed_at = time.monotonic()
             self.stall_seconds = self._resumed_at - start
             if not self._section.asynchronous:
                 self._join()
+
+    def _write(self, captured: CapturedState, folder: Path) -> list[FileRecord]:
+        """Write this rank's files into the folder of a checkpoint, on rank 0 with the extras. Raises OSError."""
+        records = captured.write(folder)
+        if collectives.rank() == 0:
+            records += [durable.write_bytes(folder, name, content) for name, content in self._extras.items()]
+        return records
 
     def poll(self) -> None:
         """Finish a save that has succeeded; never waits."""

@@ -42,7 +42,7 @@ def train(
         list[str] | None, typer.Option(help="key that may have changed since the run began")
     ] = None,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="begin at step 0 if every checkpoint is damaged")
+        bool, typer.Option("--from-scratch", help="begin at step 0 if every checkpoint is damaged or gone")
     ] = False,
 ) -> None:
     """Pretrain BERT: one process of the run (start with torchrun, or alone).
@@ -131,7 +131,7 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
             allowed=allowed,
             from_scratch=from_scratch,
         )
-        _train(trainer, config.train.steps, folder, from_scratch=from_scratch)
+        _train(trainer, config.train.steps, folder, allowed, from_scratch=from_scratch)
     except RuntimeError as error:
         if not is_lost_contact(error):
             raise
@@ -147,12 +147,12 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
             watchdog.stop()
 
 
-def _train(trainer: Trainer, steps: int, folder: RunFolder, *, from_scratch: bool) -> None:
+def _train(trainer: Trainer, steps: int, folder: RunFolder, allowed: list[str], *, from_scratch: bool) -> None:
     """Continue the run from where it stands, to its end or until a signal stops it."""
     from pretrain.parallel import collectives
     from pretrain.resilience.stop_request import PreemptedError
 
-    trainer.resume(from_scratch=from_scratch)
+    trainer.resume(from_scratch=from_scratch, allowed=allowed)
     if trainer.state.step >= steps:
         _mark_done(folder, trainer.state.step)
         log.info("done: all %d steps were there already; checkpoints are in %s", steps, folder.checkpoints)

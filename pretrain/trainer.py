@@ -7,11 +7,12 @@ So the state of a run is its weights, its optimizer and one number, and a resume
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pretrain.checkpoint.manifest import CheckpointManifest
+from pretrain.checkpoint.identity import check_identity
+from pretrain.checkpoint.manifest import CheckpointManifest, step_named
 from pretrain.checkpoint.store import CheckpointStore, NoGoodCheckpointError
 from pretrain.checkpoint.tokenizers import compare_tokenizers
 from pretrain.config.sections import RunConfig
@@ -44,6 +45,8 @@ class Trainer:
 
     Args:
         description: the manifest that all checkpoints of the run share.
+        saved_step: of the newest checkpoint that the run says to have saved; 0 if it never did.
+        on_resume: called on every rank once the run is known to fit its folder and its checkpoint.
         watchers: in the order in which they see each step; `spikes`, `progress` and `saver` are among them.
     """
 
@@ -55,6 +58,8 @@ class Trainer:
         validation_source: BatchSource | None,
         store: CheckpointStore,
         description: CheckpointManifest,
+        saved_step: int,
+        on_resume: Callable[[], None],
         saver: Saver,
         spikes: Spikes,
         progress: Progress,
@@ -66,6 +71,8 @@ class Trainer:
         self.validation_source = validation_source
         self.store = store
         self.description = description
+        self.saved_step = saved_step
+        self.on_resume = on_resume
         self.saver = saver
         self.spikes = spikes
         self.progress = progress
@@ -74,26 +81,46 @@ class Trainer:
         self.state = TrainState()
         self._compared_at = 0
 
-    def resume(self, *, from_scratch: bool = False) -> None:
+    def resume(self, *, from_scratch: bool = False, allowed: Collection[str] = ()) -> None:
         """Continue from the newest good checkpoint, if there is one.
 
+        Args:
+            allowed: keys that may have changed; `checkpoint.run` admits a checkpoint of another run.
+
         Raises:
-            NoGoodCheckpointError: there are only bad ones, and `from_scratch` is False.
+            NoGoodCheckpointError: there are only bad ones, or none although the run has saved, and `from_scratch` is
+                False.
+            CheckpointError: the checkpoint is of another run, tokenizer or data, or it cannot be read.
         """
+        folder = None
         try:
-            folder = self.store.newest_good()
+            folder = self._find_newest()
         except NoGoodCheckpointError as error:
             if not from_scratch:
                 raise
             log.warning("beginning at step 0, as asked (--from-scratch): %s", error)
-            return
-        if folder is None:
-            return
-        manifest = CheckpointManifest.load(folder)
-        self._check_fits(folder, manifest)
-        self._load_checkpoint(folder, manifest)
-        self.spikes.restore(manifest.spikes)
-        log.info("continuing from %s", folder)
+        if folder is not None:
+            manifest = CheckpointManifest.load(folder)
+            check_identity(folder, manifest, self.description, self.config, allowed)
+            self._check_fits(folder, manifest)
+            self._load_checkpoint(folder, manifest)
+            self.spikes.restore(manifest.spikes)
+            log.info("continuing from %s", folder)
+        self.on_resume()
+
+    def _find_newest(self) -> Path | None:
+        """The newest good checkpoint; None if there is none and the run never had one."""
+        step = self.saved_step
+        is_there = step == 0 or self.store.wait_for(step)
+        folder = self.store.newest_good()
+        if folder is None and step:
+            raise NoGoodCheckpointError(
+                f"{self.store.root}: holds no checkpoint, but the run has saved step {step}; mount or restore the "
+                "folder, or train from step 0 with --from-scratch"
+            )
+        if folder is not None and not is_there and step_named(folder) < step:
+            log.warning("the run has saved step %d, which is not in %s; continuing without it", step, self.store.root)
+        return folder
 
     def _load_checkpoint(self, folder: Path, manifest: CheckpointManifest) -> None:
         self.engine.load_state(folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from project import ROOT
+from reading_rights import unreadable
 
 from pretrain import run_folder
 from pretrain.config.sections import RunConfig
@@ -145,3 +146,38 @@ def test_only_a_clone_of_this_project_tells_its_revision(tmp_path: Path, monkeyp
     assert re.fullmatch("[0-9a-f]{12}", revision)
     (repository / code).write_text("changed")
     assert describe_environment(1, "cpu")["revision"] == f"{revision}-dirty"
+
+
+def test_the_tokenizer_of_a_run_is_that_of_its_data(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    files = {"vocab.txt": b"[PAD]", "tokenizer.json": b"{}"}
+
+    def content() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in run.tokenizer.iterdir()}
+
+    assert run.keep_tokenizer(files) is False
+    assert run.keep_tokenizer(files) is False
+    for name in files:  # damaged by hand, then another vocabulary, then something beside it
+        (run.tokenizer / name).write_bytes(b"other")
+        assert run.keep_tokenizer(files) is True
+        assert content() == files
+    (run.tokenizer / "stray").touch()
+    assert run.keep_tokenizer(files) is True
+    assert content() == files
+    assert not list(run.path.glob(".tokenizer*"))
+
+
+@pytest.mark.fault("unreadable")
+def test_what_may_not_be_read_is_told_in_one_line(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    run.release()
+    with (
+        unreadable(run.path),
+        pytest.raises(TacoError, match=rf"^run.output_dir {run.path}: cannot be read: Permission"),
+    ):
+        run.check_free(config(run.path))
+    path = run.path / "config.yaml"
+    with unreadable(path), pytest.raises(TacoError, match=rf"^{path}: cannot be read: Permission denied$"):
+        run.check_config(config(run.path))
+    with unreadable(run.path / "run.lock"), pytest.raises(TacoError, match=r"Permission denied.*run\.lock"):
+        run.check_free(config(run.path))

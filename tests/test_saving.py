@@ -12,7 +12,7 @@ import pytest
 from checkpoint_builders import manifest
 
 from pretrain.checkpoint.captured_state import CapturedState
-from pretrain.checkpoint.manifest import find_problems, list_checkpoints
+from pretrain.checkpoint.manifest import CheckpointManifest, find_problems, list_checkpoints
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.sections import CheckpointSection
 from pretrain.durable import FileRecord, hashing_writer
@@ -66,12 +66,14 @@ def engine() -> FakeEngine:
     return FakeEngine()
 
 
-def saver_of(engine: FakeEngine, folder: Path, *, is_asynchronous: bool = True) -> Saver:
+def saver_of(
+    engine: FakeEngine, folder: Path, *, is_asynchronous: bool = True, extras: dict[str, bytes] | None = None
+) -> Saver:
     store = CheckpointStore(folder / "checkpoints", keep=9)
     store.prepare()
     fake: Any = engine
     metrics = MetricsLog(folder, is_active=True, use_tensorboard=False)
-    return Saver(fake, store, (), metrics, CheckpointSection(asynchronous=is_asynchronous))
+    return Saver(fake, store, extras or {}, metrics, CheckpointSection(asynchronous=is_asynchronous))
 
 
 def wait_until(condition: Any) -> None:
@@ -196,3 +198,15 @@ def test_how_often_to_save_follows_from_how_long_training_stood_still_and_saves_
     assert not is_due(stall=0.5, since=7200, every_minutes=10, is_writing=True)
     assert is_due(stall=0.5, since=601, every_minutes=10)
     assert not is_due(stall=0.5, since=7200)
+
+
+def test_small_files_go_into_every_checkpoint_as_they_were_at_the_start(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.may_write.set()
+    saver = saver_of(engine, tmp_path, extras={"config.yaml": b"run: {}", "tokenizer/vocab.txt": b"[PAD]"})
+    saver.save(manifest(5))
+    saver.wait()
+    (folder,) = list_checkpoints(tmp_path / "checkpoints")
+    assert find_problems(folder) == []
+    assert (folder / "tokenizer" / "vocab.txt").read_bytes() == b"[PAD]"
+    names = [record.name for record in CheckpointManifest.load(folder).files]
+    assert names == ["config.yaml", "state/file", "tokenizer/vocab.txt"]

@@ -30,11 +30,26 @@ def checkpoint() -> None:
 
 @app.command("ls", epilog="Example: taco checkpoint ls runs/taco_base")
 def ls(run: RunArgument, as_json: JsonOption = False) -> None:
-    """List all checkpoints, newest first: step, size, age, state (complete or unreadable; `verify` reads the files)."""
-    rows = [_describe(folder) for folder in _folders(run)]
+    """List all checkpoints, newest first: step, size, age, state (complete, damaged or unreadable).
+
+    `verify` reads the files; here a checkpoint is called damaged by its manifest alone.
+    """
+    from pretrain.errors import CheckpointError
+
+    rows, problems = [], []
+    for folder in _folders(run):
+        row, problem = _describe(folder)
+        rows.append(row)
+        problems += [problem] if problem else []
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
-        return
+    else:
+        _print_table(rows)
+    if problems:
+        raise CheckpointError(_with_number_of_others(problems))
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
     typer.echo(f"{'step':>10}  {'rows seen':>12}  {'size':>10}  {'age':>8}  {'state':<10}  folder")
     for row in rows:
         size, age = f"{row['num_bytes'] / 1e6:.1f} MB", _format_age(row["age_seconds"])
@@ -44,20 +59,33 @@ def ls(run: RunArgument, as_json: JsonOption = False) -> None:
 
 @app.command("verify", epilog="Example: taco checkpoint verify runs/taco_base")
 def verify(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Recompute the hash of every file; exit code 1 if anything differs from what was written."""
-    from pretrain.checkpoint.manifest import find_problems
+    """Recompute the hash of every file; exit code 1 if anything differs from what was written, or cannot be read."""
+    from pretrain.checkpoint.manifest import CheckpointUnreadableError, find_problems
 
     report: dict[str, list[str]] = {}
+    unreadable: list[str] = []
     for folder in _folders(run):
-        report[str(folder)] = problems = find_problems(folder)
+        try:
+            problems = find_problems(folder)
+            verdict = "BAD" if problems else "good"
+        except CheckpointUnreadableError as error:
+            problems, verdict = [str(error)], "not verified"
+            unreadable.append(str(error))
+        report[str(folder)] = problems
         if not as_json:
-            typer.echo(f"{folder}: {'good' if not problems else 'BAD'}")
-            for problem in problems:
+            typer.echo(f"{folder}: {verdict}")
+            for problem in problems if verdict == "BAD" else ():
                 typer.echo(f"  {problem}")
     if as_json:
         typer.echo(json.dumps(report, indent=1))
+    if unreadable:
+        raise CheckpointUnreadableError(_with_number_of_others(unreadable))
     if any(report.values()):
         raise typer.Exit(1)
+
+
+def _with_number_of_others(problems: list[str]) -> str:
+    return problems[0] + (f"; and {len(problems) - 1} more like this" if problems[1:] else "")
 
 
 @app.command("prune", epilog="Example: taco checkpoint prune runs/taco_base --keep 2 --every 50000 --dry-run")
@@ -69,13 +97,21 @@ def prune(
 ) -> None:
     """Remove older checkpoints; the newest one that verifies always stays.
 
-    Not for a run in progress, which prunes by itself (checkpoint.keep, checkpoint.keep_every).
+    Folders of another run, under another name than their manifest's step, or with a damaged manifest neither count nor
+    go. Not for a run in progress, which prunes by itself (checkpoint.keep, checkpoint.keep_every).
     """
     from pretrain.checkpoint.manifest import find_problems, list_checkpoints
-    from pretrain.checkpoint.store import remove_checkpoint, superfluous
+    from pretrain.checkpoint.run_record import is_own, own_run_id
+    from pretrain.checkpoint.store import superfluous
 
     root = _folders(run)[0].parent
-    checkpoints = list_checkpoints(root)
+    run_id = own_run_id(root)
+    checkpoints = []
+    for folder in list_checkpoints(root):
+        if is_own(folder, run_id):
+            checkpoints.append(folder)
+        else:
+            typer.echo(f"kept: {folder} is renamed, damaged or of another run, and does not count")
     doomed = superfluous(checkpoints, keep, every)
     newest_good = next((folder for folder in checkpoints if not find_problems(folder)), None)
     if newest_good is None:
@@ -86,8 +122,18 @@ def prune(
             typer.echo(f"kept: {folder} is the newest good one")
             continue
         if not dry_run:
-            remove_checkpoint(folder)
+            _remove(folder)
         typer.echo(f"{'would remove' if dry_run else 'removed'}: {folder}")
+
+
+def _remove(folder: Path) -> None:
+    from pretrain.checkpoint.store import remove_checkpoint
+    from pretrain.errors import CheckpointError
+
+    try:
+        remove_checkpoint(folder)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or folder}: cannot be removed: {error.strerror or error}") from None
 
 
 @app.command("reshape", epilog="Example: taco checkpoint reshape runs/taco_base archive/taco_base --weights-only")
@@ -112,31 +158,37 @@ def reshape(
 
 
 def _folders(run: Path) -> list[Path]:
-    from pretrain.checkpoint.manifest import MANIFEST, find_checkpoint, list_checkpoints
+    from pretrain.checkpoint.manifest import find_checkpoint, has_manifest, list_checkpoints
 
-    if (run / MANIFEST).is_file():
+    if has_manifest(run):
         return [run]
     return list_checkpoints(find_checkpoint(run).parent)
 
 
-def _describe(folder: Path) -> dict[str, Any]:
-    from pretrain.checkpoint.manifest import CheckpointManifest
+def _describe(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """The row of a checkpoint, and why it cannot be read if it cannot."""
+    from pretrain.checkpoint.manifest import CheckpointManifest, CheckpointUnreadableError, step_named
     from pretrain.errors import CheckpointError
 
-    step = folder.name.removeprefix("step-")
     row: dict[str, Any] = {
         "folder": str(folder),
-        "step": int(step) if step.isdecimal() else 0,
-        "num_bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        "age_seconds": time.time() - folder.stat().st_mtime,
+        "step": step_named(folder),
+        "num_bytes": 0,
+        "age_seconds": 0.0,
         "consumed_samples": 0,
         "state": "unreadable",
     }
     try:
+        row["age_seconds"] = time.time() - folder.stat().st_mtime
+        row["num_bytes"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         manifest = CheckpointManifest.load(folder)
+    except CheckpointUnreadableError as error:
+        return row, str(error)
     except CheckpointError:
-        return row
-    return row | {"step": manifest.step, "consumed_samples": manifest.consumed_samples, "state": "complete"}
+        return row | {"state": "damaged"}, None
+    except OSError as error:
+        return row, f"{error.filename or folder}: cannot be read: {error.strerror or error}"
+    return row | {"step": manifest.step, "consumed_samples": manifest.consumed_samples, "state": "complete"}, None
 
 
 def _format_age(seconds: float) -> str:

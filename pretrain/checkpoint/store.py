@@ -9,7 +9,7 @@
         state/               see state_files.py: one file per rank that wrote (kind "training")
         weights.safetensors  full fp32 weights                    (kind "weights", from taco import-hf)
       step-0002000.tmp/      a save that did not finish: ignored, removed at the next start
-      step-0003000.bad/      failed its verification: set aside, never loaded
+      step-0003000.bad/      failed its verification: set aside, and taken back by a later start if it verifies there
 
 All ranks write into the `.tmp` folder and fsync; rank 0 writes the manifest and renames. A folder without `.tmp` is
 therefore complete, and its manifest shows whether it still holds what was written.
@@ -17,7 +17,9 @@ therefore complete, and its manifest shows whether it still holds what was writt
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +29,16 @@ from pretrain import durable
 from pretrain.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
+    CheckpointUnreadableError,
     CheckpointVersionError,
+    find_absent,
     find_problems,
     list_checkpoints,
+    list_set_aside,
     step_folder,
+    step_named,
 )
+from pretrain.checkpoint.run_record import is_own
 from pretrain.durable import FileRecord
 from pretrain.errors import CheckpointError
 from pretrain.parallel import collectives
@@ -43,6 +50,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+# Seconds between looks at files that a network file system may not show yet; one start waits them once, not per file.
+WAITS = (0.2, 0.4, 0.8, 1.6, 2.0)
+
 
 class NoGoodCheckpointError(CheckpointError):
     """There are checkpoints, but all of them are damaged: a person must decide whether to begin again."""
@@ -53,6 +63,8 @@ class CheckpointStore:
 
     Args:
         group: the group in which ranks vote; a separate one if saves run in a thread beside training.
+        run_id: the run's own name; its checkpoints and those without a name are its own, and no other is removed.
+        on_commit: called on rank 0 with the step of every checkpoint once it is committed; may raise OSError.
     """
 
     def __init__(
@@ -62,11 +74,16 @@ class CheckpointStore:
         keep: int,
         keep_every: int | None = None,
         group: distributed.ProcessGroup | None = None,
+        run_id: str = "",
+        on_commit: Callable[[int], None] = lambda step: None,
     ) -> None:
         self.root = root
         self.keep = keep
         self.keep_every = keep_every
+        self.run_id = run_id
         self._group = group
+        self._on_commit = on_commit
+        self._waits = list(WAITS)
 
     def prepare(self) -> None:
         """Make the folder and remove the leftovers of an interrupted save.
@@ -112,26 +129,24 @@ class CheckpointStore:
     def newest_good(self, every_steps: int | None = None) -> Path | None:
         """The newest checkpoint that verifies on all ranks; bad ones are renamed `.bad` with a warning.
 
-        With `every_steps`, only those at multiples of it count, if there are any.
+        One that an earlier start set aside and that verifies now gets its name back. With `every_steps`, for a return
+        within a run, only the run's own count: those at multiples of it, if there are any.
 
         Raises:
-            NoGoodCheckpointError: none is good, or all were set aside by an earlier start.
+            NoGoodCheckpointError: none is good.
+            CheckpointUnreadableError: a file cannot be read on some rank; nothing is set aside because of that.
             CheckpointError: a bad one cannot be set aside, or one belongs to another release.
         """
-        # Rank 0's listing: ranks on other nodes may see an older state of a shared folder.
-        listing = (list_checkpoints(self.root), sorted(self.root.glob("step-*.bad")))
-        checkpoints, set_aside = collectives.gather_objects(listing, self._group)[0]
-        if every_steps is not None:
-            checkpoints = [folder for folder in checkpoints if _step_of(folder) % every_steps == 0] or checkpoints
-        problems = [f"{folder}: was set aside by an earlier start" for folder in set_aside]
-        for folder in checkpoints:
-            self._refuse_other_release(folder)
-            failure = find_damage_together(folder, self._group)
+        problems = []
+        for folder in self._candidates(every_steps):
+            was_bad = folder.suffix == ".bad"
+            failure = self._look_again(folder) if was_bad else self._examine(folder)
             if failure is None:
-                return folder
-            log.warning("checkpoint %s is not used: %s", folder.name, failure)
+                return self._take_back(folder) if was_bad else folder
             problems.append(failure)
-            self._on_rank_0(lambda folder=folder: _set_aside(folder), f"{folder}: cannot be set aside")  # type: ignore[misc]
+            if not was_bad:
+                log.warning("checkpoint %s is not used: %s", folder.name, failure)
+                self._on_rank_0(lambda folder=folder: _set_aside(folder), f"{folder}: cannot be set aside")  # type: ignore[misc]
         if problems:
             reasons = "\n  ".join(problems)
             raise NoGoodCheckpointError(
@@ -140,17 +155,63 @@ class CheckpointStore:
             )
         return None
 
-    def _refuse_other_release(self, folder: Path) -> None:
+    def wait_for(self, step: int) -> bool:
+        """Wait some seconds for the checkpoint of `step`, which the run says to have saved; whether it is there."""
+        folder = step_folder(self.root, step)
+        while step not in map(step_named, self._candidates(None)):
+            if not self._pause(f"{folder}: is recorded as saved, but not there yet"):
+                return False
+        return True
+
+    def _candidates(self, every_steps: int | None) -> list[Path]:
+        """What may be loaded, newest first. Rank 0's listing: other nodes may see an older state of a shared folder."""
+        found: list[Path] = []
         problem = None
+        if collectives.rank() == 0:
+            try:
+                found = list_checkpoints(self.root)
+                if every_steps is not None:
+                    found = [folder for folder in found if is_own(folder, self.run_id)]
+                    found = [folder for folder in found if step_named(folder) % every_steps == 0] or found
+                else:
+                    found = sorted(found + list_set_aside(self.root), key=_newest_and_plain_first)
+            except CheckpointUnreadableError as error:
+                problem = str(error)
+        found, problem = collectives.gather_objects((found, problem), self._group)[0]
+        if problem is not None:
+            raise CheckpointUnreadableError(problem)
+        return found
+
+    def _examine(self, folder: Path) -> str | None:
+        """What is wrong with a checkpoint, the same on all ranks, once its files have had time to appear."""
+        rank, num_ranks = collectives.rank(), collectives.world_size()
+        while absent := vote(lambda: find_absent(folder, part=rank, num_parts=num_ranks), self._group):
+            if not self._pause(absent):
+                break
+        return find_damage_together(folder, self._group)
+
+    def _look_again(self, folder: Path) -> str | None:
+        """What is wrong with a checkpoint that was set aside; that it cannot be read is then no reason to stop."""
         try:
-            CheckpointManifest.load(folder)
-        except CheckpointVersionError as error:
-            problem = str(error)
-        except CheckpointError:
-            pass  # damage is found, voted on and set aside by the caller
-        failure = collectives.first_failure(problem, self._group)
-        if failure is not None:
-            raise CheckpointVersionError(failure)
+            failure = find_damage_together(folder, self._group)
+        except CheckpointError as error:
+            failure = str(error)
+        return failure and f"{folder}: was set aside by an earlier start ({failure})"
+
+    def _pause(self, reason: str) -> bool:
+        """Wait a little for a network file system; False if this start has waited enough. The same on all ranks."""
+        if not self._waits:
+            return False
+        if len(self._waits) == len(WAITS):
+            log.warning("waiting up to %.0f s for the file system: %s", sum(self._waits), reason)
+        time.sleep(self._waits.pop(0))
+        return True
+
+    def _take_back(self, folder: Path) -> Path:
+        final = step_folder(self.root, step_named(folder))
+        self._on_rank_0(lambda: _rename_durably(folder, final), f"{folder}: cannot be renamed")
+        log.warning("checkpoint %s verifies, and is used again as %s", folder.name, final.name)
+        return final
 
     def _prepare(self) -> None:
         durable.make_folders(self.root)
@@ -180,21 +241,30 @@ class CheckpointStore:
         # but only after the new one is in its place, and under a name that never looks finished.
         old = final.with_name(final.name + ".old.tmp")
         if final.exists():
-            final.rename(old)
+            if is_own(final, self.run_id):
+                final.rename(old)
+            else:
+                log.warning("%s: is damaged or of another run, and is set aside", final)
+                _set_aside(final)
         temporary.rename(final)
         durable.sync_folder(self.root)
         shutil.rmtree(old, ignore_errors=True)
         try:
+            self._on_commit(manifest.step)
             durable.write_text(self.root / "latest", final.name + "\n")
-            self._prune()
-        except OSError as error:  # the checkpoint is complete; neither a hint nor an old copy is worth the run
+            self._prune(manifest.step)
+        except (OSError, CheckpointUnreadableError) as error:
+            # The checkpoint is complete; neither a record or a hint nor an old copy is worth the run.
             log.warning("%s: is saved, but `latest` or an old checkpoint was not updated: %s", final, error)
 
     def _discard(self, temporary: Path) -> None:
         self._on_rank_0(lambda: shutil.rmtree(temporary, ignore_errors=True), "")
 
-    def _prune(self) -> None:
-        for folder in superfluous(list_checkpoints(self.root), self.keep, self.keep_every):
+    def _prune(self, step: int) -> None:
+        """Remove old checkpoints of this run; those of others, and any beyond `step`, neither count nor go."""
+        older = [folder for folder in list_checkpoints(self.root) if step_named(folder) <= step]
+        own = [folder for folder in older if is_own(folder, self.run_id)]
+        for folder in superfluous(own, self.keep, self.keep_every):
             remove_checkpoint(folder)
 
     def _on_rank_0(self, action: Callable[[], None], complaint: str) -> None:
@@ -211,9 +281,39 @@ class CheckpointStore:
 
 
 def find_damage_together(folder: Path, group: distributed.ProcessGroup | None = None) -> str | None:
-    """The first problem in the files, the same on all ranks: each checks its share of the files; collective."""
-    problems = find_problems(folder, part=collectives.rank(), num_parts=collectives.world_size())
-    return collectives.first_failure(problems[0] if problems else None, group)
+    """The first problem in the files, the same on all ranks: each checks its share of the files; collective.
+
+    Raises:
+        CheckpointVersionError, CheckpointUnreadableError: on all ranks, if it is so on any.
+    """
+    rank, num_ranks = collectives.rank(), collectives.world_size()
+
+    def first_problem() -> str | None:
+        problems = find_problems(folder, part=rank, num_parts=num_ranks)
+        return problems[0] if problems else None
+
+    return vote(first_problem, group)
+
+
+def vote(look: Callable[[], str | None], group: distributed.ProcessGroup | None = None) -> str | None:
+    """The first answer of any rank's `look` that is not None, the same on all ranks; collective.
+
+    Raises:
+        CheckpointVersionError, CheckpointUnreadableError: on all ranks, if `look` raises it on any.
+    """
+    answer: str | None = None
+    raised: str | None = None
+    is_other_release = False
+    try:
+        answer = look()
+    except (CheckpointVersionError, CheckpointUnreadableError) as error:
+        raised, is_other_release = str(error), isinstance(error, CheckpointVersionError)
+    answers = collectives.gather_objects((answer, raised, is_other_release), group)
+    for rank, (_, message, is_other) in enumerate(answers):
+        if message is not None:
+            kind = CheckpointVersionError if is_other else CheckpointUnreadableError
+            raise kind(message if rank == 0 else f"rank {rank}: {message}")
+    return next((f"rank {rank}: {text}" for rank, (text, _, _) in enumerate(answers) if text is not None), None)
 
 
 def verify_together(folder: Path) -> None:
@@ -229,7 +329,7 @@ def verify_together(folder: Path) -> None:
 
 def superfluous(newest_first: list[Path], keep: int, keep_every: int | None) -> list[Path]:
     """The checkpoints beyond the `keep` newest whose step is not a multiple of `keep_every`."""
-    return [path for path in newest_first[keep:] if keep_every is None or _step_of(path) % keep_every]
+    return [path for path in newest_first[keep:] if keep_every is None or step_named(path) % keep_every]
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -239,8 +339,8 @@ def remove_checkpoint(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+def _newest_and_plain_first(folder: Path) -> tuple[int, bool, str]:
+    return -step_named(folder), folder.suffix == ".bad", folder.name
 
 
 def _make_empty(folder: Path) -> None:
@@ -250,10 +350,14 @@ def _make_empty(folder: Path) -> None:
 
 
 def _set_aside(folder: Path) -> None:
-    bad = folder.with_name(folder.name + ".bad")
-    if bad.exists():
-        shutil.rmtree(bad)
-    folder.rename(bad)
+    numbers = itertools.chain([""], (f".{count}" for count in itertools.count(2)))
+    names = (folder.with_name(f"{folder.name}{number}.bad") for number in numbers)
+    _rename_durably(folder, next(name for name in names if not name.exists()))
+
+
+def _rename_durably(folder: Path, name: Path) -> None:
+    folder.rename(name)
+    durable.sync_folder(name.parent)
 
 
 def _copy_into(source: Path, folder: Path) -> list[FileRecord]:

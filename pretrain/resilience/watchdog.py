@@ -25,7 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from pretrain.checkpoint.manifest import list_checkpoints
+from pretrain import durable
+from pretrain.checkpoint.manifest import CheckpointUnreadableError, list_checkpoints
 from pretrain.config.sections import WatchdogSection
 from pretrain.errors import TacoError
 from pretrain.parallel.launch import Launch
@@ -68,7 +69,10 @@ def lost_contact(error: RuntimeError, heartbeat: Heartbeat, checkpoints: Path) -
 
 
 def _where_to_continue(checkpoints: Path) -> str:
-    saved = list_checkpoints(checkpoints)
+    try:
+        saved = list_checkpoints(checkpoints)
+    except CheckpointUnreadableError as error:
+        return f"the same command continues once that is mended: {error}"
     return f"the same command continues from {saved[0].name}" if saved else "the same command starts over"
 
 
@@ -229,8 +233,8 @@ class Watchdog:
         who = "" if self._launch.rank == 0 else f"[rank {self._launch.rank}] "
         # Not through the logger: the thread that hangs may hold its lock.
         os.write(2, f"{who}error: {verdict}\n".encode())
-        with contextlib.suppress(OSError), self._log_file.open("a", encoding="utf-8") as file:
-            file.write(f"CRITICAL {verdict}\n")
+        with contextlib.suppress(OSError):
+            durable.append_line(self._log_file, f"CRITICAL {verdict}".encode())
         with contextlib.suppress(OSError, ValueError):
             self._dump_stacks(verdict)
         self._give_sign(has_given_up=True)

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_builders import every_file, manifest, write_state
+from reading_rights import unreadable
 from state_ranges import write
 
 from pretrain.checkpoint.__main__ import app
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, find_problems, list_checkpoints
+from pretrain.checkpoint.run_record import RunRecord
 from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, Range, StateReader, read_counters, write_counters
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.weights import read_weights
@@ -182,3 +184,47 @@ def test_reshape_leaves_nothing_of_a_damaged_checkpoint(trained: Path, capsys: p
     code, output = tool(capsys, "reshape", str(trained), str(trained / "out"))
     assert (code, str(victim) in output) == (1, True)
     assert not (trained / "out").exists()
+
+
+@pytest.mark.fault("unreadable")
+def test_what_may_not_be_read_is_one_line_of_every_verb(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = find_checkpoint(run)
+    manifest_file, state_file = newest / "manifest.json", every_file(newest)[1]
+    reading = {"ls": manifest_file, "verify": state_file, "prune": state_file, "reshape": state_file}
+    for verb, path in reading.items():
+        arguments = [verb, str(run), *([str(run / "out")] if verb == "reshape" else [])]
+        with unreadable(path):
+            code, output = tool(capsys, *arguments)
+        assert (code, output.count("error: ")) == (1, 1), output
+        assert f"error: {path}: cannot be read: Permission denied" in output
+        with unreadable(run / "checkpoints"):
+            code, output = tool(capsys, *arguments)
+        assert (code, output.count("\n")) == (1, 1), output
+        assert "cannot be read: Permission denied" in output
+    assert steps_of(run) == [20, 10]
+    assert not (run / "out").exists()
+
+
+def test_what_may_not_be_read_is_neither_good_nor_bad(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with unreadable(find_checkpoint(run) / "manifest.json"):
+        verified, listed = tool(capsys, "verify", str(run))[1], tool(capsys, "ls", str(run))[1]
+    assert "step-0000020: not verified" in verified
+    assert "step-0000010: good" in verified
+    assert "BAD" not in verified
+    assert "unreadable" in listed
+    (find_checkpoint(run) / "manifest.json").write_text("{")
+    code, listed = tool(capsys, "ls", str(run))
+    assert (code, "damaged" in listed) == (0, True)
+
+
+@pytest.mark.fault("foreign-checkpoint")
+def test_prune_counts_and_removes_only_the_runs_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = RunRecord.of(tmp_path)
+    store = CheckpointStore(tmp_path / "checkpoints", keep=9)
+    store.prepare()
+    for step, run_id in ((10, record.run_id), (20, record.run_id), (30, ""), (40, "another"), (50, record.run_id)):
+        store.save(replace(manifest(step), run_id=run_id), write_state)
+    (store.root / "step-0000050").rename(store.root / "step-9999999")
+    code, output = tool(capsys, "prune", str(tmp_path), "--keep", "1")
+    assert (code, output.count("does not count")) == (0, 2), output
+    assert steps_of(tmp_path) == [9999999, 40, 30]

@@ -285,7 +285,7 @@ def test_configurations(tmp_path: Path, canary: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.claim()
     (tmp_path / "run" / "config.yaml").write_text(f"run: {tag}\n")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is no configuration of a run"):
         run.check_config(load_config(path))
 
 

@@ -68,6 +68,18 @@ CATALOGUE = {
         "found before loading; the checkpoint is set aside and the previous one used",
     ),
     "missing-shard": Fault("the file of one rank is missing", "all ranks reject that checkpoint together"),
+    "unreadable": Fault(
+        "a file of a run cannot be read: permissions, an I/O error, a link to what is not mounted",
+        "one line that names it; nothing is set aside or trained again",
+    ),
+    "late-file": Fault(
+        "a file of a checkpoint is not visible yet, or a checkpoint that was set aside is whole again",
+        "waited for some seconds, and used",
+    ),
+    "foreign-checkpoint": Fault(
+        "a checkpoint is renamed or of another run, or all are gone",
+        "refused with both values, unless allowed; never counted, never removed, never a start from step 0",
+    ),
     "no-good-checkpoint": Fault(
         "no checkpoint is good", "refused with a list; a start from step 0 only with --from-scratch"
     ),

@@ -8,11 +8,14 @@ folder gives the same tokenizer with the same hash.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from pretrain.data.tokenizer.info import TokenizerInfo
+from pretrain.durable import FileRecord
 from pretrain.errors import DataError
 
 MARKER = "taco_tokenizer.json"
@@ -42,6 +45,24 @@ def write_folder(
         raise DataError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
 
 
+def read_verified(folder: Path, records: Iterable[FileRecord]) -> dict[str, bytes]:
+    """The files of a tokenizer's folder by name; those that `records` describe are what was written.
+
+    Raises:
+        DataError: a file is missing, was changed or cannot be read.
+    """
+    try:
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: cannot be read: {error.strerror or error}") from None
+    for record in records:
+        content = files.get(record.name)
+        if content is None or xxhash.xxh3_128_hexdigest(content) != record.xxh3_128:
+            what = "is missing" if content is None else "differs from what was written (xxh3-128)"
+            raise DataError(f"{folder / record.name}: {what}; restore the folder from where the dataset was made")
+    return files
+
+
 def read_folder(folder: Path) -> tuple[Path, str, bool | None]:
     """The source file in `folder`, its original name, and whether to load it as cased (None: the folder does not say).
 
@@ -56,7 +77,9 @@ def read_folder(folder: Path) -> tuple[Path, str, bool | None]:
     try:
         fields = json.loads(marker.read_text(encoding="utf-8"))
         source, name, cased = fields["source"], fields["name"], fields["cased"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise DataError(f"{marker}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{marker}: is damaged ({error!r}); write the folder again") from None
     if source not in SOURCE_NAMES.values() or not isinstance(name, str) or not isinstance(cased, bool):
         raise DataError(f"{marker}: is damaged (source {source!r}, name {name!r}, cased {cased!r}); write it again")

@@ -1,0 +1,90 @@
+"""Whether a checkpoint is one of this run: its folder's name, its manifest and the run's own name must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import yaml
+
+from pretrain.checkpoint.manifest import CheckpointManifest, step_folder, step_named
+from pretrain.config.sections import RunConfig
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.run_folder import refused_changes
+from pretrain.runlog import get_logger
+
+ALLOWS_OTHER_RUN = "checkpoint.run"
+_MOST_CHANGES = 5
+
+log = get_logger(__name__)
+
+
+def check_identity(
+    folder: Path,
+    manifest: CheckpointManifest,
+    expected: CheckpointManifest,
+    config: RunConfig,
+    allowed: Collection[str],
+) -> None:
+    """Refuse a checkpoint folder that was renamed, or copied in from another run, seed or configuration.
+
+    Args:
+        manifest: of the folder, which is verified.
+        expected: what this run writes, with its `run_id`.
+        allowed: `checkpoint.run` in it turns the refusal into a line in the log; other keys may have changed.
+
+    Raises:
+        CheckpointError: with both values and what to do.
+    """
+    if manifest.kind != "training":
+        raise CheckpointError(
+            f"{folder}: holds weights only and cannot be continued; move it out of {folder.parent}, and start another "
+            f"run from it with run.init_from={folder}"
+        )
+    problem = _find_misnomer(folder, manifest) or _find_other_run(folder, manifest, expected, config, allowed)
+    if problem is None:
+        return
+    if ALLOWS_OTHER_RUN not in allowed:
+        raise CheckpointError(f"{problem}, or continue from it with --allow-change {ALLOWS_OTHER_RUN}")
+    log.warning("continuing all the same, as allowed (--allow-change %s): %s", ALLOWS_OTHER_RUN, problem)
+
+
+def _find_misnomer(folder: Path, manifest: CheckpointManifest) -> str | None:
+    right = step_folder(folder.parent, manifest.step)
+    if folder.name == right.name:
+        return None
+    return (
+        f"{folder}: is named step {step_named(folder)}, and its manifest says step {manifest.step}; rename it to "
+        f"{right.name} or move it out of {folder.parent}"
+    )
+
+
+def _find_other_run(
+    folder: Path,
+    manifest: CheckpointManifest,
+    expected: CheckpointManifest,
+    config: RunConfig,
+    allowed: Collection[str],
+) -> str | None:
+    if manifest.run_id == expected.run_id:
+        return None
+    changes = _find_changes(folder, manifest, config, allowed)
+    if not manifest.run_id and not changes:  # of a release that gave runs no name
+        return None
+    differences = f" ({'; '.join(changes[:_MOST_CHANGES])})" if changes else ""
+    return (
+        f"{folder}: was saved by another run, {manifest.run_id or 'without a name'}, than this one, "
+        f"{expected.run_id}{differences}; move it out of {folder.parent}"
+    )
+
+
+def _find_changes(folder: Path, manifest: CheckpointManifest, config: RunConfig, allowed: Collection[str]) -> list[str]:
+    """Keys of the configuration in the checkpoint that change what is trained, and differ from the run's."""
+    path = folder / "config.yaml"
+    if path.name not in {record.name for record in manifest.files}:
+        return []
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return refused_changes(tree, config, allowed) if isinstance(tree, dict) else []
+    except (OSError, yaml.YAMLError, ConfigError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
