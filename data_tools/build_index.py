@@ -99,17 +99,28 @@ def _splits(text: str) -> list[Split | None]:
 
     from pretrain.config.checks import check_splits
     from pretrain.config.sections import SplitsSection
+    from pretrain.config.values import WrongValueError, read_number
     from pretrain.data.splits import split_named
     from pretrain.errors import ConfigError
 
     if not text:
         return [None]
+    shares: dict[str, float] = {}
     try:
-        section = SplitsSection.model_validate(dict(part.split("=", 1) for part in text.split(",")))
-    except (ValueError, ValidationError) as error:
-        raise ConfigError(
-            f"--splits {text}: expected shares such as train=0.98,validation=0.01,test=0.01 ({error})"
-        ) from None
+        for part in text.split(","):
+            name, _, share = (word.strip() for word in part.partition("="))
+            if name not in SplitsSection.model_fields or name in shares:
+                raise WrongValueError(f"found {part!r}; each split has one share")
+            shares[name] = read_number(share)
+        section = SplitsSection.model_validate(shares)
+    except WrongValueError as error:
+        reason = str(error)
+    except ValidationError as error:
+        reason = "; ".join(f"{detail['loc'][0]}: {detail['msg'].lower()}" for detail in error.errors())
+    else:
+        reason = ""
+    if reason:
+        raise ConfigError(f"--splits {text}: expected shares such as train=0.98,validation=0.01,test=0.01 ({reason})")
     problems = check_splits(section)
     if problems:
         raise ConfigError(f"--splits: {problems[0]}")

@@ -213,7 +213,7 @@ class RunFolder:
             return None
         except OSError as error:
             raise TacoError(f"{path}: cannot be read: {error.strerror or error}") from None
-        except (ValueError, yaml.YAMLError) as error:
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
                 f"{path}: is no configuration of a run ({reason}); copy that of a checkpoint over it"

@@ -223,8 +223,8 @@ def _check_pipeline(config: RunConfig) -> list[str]:
         len(stage_layers) != pipeline or sum(stage_layers) != num_layers or min(stage_layers) < 1
     ):
         problems.append(
-            f"parallel.stage_layers ({list(stage_layers)}) must be {pipeline} numbers (parallel.pipeline) of at least "
-            f"1 with the sum {num_layers} (model.num_layers); leave it empty to distribute the layers by cost"
+            f"parallel.stage_layers ({list(stage_layers)}) must be {counted(pipeline, 'number')} (parallel.pipeline) "
+            f"of at least 1 with the sum {num_layers} (model.num_layers); leave it empty to distribute layers by cost"
         )
     return problems
 

@@ -80,6 +80,8 @@ def _suggest(section: type[BaseModel], path: str, name: str) -> str | None:
 
 
 def _hint(node: Node, section: type[BaseModel], name: str, near: str | None) -> str:
+    if name == "extends":
+        return "; it stands at the top level of a file, and names files relative to that"
     if ":" in name and isinstance(node, Scalar) and node.is_null:
         return "; write a space after the colon"
     if near == name and "." in name:  # `optim.lr: 1` in a file

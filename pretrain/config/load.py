@@ -6,6 +6,7 @@ its texts become values (`convert.py`), and what no single key can know is check
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -106,7 +107,7 @@ class _UnreadableFileError(Exception):
 
 def _find(path: Path) -> Path:
     """The file that an argument names; a shell leaves the `~` of `--config=~/run.yaml` as it is."""
-    if path.exists():
+    if os.path.exists(path):  # where a pathlib method would raise for a name that is too long
         return path
     try:
         return Path(expand(str(path)))
@@ -116,7 +117,8 @@ def _find(path: Path) -> Path:
 
 def _read_tree(path: Path, seen: tuple[Path, ...], problems: Problems) -> Table:
     place = Place(str(path))
-    if path.resolve() in seen:
+    real = Path(os.path.realpath(path))
+    if real in seen:
         raise _UnreadableFileError(place, f"`extends` forms a circle: {' -> '.join(str(p) for p in seen)}")
     try:
         tree = parse(read_text(path), place, problems)
@@ -134,7 +136,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...], problems: Problems) -> Table:
             other = path.parent / expand(base)
         except ValueError as error:
             raise _UnreadableFileError(where, f"extends: {error}") from None
-        merged = _merge(merged, _read_tree(other, (*seen, path.resolve()), problems))
+        merged = _merge(merged, _read_tree(other, (*seen, real), problems))
     return _merge(merged, own)
 
 

@@ -106,8 +106,12 @@ def parse(text: str, place: Place, problems: Problems) -> Node | None:
             than 32 levels, aliases that multiply it.
     """
     builder = _Builder(place, problems)
-    loader = _LOADER(_BRACED.sub("\ue000\\1\ue001", text))
     try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UnreadableError("is not valid YAML: it holds bytes that are not UTF-8") from None
+    try:
+        loader = _LOADER(_BRACED.sub("\ue000\\1\ue001", text))
         while (event := loader.get_event()) is not None:
             builder.take(event)
     except yaml.MarkedYAMLError as error:
@@ -120,8 +124,6 @@ def parse(text: str, place: Place, problems: Problems) -> Node | None:
         raise UnreadableError(
             f"is not valid YAML: the character U+{code:04X} is not allowed", text.count("\n", 0, position) + 1
         ) from None
-    finally:
-        loader.dispose()
     return builder.root
 
 

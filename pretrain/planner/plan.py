@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pretrain.config.checks import check_world_size
 from pretrain.config.deepspeed import zero_stage
+from pretrain.config.problems import show
 from pretrain.config.sections import RunConfig
 from pretrain.data.dataset.dataset_format import dataset_path
 from pretrain.data.dataset.manifest import Manifest
@@ -54,12 +55,13 @@ def missing_data(config: RunConfig) -> list[str]:
     data = config.data
     problems = []
     for prefix in dict.fromkeys((*data.train, *data.validation)):
-        absent = [suffix for suffix in _SUFFIXES if not dataset_path(prefix, suffix).exists()]
+        absent = [suffix for suffix in _SUFFIXES if _is_absent(dataset_path(prefix, suffix))]
         if absent and not _names_a_file_of_a_dataset(prefix):
             key = "data.train" if prefix in data.train else "data.validation"
+            names = show(prefix + " ".join(absent))
             problems.append(
-                f"{key}: {prefix}{' '.join(absent)}: no such file; name the prefix of a dataset that is here, or make "
-                "it: taco data preprocess --input CORPUS --tokenizer VOCABULARY "
+                f"{key}: {names}: no such file; name the prefix of a dataset that is here, or "
+                "make it: taco data preprocess --input CORPUS --tokenizer VOCABULARY "
                 f"--output-prefix {shlex.quote(prefix)}"
             )
     return problems
@@ -68,7 +70,7 @@ def missing_data(config: RunConfig) -> list[str]:
 def _missing_start(config: RunConfig) -> list[str]:
     """The weights to start from, if they are not here and the run has no checkpoint of its own."""
     start = config.run.init_from
-    if start is None or start.exists() or any((config.run.output_dir / "checkpoints").glob("step-*")):
+    if start is None or not _is_absent(start) or any((config.run.output_dir / "checkpoints").glob("step-*")):
         return []
     return [
         f"run.init_from: {start}: no such checkpoint; name one that is here, or make it: "
@@ -93,7 +95,18 @@ def describe_epochs(config: RunConfig, rows: Sequence[tuple[str, int]], shares: 
 def _names_a_file_of_a_dataset(prefix: str) -> bool:
     """True for data/train.bin in place of data/train, which opening it explains."""
     path = Path(prefix)
-    return path.suffix in _SUFFIXES and path.exists()
+    return path.suffix in _SUFFIXES and not _is_absent(path)
+
+
+def _is_absent(path: Path) -> bool:
+    """True if there is no such file; one that may not be looked at is there, and opening it says why it cannot be."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _load_manifests(config: RunConfig, plan: Plan) -> dict[str, Manifest]:

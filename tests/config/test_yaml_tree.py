@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pretrain.config import yaml_tree
 from pretrain.config.load import load_config
 from pretrain.errors import ConfigError
 
@@ -102,3 +104,12 @@ def test_ten_thousand_problems_fit_a_screen(tmp_path: Path) -> None:
     assert lines[-1] == "  ... and 9,980 more"
     assert len(lines) == 22
     assert len(refusal(tmp_path / "own.yaml", START + f"? {'k' * 10_000}\n: 1\n")) < 1000
+
+
+@pytest.mark.parametrize(
+    "content", ["run: {output_dir: \x07}\n", START + "optim:\n\tlr: 1\n", "run: [\n", "[" * 99, "x: *y"]
+)
+def test_without_libyaml_the_same_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    with_libyaml = refusal(tmp_path / "own.yaml", content)
+    monkeypatch.setattr(yaml_tree, "_LOADER", yaml.SafeLoader)
+    assert refusal(tmp_path / "own.yaml", content).split(": ")[:2] == with_libyaml.split(": ")[:2]
