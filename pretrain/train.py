@@ -77,7 +77,7 @@ def _print_plan(path: Path, overrides: list[str], launch: Launch) -> None:
     plan = make_plan(config, launch.world_size)
     typer.echo(dump_config(config), nl=False)
     for line in [*find_repeated(overrides), *plan.lines, *plan.missing, *plan.problems]:
-        typer.echo(f"# {line}".encode(errors="backslashreplace"))  # names of files need not be UTF-8
+        typer.echo(f"# {line}".encode(errors="backslashreplace").decode())  # names of files need not be UTF-8
     if plan.problems:
         raise typer.Exit(2)
 
