@@ -21,7 +21,8 @@ PRETRAIN = (
 )  # fmt: skip
 DATA = ("native_build", "native", "sentences", "order", "masking", "tokenizer", "special_ids", "index_cache", "dataset")
 DATA_TOOLS = (
-    "reading_flags", "sizes", "stop_signals", "progress", "readers", "vocabulary", "encoding", "output", "views",
+    "reading_flags", "sizes", "stop_signals", "progress", "own_files", "readers", "vocabulary", "encoding", "output",
+    "views",
 )  # fmt: skip
 MOST_MODULES = 16
 MOST_LINES = 420

@@ -8,7 +8,7 @@ from data_tools.readers.chunks import Chunk, ParsedChunk, Reject, Source
 from data_tools.readers.faults import LineNumbers
 from data_tools.readers.options import ReadOptions
 from data_tools.readers.reading import parse_chunk, read_chunks, total_progress
-from data_tools.readers.sources import expand_inputs
+from data_tools.readers.sources import expand_inputs, named_files
 
 __all__ = [
     "Chunk",
@@ -18,6 +18,7 @@ __all__ = [
     "Reject",
     "Source",
     "expand_inputs",
+    "named_files",
     "parse_chunk",
     "read_chunks",
     "total_progress",

@@ -15,7 +15,8 @@ _EXCERPT_CHARACTERS = 80
 class Source:
     """One file of a corpus (or one dataset name of the Hugging Face hub, or standard input, whose path is `-`).
 
-    `num_bytes` on disk, 0 if unknown.
+    `num_bytes` on disk, 0 if unknown. `name`: that of the file inside the folder or pattern that was given, by which it
+    is recognised where the corpus lies at another place.
     """
 
     path: str
@@ -23,6 +24,7 @@ class Source:
     compression: Compression = ""
     num_bytes: int = 0
     mtime_ns: int = 0
+    name: str = field(default="", compare=False)
 
     @property
     def identity(self) -> tuple[str, int, int]:

@@ -10,11 +10,17 @@ from pretrain.errors import DataError
 
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
+_INFO = "dataset_info.json"
 
 
 def is_saved(folder: str) -> bool:
     """Whether `folder` holds a saved dataset, or a saved dictionary of datasets."""
     return any(os.path.isfile(os.path.join(folder, name)) for name in (_STATE, _SPLITS))
+
+
+def is_description(path: str) -> bool:
+    """Whether a file in a saved dataset describes it, and is neither rows nor anything of the user's."""
+    return os.path.basename(path) in (_STATE, _SPLITS, _INFO)
 
 
 def saved_files(folder: str) -> tuple[list[str], list[str]]:

@@ -5,20 +5,26 @@ All problems with any of them are reported together, before any work.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import glob
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_tools.own_files import VOCABULARY, identities, identity_of, is_tokenizer_folder, product_at
 from data_tools.readers.arrow_files import check_arrow
 from data_tools.readers.chunks import Source
 from data_tools.readers.compression import SUFFIXES, DamagedError
+from data_tools.readers.empty_files import is_empty
+from data_tools.readers.folders import Listing, explain, list_folder, match_pattern, root_of_pattern, sort_key
 from data_tools.readers.hub import PREFIX, split_name
+from data_tools.readers.left_out import Aside, first_names, named_again
 from data_tools.readers.options import Compression, Kind, ReadOptions, parse_format
 from data_tools.readers.parquet_files import check_parquet
-from data_tools.readers.saved_folders import is_saved, saved_files
+from data_tools.readers.saved_folders import is_description, is_saved, saved_files
 from pretrain.errors import DataError
 
 KINDS: dict[str, Kind] = {
@@ -34,27 +40,42 @@ KINDS: dict[str, Kind] = {
     ".arrow": "arrow",
 }
 _TABLES = ("parquet", "arrow")
-_NAMED = 5
 
 
 def expand_inputs(
-    inputs: Sequence[str | Path], options: ReadOptions | None = None, *, note: Callable[[str], None] | None = None
+    inputs: Sequence[str | Path],
+    options: ReadOptions | None = None,
+    *,
+    tokenizer: str | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> list[Source]:
-    """The sources that `inputs` name, in order; `note` (default: standard error) reports other files in folders.
+    """The sources that `inputs` name, in order, each once, without empty files.
+
+    `tokenizer`: the run's own, which is no text. `note` (default: standard error) reports all that is left out.
 
     Raises:
-        DataError: some are missing, empty, not files, or of an unknown kind; names all of them.
+        DataError: some are missing, not files, of an unknown kind or cannot be read, names all of them; or all are
+            empty.
     """
-    finder = _Finder(options or ReadOptions(), note or _print_note)
+    finder = _Finder(options or ReadOptions(), note or _print_note, identities([tokenizer] if tokenizer else []))
     for item in map(str, inputs):
         finder.add(item)
     if not finder.problems:
         finder.check_columns()
     if finder.problems:
         raise DataError("; ".join(finder.problems))
+    if not finder.sources and finder.empty:
+        verb = "is empty" if len(finder.empty) == 1 else f"all {len(finder.empty)} files are empty"
+        raise DataError(f"{first_names(finder.empty)}: {verb}; give files that hold documents")
     if not finder.sources:
         raise DataError(f"{', '.join(map(str, inputs)) or 'no input'}: names no file to read")
+    finder.report()
     return finder.sources
+
+
+def named_files(inputs: Sequence[str]) -> list[str]:
+    """The files that `inputs` name themselves, lists of files included, whether they are read or left out."""
+    return [path for item in inputs if os.path.isfile(path := item if os.path.exists(item) else item.removeprefix("@"))]
 
 
 def kind_of(path: str, options: ReadOptions) -> tuple[Kind, Compression] | None:
@@ -75,10 +96,15 @@ def kind_of(path: str, options: ReadOptions) -> tuple[Kind, Compression] | None:
 
 @dataclass
 class _Finder:
+    """Collects sources; what is left out is collected too, and reported by `report`."""
+
     options: ReadOptions
     note: Callable[[str], None]
+    tokenizer: frozenset[tuple[int, int]]
     sources: list[Source] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    names: dict[tuple[int, int], list[str]] = field(default_factory=dict)  # of each file, by its identity
 
     def add(self, item: str, *, is_listed: bool = False) -> None:
         if item == "-" and not is_listed:
@@ -107,6 +133,15 @@ class _Finder:
             except DataError as error:
                 self.problems.append(str(error))
 
+    def report(self) -> None:
+        """Notes which files hold nothing, and which were named more than once."""
+        if self.empty:
+            number = f"{len(self.empty)} of {len(self.empty) + len(self.sources)} files"
+            self.note(f"{number} hold no document, as they are empty: {first_names(self.empty)}")
+        again = [named_again(names) for names in self.names.values() if len(names) > 1]
+        if again:
+            self.note(f"{first_names(again)}; a file is read once")
+
     def _add_standard_input(self) -> None:
         if self.options.input_format is None:
             self.problems.append("-: standard input has no name; give its kind with --input-format, such as jsonl")
@@ -114,8 +149,10 @@ class _Finder:
             self.problems.append(f"-: --input-format {self.options.input_format} cannot be read from standard input")
         elif any(source.path == "-" for source in self.sources):
             self.problems.append("-: standard input can be read once only")
+        elif not _can_read_standard_input():
+            self.problems.append("-: standard input is closed")
         else:
-            self.sources.append(Source("-", *kind))
+            self.sources.append(Source("-", *kind, name="-"))
 
     def _add_hub_name(self, item: str) -> None:
         try:
@@ -123,7 +160,7 @@ class _Finder:
         except DataError as error:
             self.problems.append(str(error))
         else:
-            self.sources.append(Source(item, "hub"))
+            self.sources.append(Source(item, "hub", name=item))
 
     def _add_list(self, path: str) -> None:
         try:
@@ -138,33 +175,54 @@ class _Finder:
             self.add(item, is_listed=True)
 
     def _add_pattern(self, pattern: str) -> None:
-        paths = sorted(glob.glob(pattern, recursive=True))
-        if not paths:
+        found = match_pattern(pattern)
+        if not (found.files or found.folders or found.special or found.problems):
             self.problems.append(f"{pattern}: no file matches")
-        for path in paths:
-            if os.path.isfile(path):
-                self._add_file(path)
+            return
+        # Where `**` comes last, folders are on the way to the files; elsewhere the pattern asks for them.
+        folders = [] if pattern.endswith("**") else found.folders
+        self._add_found(pattern, root_of_pattern(pattern), found.files, found, Aside(folders=folders))
 
     def _add_folder(self, folder: str) -> None:
-        if self.options.input_format is None and is_saved(folder):
-            self._add_saved(folder)
+        if is_tokenizer_folder(folder):
+            self.problems.append(f"{folder}: is a tokenizer, not text; leave it out")
             return
-        before, left_out = (len(self.sources), len(self.problems)), []
-        for path in _files_under(folder):
-            if path.endswith(os.sep):
-                self._add_saved(path)
-            elif kind_of(path, self.options) is None:
-                left_out.append(path)
-            else:
-                self._add_file(path)
-        if (len(self.sources), len(self.problems)) == before:
-            self.problems.append(f"{folder}: holds no file of a known kind ({_known_kinds()})")
-        if left_out:
-            named = ", ".join(os.path.relpath(path, folder) for path in left_out[:_NAMED])
-            more = ", ..." if len(left_out) > _NAMED else ""
-            self.note(f"{folder}: left out {len(left_out)} files of unknown kind: {named}{more}")
+        if self.options.input_format is None and is_saved(folder):
+            self._add_saved(folder, folder)
+            return
+        is_whole = is_saved if self.options.input_format is None else lambda path: False
+        found = list_folder(folder, is_whole=is_whole, is_product=is_tokenizer_folder)
+        whole = set(found.whole)
+        paths = sorted([*found.files, *whole], key=lambda path: sort_key(path, folder, path in whole))
+        self._add_found(
+            folder, folder, paths, found, Aside(products=[(path, "a tokenizer") for path in found.products]), whole
+        )
 
-    def _add_saved(self, folder: str) -> None:
+    def _add_found(
+        self, given: str, root: str, paths: list[str], found: Listing, aside: Aside, whole: Collection[str] = ()
+    ) -> None:
+        """Adds what a folder or pattern gave, and reports what of it is left out."""
+        self.problems += found.problems
+        before = self._progress()
+        for path in paths:
+            if path in whole:
+                self._add_saved(path, root)
+            elif kind_of(path, self.options) is None:
+                aside.unknown.append(path)
+            elif (product := self._product(path)) is not None:
+                aside.products.append((path, product))
+            else:
+                self._add_file(path, os.path.relpath(path, root or os.curdir))
+        aside.hidden, aside.special, aside.again = found.hidden, found.special, found.again
+        for words in aside.notes(root):
+            self.note(f"{given}: {words}")
+        if self._progress() == before:
+            self.problems.append(f"{given}: holds no file of a known kind ({_known_kinds()})")
+
+    def _progress(self) -> tuple[int, ...]:
+        return len(self.problems), sum(map(len, self.names.values()))
+
+    def _add_saved(self, folder: str, root: str) -> None:
         try:
             files, splits = saved_files(folder)
         except DataError as error:
@@ -175,36 +233,60 @@ class _Finder:
                 f"{folder}: reads all splits, {', '.join(splits)}; give {os.path.join(folder, splits[0])} for one"
             )
         for path in files:
-            self._add_file(path)
+            self._add_file(path, os.path.relpath(path, root))
+        others = list_folder(folder)
+        self.problems += others.problems
+        left_out = [path for path in others.files if path not in set(files) and not is_description(path)]
+        left_out += others.special
+        if left_out:
+            names = [os.path.relpath(path, folder) for path in left_out]
+            self.note(f"{folder}: is a saved dataset; {len(names)} other files are left out: {first_names(names)}")
 
-    def _add_file(self, path: str) -> None:
+    def _add_file(self, path: str, name: str = "") -> None:
+        """Adds a file; `name` if it was found in a folder or by a pattern, and not named itself."""
         try:
             status = os.stat(path)
         except OSError as error:
-            self.problems.append(f"{path}: {error.strerror}")
+            self.problems.append(explain(path, error))
             return
         known_kind = kind_of(path, self.options)
         if not os.path.isfile(path):
             self.problems.append(f"{path}: is not a file; a pipe is read as standard input, -")
-        elif status.st_size == 0:
-            self.problems.append(f"{path}: is empty (0 bytes)")
-        elif known_kind is None:
+            return
+        if known_kind is None:
             self.problems.append(f"{path}: unknown kind; known are {_known_kinds()}; or give it with --input-format")
+            return
+        if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            self.problems.append(f"{path}: cannot be read: {os.strerror(errno.EACCES)}")
+            return
+        names = self.names.setdefault((status.st_dev, status.st_ino), [])
+        names.append(path)
+        if len(names) > 1:
+            return
+        if not name and not self._is_meant(path):
+            return
+        source = Source(path, *known_kind, status.st_size, status.st_mtime_ns, name or os.path.basename(path))
+        if is_empty(source, self.options):
+            self.empty.append(path)
         else:
-            self.sources.append(Source(path, *known_kind, status.st_size, status.st_mtime_ns))
+            self.sources.append(source)
 
+    def _is_meant(self, path: str) -> bool:
+        """Whether a file that was named is text, as far as we know; else it is a problem."""
+        product = self._product(path)
+        if product == VOCABULARY:  # it is text, though of a strange kind
+            self.note(f"{path}: looks like a vocabulary, and is read as text")
+        elif product is not None:
+            self.problems.append(f"{path}: is {product}, not text; leave it out")
+            return False
+        return True
 
-def _files_under(folder: str) -> Iterator[str]:
-    """All files in `folder` and below, sorted, without hidden ones; saved datasets as folders with a trailing slash."""
-    for parent, folders, names in os.walk(folder):
-        if parent != folder and is_saved(parent):
-            folders.clear()
-            yield os.path.join(parent, "")
-            continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield os.path.join(parent, name)
+    def _product(self, path: str) -> str | None:
+        """What `path` is, if it is the tokenizer of this run or a product of our programs, and no text."""
+        try:
+            return "the tokenizer of this run" if identity_of(path) in self.tokenizer else product_at(path)
+        except OSError:
+            return None  # reported where it is added
 
 
 def _known_kinds() -> str:
@@ -212,6 +294,14 @@ def _known_kinds() -> str:
     return (
         f"{', '.join(others)}, each plain or with {', '.join(SUFFIXES)}, and {', '.join(sorted({*KINDS} - {*others}))}"
     )
+
+
+def _can_read_standard_input() -> bool:
+    """Whether descriptor 0 can be read; where a program was started without one, `run_program` opens it for writing."""
+    try:
+        return fcntl.fcntl(0, fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY
+    except OSError:
+        return False
 
 
 def _print_note(words: str) -> None:

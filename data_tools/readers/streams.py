@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 from data_tools.readers.chunks import Block, Source
@@ -19,7 +20,7 @@ def stream_blocks(
     """Blocks of whole documents without a byte-order mark, and the bytes read on disk.
 
     Raises:
-        DamagedError: the file is truncated, damaged, empty after decompression, or holds UTF-16.
+        DamagedError: the file is truncated, damaged, or holds UTF-16.
         DataError: it cannot be read.
     """
     blocks = read_blocks(source.path, source.compression, options.chunk_bytes, options.max_ratio)
@@ -33,4 +34,5 @@ def stream_blocks(
             byte = end - len(data)
         yield Block(data, line, byte), progress
     if end == 0 and not faults.rejects:
-        raise DamagedError(f"{source.path}: is empty after decompression", 0)
+        name = "-: standard input" if source.path == "-" else source.path
+        sys.stderr.write(f"note: {name} holds no document, as it is empty\n")

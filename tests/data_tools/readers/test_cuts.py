@@ -42,8 +42,8 @@ def read(paths: list[Path], **values: object) -> list[list[str]]:
 @given(data=BYTES, size=st.integers(1, 70), by=st.sampled_from(["blank-line", "line", "file"]))
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_text_equals_a_naive_parse(data: bytes, size: int, by: str, suffix: str, tmp_path_factory):  # noqa: ANN001
-    if not data:
-        return
+    if not data.removeprefix(b"\xef\xbb\xbf"):
+        return  # an empty file is left out
     path = write_bytes(tmp_path_factory.mktemp("t") / f"x.txt{suffix}", data)
     texts = read([path], chunk_bytes=size, text_documents=by)
     assert [text for part in texts for text in part] == naive_text(data, by)
@@ -67,10 +67,10 @@ def test_shards_and_continuations_are_parts_of_the_whole(files, size, num_shards
         if kind == "jsonl":
             data = "".join(json.dumps({"text": text}) + "\n" for text in naive_text(data, "line")).encode()
         elif kind == "csv":
-            data = b"text\n" + b"".join(b'"%d\n"\n' % place for place in range(len(data) % 9))
+            data = b"text\n" + b"".join(b'"%d\n"\n' % place for place in range(1 + len(data) % 9))
         elif kind == "wet":
             data = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 1\r\n\r\na\r\n\r\n" * (1 + len(data) % 5)
-        paths.append(write_bytes(folder / f"{number}.{kind}{suffix}", data or b"\n"))
+        paths.append(write_bytes(folder / f"{number}.{kind}{suffix}", data.removeprefix(b"\xef\xbb\xbf") or b"\n"))
     options = ReadOptions(chunk_bytes=size, text_documents=by)
     sources = expand_inputs(paths, options)
     _, shards = cut_in_shards(sources, options, num_shards)

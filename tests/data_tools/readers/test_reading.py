@@ -131,14 +131,10 @@ def test_compressed_nothing_is_an_error(tmp_path: Path, name: str):
 
 
 def test_all_bad_inputs_are_named_at_once(tmp_path: Path):
-    (tmp_path / "empty.txt").touch()
     (tmp_path / "image.png").write_bytes(b"x")
     with pytest.raises(DataError) as caught:
-        expand_inputs([tmp_path / "missing.txt", tmp_path / "empty.txt", tmp_path / "image.png", "/dev/null"])
-    assert all(
-        word in str(caught.value)
-        for word in ("missing.txt: No such", "empty.txt: is empty", "image.png: unknown", "not a file")
-    )
+        expand_inputs([tmp_path / "missing.txt", tmp_path / "image.png", "/dev/null"])
+    assert all(word in str(caught.value) for word in ("missing.txt: No such", "image.png: unknown", "not a file"))
 
 
 @pytest.mark.parametrize(("name", "what"), [("x.jsonl", "line"), ("x.txt", "document"), ("y.txt", "document")])
