@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from data_tools.output.corpus_parts import group_parts
 from data_tools.output.old_manifests import options_of_command
 from data_tools.output.recorded_options import command_words, content_flags
+from data_tools.own_files import identities
 from pretrain.data.dataset.dataset_format import dataset_path, map_array, map_index, prefix_of
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
 from pretrain.data.dataset.manifest import REMEDY, Manifest, Preprocessing
@@ -115,12 +117,18 @@ def open_inputs(prefixes: Sequence[str], output: str, *, dedup: bool, is_mixed: 
         DataError: one is damaged, a part is missing or given twice, or they are incompatible.
     """
     names = [prefix_of(prefix) for prefix in prefixes]
-    places = [Path(name).absolute() for name in names]
-    for name, place in zip(names, places, strict=True):
-        if place == Path(output).absolute():
+    written = identities(_files(output))
+    seen: dict[object, str] = {}
+    for name in names:
+        place = Path(name).resolve()
+        files = identities(_files(name))
+        if place == Path(output).resolve() or files & written:
             raise ConfigError(f"{output}: is both output and input; give the result a new name")
-        if places.count(place) > 1:
-            raise ConfigError(f"{name}: is named twice; name each dataset once")
+        keys = {place, *files}
+        for before in (seen[key] for key in keys if key in seen):
+            also = f" (also as {before})" if before != name else ""
+            raise ConfigError(f"{name}: is named twice{also}; name each dataset once")
+        seen |= dict.fromkeys(keys, name)
     datasets = [MergeInput.open(name) for name in names]
     first = datasets[0]
     for other in datasets[1:]:
@@ -135,7 +143,11 @@ def open_inputs(prefixes: Sequence[str], output: str, *, dedup: bool, is_mixed: 
                     f"{item.prefix}: was made with --dedup, but datasets joined without it may share documents; "
                     "give --dedup, or --mixed to join them as they are"
                 )
-    return _in_order(datasets)
+    return [item for group in group_parts(datasets, is_mixed=is_mixed) for item in group]
+
+
+def _files(prefix: str) -> list[Path]:
+    return [dataset_path(prefix, suffix) for suffix in (".bin", ".idx", ".json")]
 
 
 def merged_options(datasets: Sequence[MergeInput], *, dedup: bool) -> Preprocessing | None:
@@ -155,44 +167,6 @@ def merged_command(
         return command_words(record, output)
     prefixes = [item.prefix for item in datasets]
     return ["taco", "data", "merge", output, *prefixes, "--mixed", *(["--dedup"] if dedup else [])]
-
-
-def _in_order(datasets: Sequence[MergeInput]) -> list[MergeInput]:
-    """Parts of one corpus in order of their numbers; corpora in order of first mention."""
-    groups: dict[tuple[object, ...], list[MergeInput]] = {}
-    for item in datasets:
-        key = ("parts of", _inputs(item)) if item.manifest.shard else ("whole", item.prefix)
-        groups.setdefault(key, []).append(item)
-    for parts in groups.values():
-        if parts[0].manifest.shard:
-            _check_parts(parts)
-            parts.sort(key=_number)
-    return [item for parts in groups.values() for item in parts]
-
-
-def _check_parts(parts: Sequence[MergeInput]) -> None:
-    count = parts[0].manifest.shard[1] if parts[0].manifest.shard else 0
-    names: dict[int, str] = {}
-    for part in parts:
-        if part.manifest.shard is None or part.manifest.shard[1] != count:
-            raise DataError(
-                f"{part.prefix}: is part {part.manifest.shard} of another division than {parts[0].prefix} "
-                f"({parts[0].manifest.shard}); preprocess all parts with the same N in --shard I/N"
-            )
-        number = part.manifest.shard[0]
-        if number in names:
-            raise DataError(f"{part.prefix}: is part {number} of {count}, as {names[number]} is; name each part once")
-        names[number] = part.prefix
-    missing = [str(number) for number in range(count) if number not in names]
-    if missing:
-        raise DataError(
-            f"part {', '.join(missing)} of {count} is missing beside {parts[0].prefix}; name it too, or preprocess it "
-            f"with --shard {missing[0]}/{count}"
-        )
-
-
-def _number(item: MergeInput) -> int:
-    return item.manifest.shard[0] if item.manifest.shard else 0
 
 
 def _inputs(item: MergeInput) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,78 @@ def test_missing_and_double_parts_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="both output and input"):
         merge(parts[0], parts)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_parts_of_changed_inputs_are_refused_with_the_change(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", str(tmp_path / "out")
+    folder.mkdir()
+    write_jsonl(folder / "b.jsonl", ["the cat"] * 30)
+    write_jsonl(folder / "c.jsonl", ["sat"] * 30)
+
+    def part(number: int) -> str:
+        name = str(tmp_path / f"part{number}-{len(list(tmp_path.iterdir()))}")
+        preprocess([str(folder)], options(tmp_path), name, shard=(number, 2))
+        return name
+
+    def refuse(*words: str) -> None:
+        for mixed in (False, True):
+            with pytest.raises(DataError, match=r".*".join(words)):
+                merge(out, [first, part(1)], is_mixed=mixed)
+
+    first = part(0)
+    (tmp_path / "corpus-2").mkdir()
+    write_jsonl(folder / "a.jsonl", ["mat"])
+    refuse("was made from other inputs than .*part0", r"in/a.jsonl is new \(\d+ bytes\)", "preprocess all parts from")
+    (folder / "a.jsonl").rename(tmp_path / "corpus-2" / "d.jsonl")
+    write_jsonl(folder / "b.jsonl", ["the cat"] * 31)
+    refuse("was made from other inputs than", r"in/b.jsonl: size \d+, now \d+")
+    (folder / "c.jsonl").unlink()
+    refuse("in/c.jsonl is missing")
+    write_jsonl(folder / "b.jsonl", ["the mat"] * 30)
+    write_jsonl(folder / "c.jsonl", ["sat"] * 30)
+    last = part(1)
+    with pytest.raises(DataError, match=r"in/[bc].jsonl: modified .*, now .*; names and sizes agree.*--mixed joins"):
+        merge(out, [first, last])
+    preprocess([f"{folder}/c.jsonl", f"{folder}/b.jsonl"], options(tmp_path), str(tmp_path / "turned"), shard=(1, 2))
+    with pytest.raises(DataError, match=r"turned: is part 1 of 2, but of other inputs .*: their order: .*in/b.jsonl"):
+        merge(out, [first, str(tmp_path / "turned")])
+    assert merge(out, [first, last], is_mixed=True).documents == 60
+
+
+@pytest.mark.parametrize("keeps_times", [True, False])
+def test_parts_are_recognised_at_another_place(
+    tmp_path: Path, keeps_times: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    inputs = write_corpus(tmp_path / "here")
+    preprocess(inputs, options(tmp_path), str(tmp_path / "out"))
+    whole = take_away(tmp_path)
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copy2 if keeps_times else shutil.copy)
+    preprocess(inputs, options(tmp_path), str(tmp_path / "p0"), shard=(0, 3))
+    preprocess([str(tmp_path / "there")], options(tmp_path), str(tmp_path / "p1"), shard=(1, 3))
+    monkeypatch.chdir(tmp_path / "there")
+    preprocess(["*"], options(tmp_path), str(tmp_path / "p2"), shard=(2, 3))
+    parts = [str(tmp_path / f"p{number}") for number in range(3)]
+    if not keeps_times:
+        with pytest.raises(
+            DataError, match=r"p1: is part 1 of 3, but of other inputs \(.*there/a.jsonl, .*\) than .*p0"
+        ):
+            merge(str(tmp_path / "out"), parts)
+    capsys.readouterr()
+    merge(str(tmp_path / "out"), parts, is_mixed=not keeps_times)
+    assert "p1: read its inputs at another place" in capsys.readouterr().err
+    found = take_away(tmp_path)
+    assert {name for name in whole if found[name] != whole[name]} == {".rejects.jsonl"}  # paths
+
+
+def test_parts_cut_by_other_rules_are_refused(tmp_path: Path) -> None:
+    inputs = write_corpus(tmp_path)
+    first, plain = str(tmp_path / "p0"), options(tmp_path)
+    preprocess(inputs, plain, first, shard=(0, 2))
+    other = EncodeOptions(plain.tokenizer, reading=replace(plain.reading, text_documents="line"))
+    preprocess(inputs, other, str(tmp_path / "p1"), shard=(1, 2))
+    with pytest.raises(DataError, match=r"p1: with text_documents 'line' the inputs are cut at other places"):
+        merge(str(tmp_path / "out"), [first, str(tmp_path / "p1")], is_mixed=True)
 
 
 def test_datasets_that_do_not_fit_are_refused(tmp_path: Path) -> None:

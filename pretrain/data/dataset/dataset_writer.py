@@ -19,7 +19,7 @@ import xxhash
 
 from pretrain import __version__, durable
 from pretrain.data.dataset.dataset_format import CODE_OF_DTYPE, MAGIC, MAX_SEQUENCE_TOKENS, VERSION, dataset_path
-from pretrain.data.dataset.manifest import CHUNK_BYTES, Dropped, Manifest, Preprocessing
+from pretrain.data.dataset.manifest import CHUNK_BYTES, Dropped, InputRecord, Manifest, Preprocessing
 from pretrain.data.tokenizer.info import TokenizerInfo
 from pretrain.durable import HashingFile, folder_records, hash_range
 from pretrain.errors import DataError
@@ -179,6 +179,7 @@ class IndexedDatasetWriter:
         replaced: int = 0,
         shard: tuple[int, int] | None = None,
         preprocessing: Preprocessing | None = None,
+        shard_inputs: Sequence[InputRecord] | None = None,
         publish_beside: Callable[[Manifest], None] | None = None,
     ) -> Manifest:
         """Publishes the dataset, PREFIX.json last, all of it on disk before the first rename; returns the manifest.
@@ -214,6 +215,7 @@ class IndexedDatasetWriter:
                 replaced=replaced,
                 shard=shard,
                 preprocessing=preprocessing,
+                shard_inputs=None if shard_inputs is None else tuple(shard_inputs),
             )
             return self._publish(manifest, publish_beside)
 

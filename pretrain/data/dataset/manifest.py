@@ -59,13 +59,27 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class InputRecord:
+    """One input of a run, as it was when the run began: the path that was read, and its name in the folder or pattern
+    that was given (else the last part of the path), by which a corpus is recognised at another place."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    path: str
+    name: str
+    num_bytes: Count
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of PREFIX.json; hashes are xxh64, 16 hexadecimal digits.
 
     `tokenizer_files`: those in the folder PREFIX.tokenizer at the time of writing, none if there was no folder.
     `replaced`: documents kept with U+FFFD for bytes that were not UTF-8. `shard`: (index, number of shards).
     `preprocessing`: None if no single run of preprocessing would give the dataset, and in manifests of release 0.1.0,
-    which recorded the options in `command` only.
+    which recorded the options in `command` only. `shard_inputs`: all inputs of the run that made a part, in order; None
+    for a whole dataset, and in parts of 0.1.0.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -87,6 +101,7 @@ class Manifest:
     replaced: Count = 0
     shard: tuple[Count, Count] | None = None
     preprocessing: Preprocessing | None = None
+    shard_inputs: tuple[InputRecord, ...] | None = None
     format_version: int = FORMAT_VERSION
 
     @classmethod
