@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -92,6 +93,45 @@ def test_an_error_text_fits_a_screen(message: str, capsys: pytest.CaptureFixture
     assert text.endswith("; remedy\n")
     assert len(text) < 6500
     assert text.count("\n") <= 41
+
+
+def run_shell(words: str, folder: Path) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command, in which {taco} stands for the program."""
+    code = "import sys; from pretrain.cli import main; main(sys.argv[1:])"
+    words = words.format(taco=f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", words], capture_output=True, text=True, cwd=folder, env=environment, timeout=60
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        ("{taco} --help >/dev/full", 1, "error: standard output: cannot be written: No space left on device\n"),
+        ("{taco} data index --help >/dev/full", 1, "error: standard output: cannot be written: No space left"),
+        ("{taco} data index nothing >/dev/full", 1, "error: nothing"),
+        ("{taco} data inspect --help | true; exit ${{PIPESTATUS[0]}}", 141, ""),
+        ("{taco} --help >&-", 0, ""),
+        ("{taco} data index nothing 2>/dev/full", 1, ""),
+        ("{taco} data index nothing <&- >&- 2>&-", 1, ""),
+    ],
+)
+def test_standard_streams_that_are_full_gone_or_closed(tmp_path: Path, words: str, code: int, error: str) -> None:
+    found, _, errors = run_shell(words, tmp_path)
+    assert (found, errors.count("\n")) == (code, bool(error)), errors
+    assert errors.startswith(error)
+
+
+def test_a_closed_standard_input_is_no_file_of_ours(tmp_path: Path) -> None:
+    write_vocab(tmp_path)
+    words = "{taco} data preprocess --input - --input-format txt --tokenizer vocab.txt --output-prefix out"
+    assert run_shell(f"{words} <&-", tmp_path) == (1, "", "error: -: standard input is closed\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["vocab.txt"]
+    code, _, errors = run_shell(f"echo the cat | {words} >&- 2>&-", tmp_path)
+    assert (code, errors) == (0, "")
+    assert (tmp_path / "out.bin").stat().st_size == 4
 
 
 def test_one_flag_takes_several_values() -> None:
