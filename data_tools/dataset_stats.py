@@ -43,6 +43,10 @@ def main(
     """
     from data_tools.views.stats_page import describe
 
+    if plot is not None:
+        from data_tools.views.stats_plot import check_picture
+
+        check_picture(plot)
     reports = gather(prefixes, seq_length, top)
     if plot is not None:
         from data_tools.views.stats_plot import draw

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -97,8 +97,8 @@ def merge(
     from pretrain.data.tokenizer.load import load_dataset_tokenizer
 
     begin = time.monotonic()
-    prepare_output(output)
     datasets = open_inputs(inputs, output, dedup=dedup, is_mixed=is_mixed)
+    prepare_output(output)
     record = merged_options(datasets, dedup=dedup)
     tokenizer = load_dataset_tokenizer(datasets[0].prefix, datasets[0].manifest.tokenizer)
     with RunLock(output), TokenizerFolder(tokenizer, output) as folder, _Rejects(datasets, output) as rejects:
@@ -183,6 +183,8 @@ class _Rejects:
             for source in self._sources:
                 with source.open("rb") as more:
                     shutil.copyfileobj(more, file, 1 << 20)
+                    if more.tell() and not _ends_line(more):
+                        file.write(b"\n")  # or the next file's first line would be lost with a torn last one
             file.flush()
             os.fsync(file.fileno())
         return self
@@ -196,6 +198,11 @@ class _Rejects:
             self._new.replace(self._final)
         else:
             self._final.unlink(missing_ok=True)
+
+
+def _ends_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def _summary(report: MergeReport) -> str:

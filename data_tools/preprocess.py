@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from data_tools.encoding.encode import EncodeOptions
     from data_tools.output.resumable import ResumableRun
     from data_tools.readers import Source
-    from pretrain.data.dataset.manifest import Dropped, Manifest
+    from pretrain.data.dataset.manifest import Dropped, InputRecord, Manifest
     from pretrain.data.tokenizer.load import Tokenizer
 
 app = new_program()
@@ -189,18 +189,21 @@ def preprocess(
         TacoError: a chunk of the corpus killed three workers.
     """
     from data_tools.output.output_files import TokenizerFolder, prepare_output
+    from data_tools.output.protection import dataset_files, refuse_inputs
     from data_tools.output.recorded_options import command_words, record_options
     from data_tools.output.resumable import ResumableRun
-    from data_tools.readers import expand_inputs
+    from data_tools.readers import expand_inputs, named_files
     from pretrain.data.tokenizer.base import best_dtype
     from pretrain.data.tokenizer.casing import casing_mismatch
     from pretrain.data.tokenizer.load import load_tokenizer
 
-    sources = expand_inputs(inputs, options.reading)
+    sources = expand_inputs(inputs, options.reading, tokenizer=options.tokenizer)
+    refuse_inputs(dataset_files(prefix), [*named_files(inputs), *(source.path for source in sources)])
+    refuse_inputs(dataset_files(prefix), [options.tokenizer], what="the tokenizer")
+    prepare_output(prefix)
     tokenizer = load_tokenizer(options.tokenizer, cased=options.cased)
     if mismatch := casing_mismatch(tokenizer):
         print(f"warning: {options.tokenizer}: {mismatch}", file=sys.stderr)
-    prepare_output(prefix)
     report = Report(prefix, len(sources), tokenizer=asdict(tokenizer.info))
     record = record_options(inputs, options, dedup=dedup)
     run = ResumableRun(
@@ -234,6 +237,7 @@ def preprocess(
                     replaced=run.state.replaced,
                     shard=shard if shard[1] > 1 else None,
                     preprocessing=record,
+                    shard_inputs=_input_records(sources) if shard[1] > 1 else None,
                     publish_beside=publish_beside,
                 )
     return _complete(report, run, manifest)
@@ -297,6 +301,12 @@ def _header(
         "inputs": {source.path: list(source.identity[1:]) for source in sources},
         "order": [source.path for source in sources],
     }
+
+
+def _input_records(sources: list[Source]) -> list[InputRecord]:
+    from pretrain.data.dataset.manifest import InputRecord
+
+    return [InputRecord(source.path, source.name, source.num_bytes, source.mtime_ns) for source in sources]
 
 
 def _too_many(run: ResumableRun, max_rejects: int) -> str:

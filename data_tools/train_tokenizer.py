@@ -85,7 +85,7 @@ def main(
     from data_tools.sizes import parse_size
     from data_tools.vocabulary.text_sample import draw_sample
 
-    _check_output(output, kind, overwrite)
+    _check_output(output, kind, overwrite, input)
     start = time.monotonic()
     reading = ReadOptions.parse(
         json_key=json_key,
@@ -216,13 +216,27 @@ def _check_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
         raise AssertionError(f"learnt {tokenizer.vocab_size} pieces with special ids {special}, asked for {vocab_size}")
 
 
-def _check_output(output: Path, kind: Kind, overwrite: bool) -> None:
+def _check_output(output: Path, kind: Kind, overwrite: bool, inputs: list[str]) -> None:
+    from data_tools.output.protection import in_the_way, refuse_inputs
+    from data_tools.own_files import head_of, is_sentencepiece_model, is_tokenizer_json, is_wordpiece_vocabulary
+
     if output.suffix != kind.suffix:
         raise ConfigError(
             f"--output {output}: {kind.value} writes a {kind.suffix} file, by which other programs know it"
         )
     if output.exists() and not overwrite:
         raise DataError(f"{output}: exists already; choose another --output, or pass --overwrite")
+    if output.exists():
+        refuse_inputs([output], inputs, remedy="--output")
+        is_vocabulary = {".txt": is_wordpiece_vocabulary, ".json": is_tokenizer_json}.get(
+            output.suffix, is_sentencepiece_model
+        )
+        try:
+            data = head_of(output)
+        except OSError as error:
+            raise DataError(f"{output}: cannot be read: {error.strerror}; choose another --output") from None
+        if data and not is_vocabulary(data):
+            raise in_the_way(output, f"it is no {kind.value} vocabulary, so choose another --output or move it away")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from pretrain.data.tokenizer.folder import MARKER
+from data_tools.output.protection import refuse_foreign
 from pretrain.data.tokenizer.load import Tokenizer
 from pretrain.errors import ConfigError, DataError
 
@@ -16,11 +16,10 @@ def prepare_output(prefix: str) -> None:
 
     Raises:
         ConfigError: the prefix is a folder.
-        DataError: another file or folder is in the way.
+        DataError: a file or folder is in the way that is not ours.
     """
-    path, tokenizer = Path(prefix), Path(f"{prefix}.tokenizer")
-    if tokenizer.exists() and not (tokenizer / MARKER).exists():
-        raise DataError(f"{tokenizer}: is in the way and was not written by taco; choose another output prefix")
+    path = Path(prefix)
+    refuse_foreign(prefix)
     if prefix.endswith("/") or path.is_dir() or not path.name:
         raise ConfigError(f"output prefix {prefix}: is a folder; give a name inside it, like {path / 'train'}")
     try:
@@ -62,4 +61,7 @@ class TokenizerFolder:
 
     def _remove(self) -> None:
         for folder in (self._new, self._old):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.is_symlink():
+                folder.unlink()
+            else:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_tools.output.protection import in_the_way
+from data_tools.own_files import PICTURE_BY, head_of, is_picture
 from pretrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,11 +35,23 @@ def draw(reports: list[dict[str, Any]], path: Path) -> None:
     _label_lengths(left, reports)
     _label_frequencies(right)
     try:
-        figure.savefig(path, dpi=120, format="png")
+        figure.savefig(path, dpi=120, format="png", metadata={"Software": PICTURE_BY.decode()})
     except OSError as error:
         raise DataError(f"--plot {path}: cannot be written: {error.strerror}; choose another file") from None
     finally:
         pyplot.close(figure)
+
+
+def check_picture(path: Path) -> None:
+    """Raises DataError: there is a file at `path` that is no picture of `taco data stats`, or no folder for it."""
+    try:
+        data = head_of(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DataError(f"--plot {path}: cannot be written: {error.strerror}; choose another file") from None
+    if data and not is_picture(data):
+        raise in_the_way(path, "choose another file for --plot, or move it away")
 
 
 def _title(reports: list[dict[str, Any]], names: list[str]) -> str:
