@@ -113,8 +113,8 @@ def is_picture(data: bytes) -> bool:
 
 
 def head_of(path: str | Path, num_bytes: int = _HEAD_BYTES) -> bytes:
-    """The first bytes of a file. Raises OSError: it cannot be read."""
-    with open(path, "rb") as file:
+    """The first bytes of a file, none of a pipe without a writer. Raises OSError: it cannot be read."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         return file.read(num_bytes)
 
 

@@ -192,7 +192,7 @@ def preprocess(
     from data_tools.output.protection import dataset_files, refuse_inputs
     from data_tools.output.recorded_options import command_words, record_options
     from data_tools.output.resumable import ResumableRun
-    from data_tools.readers import expand_inputs, named_files
+    from data_tools.readers import expand_inputs, named_files, require_unchanged
     from pretrain.data.tokenizer.base import best_dtype
     from pretrain.data.tokenizer.casing import casing_mismatch
     from pretrain.data.tokenizer.load import load_tokenizer
@@ -221,6 +221,7 @@ def preprocess(
         with TokenizerFolder(tokenizer, prefix) as folder:
             if not run.state.is_complete:
                 _encode_all(run, report, sources, options, tokenizer, workers, shard, max_rejects, memory)
+            require_unchanged(sources)
             _require_tokens(inputs, run, shard)
 
             def publish_beside(manifest: Manifest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from data_tools.own_files import (
@@ -18,6 +19,7 @@ from data_tools.own_files import (
     is_tokenizer_folder,
 )
 from pretrain.data.dataset.dataset_format import MAGIC
+from pretrain.data.dataset.manifest import Manifest
 from pretrain.errors import DataError
 
 _REMEDY = "choose another output prefix, or move it away"
@@ -48,13 +50,13 @@ def refuse_inputs(
     """
     taken = identities("/dev/stdin" if item == "-" else item for item in inputs)
     for path in outputs:
-        if path.exists() and identity_of(path) in taken:
+        if os.path.exists(path) and identity_of(path) in taken:
             raise DataError(f"{path}: is {what}, and would be replaced; choose another {remedy}")
 
 
 def refuse_foreign(prefix: str) -> None:
     """Raises DataError: a file or folder at one of the names of a dataset was not made by these programs."""
-    _check_tokenizer(Path(f"{prefix}.tokenizer"))
+    _check_tokenizer(prefix)
     _check(Path(f"{prefix}.rejects.jsonl"), is_rejects)
     _check(Path(f"{prefix}.journal"), is_journal)
     index, manifest = Path(f"{prefix}.idx"), Path(f"{prefix}.json")
@@ -69,7 +71,7 @@ def refuse_foreign_temporaries(prefix: str) -> None:
     """Raises DataError: files have the names of unfinished ones, though no run on `prefix` left a lock or a journal."""
     if not has_run(prefix):
         for path in unfinished_files(prefix):
-            if path.exists() or path.is_symlink():
+            if os.path.lexists(path):
                 raise in_the_way(path)
 
 
@@ -80,6 +82,8 @@ def in_the_way(path: Path, remedy: str = _REMEDY) -> DataError:
 
 def _check(path: Path, is_ours: Callable[[bytes], bool]) -> None:
     """Raises DataError: `path` exists, is not empty, and is not ours."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise in_the_way(path)
     try:
         data = head_of(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -90,11 +94,15 @@ def _check(path: Path, is_ours: Callable[[bytes], bool]) -> None:
         raise in_the_way(path)
 
 
-def _check_tokenizer(folder: Path) -> None:
+def _check_tokenizer(prefix: str) -> None:
+    folder = Path(f"{prefix}.tokenizer")
     if not os.path.lexists(folder):
         return
     if not is_tokenizer_folder(folder):
         raise in_the_way(folder)
-    foreign = sorted(set(os.listdir(folder)) - TOKENIZER_FILES)
+    known = set(TOKENIZER_FILES)
+    with suppress(DataError):  # a release that wrote others recorded their names
+        known |= {record.name for record in Manifest.load(Path(f"{prefix}.json")).tokenizer_files}
+    foreign = sorted(set(os.listdir(folder)) - known)
     if foreign:
         raise in_the_way(folder / foreign[0])

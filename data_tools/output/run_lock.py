@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import stat
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -47,6 +48,9 @@ class RunLock:
     def _take(self) -> bool:
         """Takes the lock; False if its last holder has just removed the file."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise in_the_way(self._path)
         file = open(descriptor, "r+", encoding="utf-8", errors="replace")  # noqa: SIM115 - held until the end
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,7 +8,7 @@ from data_tools.readers.chunks import Chunk, ParsedChunk, Reject, Source
 from data_tools.readers.faults import LineNumbers
 from data_tools.readers.options import ReadOptions
 from data_tools.readers.reading import parse_chunk, read_chunks, total_progress
-from data_tools.readers.sources import expand_inputs, named_files
+from data_tools.readers.sources import expand_inputs, named_files, require_unchanged
 
 __all__ = [
     "Chunk",
@@ -21,5 +21,6 @@ __all__ = [
     "named_files",
     "parse_chunk",
     "read_chunks",
+    "require_unchanged",
     "total_progress",
 ]

@@ -78,6 +78,18 @@ def named_files(inputs: Sequence[str]) -> list[str]:
     return [path for item in inputs if os.path.isfile(path := item if os.path.exists(item) else item.removeprefix("@"))]
 
 
+def require_unchanged(sources: Sequence[Source]) -> None:
+    """Raises DataError: a file was changed since `expand_inputs`; what was read of it may be neither old nor new."""
+    for source in sources:
+        if source.num_bytes and os.path.exists(source.path):
+            status = os.stat(source.path)
+            if (status.st_size, status.st_mtime_ns) != (source.num_bytes, source.mtime_ns):
+                raise DataError(
+                    f"{source.path}: was changed while it was read ({source.num_bytes} bytes, now {status.st_size}); "
+                    "start again with --restart when nothing writes to it"
+                )
+
+
 def kind_of(path: str, options: ReadOptions) -> tuple[Kind, Compression] | None:
     """Kind and compression by a file's name, or by --input-format; None if unknown."""
     stem, suffix = os.path.splitext(path)
@@ -151,7 +163,7 @@ class _Finder:
             self.problems.append("-: standard input can be read once only")
         elif not _can_read_standard_input():
             self.problems.append("-: standard input is closed")
-        else:
+        elif not (os.path.isfile("/dev/stdin") and self._is_again("-", os.fstat(0))):  # else: the file of `< FILE`
             self.sources.append(Source("-", *kind, name="-"))
 
     def _add_hub_name(self, item: str) -> None:
@@ -259,17 +271,19 @@ class _Finder:
         if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
             self.problems.append(f"{path}: cannot be read: {os.strerror(errno.EACCES)}")
             return
-        names = self.names.setdefault((status.st_dev, status.st_ino), [])
-        names.append(path)
-        if len(names) > 1:
-            return
-        if not name and not self._is_meant(path):
+        if self._is_again(path, status) or not (name or self._is_meant(path)):
             return
         source = Source(path, *known_kind, status.st_size, status.st_mtime_ns, name or os.path.basename(path))
         if is_empty(source, self.options):
             self.empty.append(path)
         else:
             self.sources.append(source)
+
+    def _is_again(self, path: str, status: os.stat_result) -> bool:
+        """Whether the file is among the inputs already, perhaps by another name; records this one."""
+        names = self.names.setdefault((status.st_dev, status.st_ino), [])
+        names.append(path)
+        return len(names) > 1
 
     def _is_meant(self, path: str) -> bool:
         """Whether a file that was named is text, as far as we know; else it is a problem."""
@@ -284,7 +298,11 @@ class _Finder:
     def _product(self, path: str) -> str | None:
         """What `path` is, if it is the tokenizer of this run or a product of our programs, and no text."""
         try:
-            return "the tokenizer of this run" if identity_of(path) in self.tokenizer else product_at(path)
+            if identity_of(path) in self.tokenizer:
+                return "the tokenizer of this run"
+            if is_description(path) and is_saved(os.path.dirname(path)):
+                return "the description of a saved dataset"
+            return product_at(path)
         except OSError:
             return None  # reported where it is added
 

@@ -125,6 +125,36 @@ def test_a_vocabulary_replaces_vocabularies_alone(tmp_path: Path, corpus: Path) 
     assert done.returncode == 0, done.stderr
 
 
+def test_an_input_that_changes_during_the_run_ends_it(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data_tools.output.resumable import ResumableRun
+
+    append = ResumableRun.append
+
+    def grow(*arguments: Any) -> None:
+        with corpus.open("a") as file:
+            file.write('{"text": "mat"}\n')
+        append(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableRun, "append", grow)
+        with pytest.raises(
+            DataError, match=r"x.jsonl: was changed while it was read \(\d+ bytes, now \d+\); .*--restart"
+        ):
+            run(tmp_path, corpus)
+    assert not (tmp_path / "out.json").exists()
+    run(tmp_path, corpus, restart=True)
+    assert verify(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("suffix", ["lock", "json", "rejects.jsonl"])
+def test_a_pipe_in_the_way_is_not_opened(tmp_path: Path, corpus: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"out.{suffix}")
+    with pytest.raises(DataError, match=rf"out.{suffix}: is in the way"):
+        run(tmp_path, corpus, overwrite=True)
+
+
 def test_a_torn_list_of_rejects_takes_nothing_along(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "the cat"}\nno JSON\n')
