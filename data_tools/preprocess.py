@@ -200,10 +200,10 @@ def preprocess(
     sources = expand_inputs(inputs, options.reading, tokenizer=options.tokenizer)
     refuse_inputs(dataset_files(prefix), [*named_files(inputs), *(source.path for source in sources)])
     refuse_inputs(dataset_files(prefix), [options.tokenizer], what="the tokenizer")
-    prepare_output(prefix)
     tokenizer = load_tokenizer(options.tokenizer, cased=options.cased)
     if mismatch := casing_mismatch(tokenizer):
         print(f"warning: {options.tokenizer}: {mismatch}", file=sys.stderr)
+    prepare_output(prefix)
     report = Report(prefix, len(sources), tokenizer=asdict(tokenizer.info))
     record = record_options(inputs, options, dedup=dedup)
     run = ResumableRun(
