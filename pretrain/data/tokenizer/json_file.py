@@ -32,6 +32,11 @@ class JsonTokenizer(Tokenizer):
         self._pipeline = pipeline
         self._fields: dict[str, Any] = json.loads(source)
 
+    @property
+    def is_wordpiece(self) -> bool:
+        """Whether the model of the file is WordPiece, in which ## continues a word."""
+        return self._fields["model"].get("type") == "WordPiece"
+
     @cached_property
     def _encoder(self) -> WordPieceEncoder | None:
         return wordpiece_encoder(self._fields, self._pipeline.token_to_id, self.dtype)
@@ -49,7 +54,7 @@ class JsonTokenizer(Tokenizer):
 
     def continues_word(self) -> np.ndarray:
         """As `Tokenizer.continues_word`: by ## if the model is WordPiece, else by the marks of a space."""
-        if self._fields["model"].get("type") == "WordPiece":
+        if self.is_wordpiece:
             continues = np.array([piece.startswith("##") and len(piece) > 2 for piece in self._pieces], bool)
         else:
             continues = np.array([not piece.startswith(("\u2581", "\u0120", "\u010a")) for piece in self._pieces], bool)

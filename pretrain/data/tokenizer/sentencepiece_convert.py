@@ -2,7 +2,7 @@
 
 Used when a tokenizer is saved beside a dataset or an exported model. Models that `tokenizers` cannot express are
 refused, and the result is compared with sentencepiece on sample lines. Three differences are inherent: in transformers,
-a text that spells a special token ("[MASK]") contains that token; if two segmentations have scores equal to six digits,
+a text that spells a special token ("[MASK]", "<s>") contains that token; if two segmentations have scores equal to six digits,
 sentencepiece's 32-bit sums may choose the other one; and NFKC composes combining marks that follow a ligature or are
 not in canonical order, which sentencepiece leaves unchanged.
 
@@ -21,7 +21,7 @@ from pretrain.errors import DataError
 # ModelProto.SentencePiece.Type and TrainerSpec.ModelType of sentencepiece_model.proto.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE, WORD, CHAR = range(1, 5)
-# Far below any log probability, so that no path ever chooses a control piece.
+# Far below any log probability, so that no path of known pieces ever chooses a control piece.
 _NEVER = -1000.0
 # Characters hidden from NFKC are replaced by private-use ones; if there are more, the model does not use NFKC at all.
 _PRIVATE_USE, _MOST_HIDDEN = 0x10FF00, 64
@@ -50,13 +50,18 @@ def convert(model: Any, appended: Sequence[str], processor: Any, name: str) -> A
     Raises:
         DataError: the model has a feature that `tokenizers` cannot express, or ids differ on a sample line.
     """
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, pre_tokenizers
 
     _refuse_unsupported(model, name)
     build = _unigram if model.trainer_spec.model_type == UNIGRAM else _bpe
     tokenizer = Tokenizer(build(model, appended))
-    tokenizer.normalizer = _normalizer(model.normalizer_spec, processor)
-    tokenizer.decoder = _decoder(model.normalizer_spec.add_dummy_prefix)
+    spec = model.normalizer_spec
+    tokenizer.normalizer = _normalizer(spec, processor)
+    if _is_prefixed_once(spec):
+        # Only the beginning of a text is prefixed, not what follows a special token inside it: in "a [MASK]." the full
+        # stop is the piece that training shows after a word.
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = _decoder(spec.add_dummy_prefix)
     _check(tokenizer, model, processor.encode, name)
     return tokenizer
 
@@ -128,14 +133,23 @@ def _normalizer(spec: Any, processor: Any) -> Any:
     steps: list[Any] = []
     if spec.precompiled_charsmap:
         steps += [*_compose(processor.normalize), normalizers.Precompiled(spec.precompiled_charsmap)]
-    if spec.remove_extra_whitespaces:
+    if _is_prefixed_once(
+        spec
+    ):  # Metaspace prefixes no text that begins with a space; a \u2581 of its own counts as one
+        steps += [normalizers.Replace(Regex("\\A\u2581"), "\u2581\u2581"), normalizers.Replace(Regex(" {2,}"), " ")]
+    elif spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    if spec.add_dummy_prefix:
+    if spec.add_dummy_prefix and not _is_prefixed_once(spec):
         steps.append(normalizers.Prepend("\u2581"))
     steps.append(normalizers.Replace(" ", "\u2581"))
     if spec.remove_extra_whitespaces:
         steps.append(normalizers.Replace(Regex("\u2581+\\z"), ""))
     return normalizers.Sequence(steps)
+
+
+def _is_prefixed_once(spec: Any) -> bool:
+    """Whether a text gets a dummy prefix in place of the spaces that it begins with: the default of SentencePiece."""
+    return bool(spec.add_dummy_prefix and spec.remove_extra_whitespaces)
 
 
 def _compose(normalize: Callable[[str], str]) -> list[Any]:
