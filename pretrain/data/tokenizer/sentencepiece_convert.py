@@ -2,9 +2,9 @@
 
 Used when a tokenizer is saved beside a dataset or an exported model. Models that `tokenizers` cannot express are
 refused, and the result is compared with sentencepiece on sample lines. Three differences are inherent: in transformers,
-a text that spells a special token ("[MASK]", "<s>") contains that token; if two segmentations have scores equal to six digits,
-sentencepiece's 32-bit sums may choose the other one; and NFKC composes combining marks that follow a ligature or are
-not in canonical order, which sentencepiece leaves unchanged.
+a text that spells a special token ("[MASK]", "<s>") contains that token; if two segmentations have scores equal to six
+digits, sentencepiece's 32-bit sums may choose the other one; and NFKC composes combining marks that follow a ligature
+or are not in canonical order, which sentencepiece leaves unchanged.
 
 transformers' own `SpmConverter` supports neither BPE nor character models, gives other ids for unigram models (spaces,
 dummy prefix, symbols, characters joined by the character map), and takes two seconds to import.
