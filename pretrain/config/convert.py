@@ -15,6 +15,29 @@ from pretrain.config.sections import IS_PATH, RunConfig
 from pretrain.config.values import WrongValueError, found, is_null, read
 from pretrain.config.yaml_tree import Node, Scalar, Table
 
+# What other programs call the keys.
+_OTHER_NAMES = {
+    "batch_size": "train.micro_batch_size",
+    "dropout": "model.hidden_dropout",
+    "epochs": "train.steps",
+    "gradient_accumulation_steps": "train.global_batch_size",
+    "gradient_clipping": "optim.clip_grad_norm",
+    "learning_rate": "optim.lr",
+    "logging_steps": "train.log_every",
+    "max_grad_norm": "optim.clip_grad_norm",
+    "max_seq_length": "data.seq_length",
+    "max_steps": "train.steps",
+    "mlm_probability": "objective.mask_rate",
+    "num_epochs": "train.steps",
+    "num_heads": "model.num_attention_heads",
+    "num_hidden_layers": "model.num_layers",
+    "intermediate_size": "model.ffn_hidden_size",
+    "optimizer": "optim.name",
+    "per_device_train_batch_size": "train.micro_batch_size",
+    "save_steps": "checkpoint.every_steps",
+    "scheduler": "optim.schedule",
+}
+
 
 def convert_tree(tree: Table, problems: Problems) -> dict[str, Any]:
     """The values of a configuration, without those that are wrong, which go to `problems`."""
@@ -56,26 +79,29 @@ def _section_hint(node: Node, path: str) -> str:
 
 
 def _refuse_unknown(node: Node, section: type[BaseModel], path: str, name: str, problems: Problems) -> None:
-    near = _suggest(section, path, name) if problems.count < 100 else None
+    near = _suggest(node, section, path, name) if problems.count < 100 else None
     key = f"{path}.{name}" if path else name
     problems.add(node.place, lambda: f"{show(key)}: unknown key{_hint(node, section, name, near)}", key=near or key)
 
 
-def _suggest(section: type[BaseModel], path: str, name: str) -> str | None:
+def _suggest(node: Node, section: type[BaseModel], path: str, name: str) -> str | None:
     """The key that was probably meant: a similar one of the section, or that of another section."""
     if section_at(name.rpartition(".")[0]) and "." in name:
         parent, _, last = name.rpartition(".")
         owner = section_at(parent)
         if owner and last in owner.model_fields:
             return name
-    near = difflib.get_close_matches(name[:80], section.model_fields, n=1)
+    name = name[:80].lower().replace("-", "_")
+    if name in _OTHER_NAMES and not isinstance(node, Table):
+        return _OTHER_NAMES[name]
+    near = difflib.get_close_matches(name, section.model_fields, n=1)
     if near:
         return f"{path}.{near[0]}" if path else near[0]
     paths = list(all_keys())
     same = [candidate for candidate in paths if candidate.rpartition(".")[2] == name]
     if same:
         return same[0]
-    close = difflib.get_close_matches(name[:80], [candidate.rpartition(".")[2] for candidate in paths], n=1, cutoff=0.8)
+    close = difflib.get_close_matches(name, [candidate.rpartition(".")[2] for candidate in paths], n=1, cutoff=0.8)
     return next((candidate for candidate in paths if close and candidate.rpartition(".")[2] == close[0]), None)
 
 

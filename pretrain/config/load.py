@@ -222,7 +222,9 @@ def _validate(path: Path, tree: Table, values: dict[str, Any], problems: Problem
         loc = tuple(str(part) for part in detail["loc"] if isinstance(part, str))
         key = ".".join(loc)
         node = _node_at(tree, loc)
-        if detail["type"] != "missing":
+        if detail["type"] == "too_short":
+            problems.add(node.place if node else Place(str(path)), f"{key}: is empty; write {example(key)}", key=key)
+        elif detail["type"] != "missing":
             found = quote(node.text) if isinstance(node, Scalar) else repr(detail["input"])
             message = detail["msg"][0].lower() + detail["msg"][1:]
             problems.add(node.place if node else Place(str(path)), f"{key}: {message}, found {found}", key=key)

@@ -176,7 +176,7 @@ def _read_list(node: Node, arguments: tuple[Any, ...], key: str) -> tuple[Any, .
     if isinstance(node, Scalar):
         if node.is_null:
             raise WrongValueError(f"expected a list, found nothing; write {example(key)}")
-        own = node.text if is_open and re.fullmatch(r"[\w./~$+-]+", node.text) else None
+        own = node.text if is_open and re.fullmatch(r"[\w./~$+, -]+", node.text) else None
         remedy = f"'{key}=[{own}]'" if own else example(key)
         raise WrongValueError(f"expected a list, found {quote(node.text)}; write {remedy}")
     if not is_open and len(node.items) != len(arguments):

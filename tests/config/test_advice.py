@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.config.convert import _OTHER_NAMES
+from pretrain.config.keys import all_keys
 from pretrain.config.load import load_config
 from pretrain.errors import ConfigError
 
@@ -29,6 +31,7 @@ CASES = [
     ["optim.betas=0.9"],
     ["data.train=books"],
     ["data.validation=books"],
+    ["data.train=data/a, data/b"],
     ["parallel.tensor=5"],
     ["parallel.pipeline=13"],
     ["parallel.sequence=true"],
@@ -109,12 +112,19 @@ def test_what_a_message_says_to_leave_out_is_left_out(path: Path, overrides: lis
     "train.stepz=5", "optim.lrr=5", "lr=5", "train.lr=5", "optim.zero.stage=1", "precission=bf16", "seed=5",
     "deepspeed.dump_stat=true", "deepspeed.flops_profiler.profil_step=1", "run.micro_batch_size=4",
     "data.splits.validatio=0.1", "zero.offload_optimiser.pin_memory=true",
+    "optim.LR=5", "train.micro-batch-size=4", "train.max_steps=5", "learning_rate=5", "optimizer=lamb",
+    "model.num_heads=4", "optimizer={lr: 5}",
 ])  # fmt: skip
 def test_the_key_that_a_message_means_exists(path: Path, override: str) -> None:
     message = refusal(path, [override])
     meant = re.search(r"did you mean ([\w.]+)\?", message)
     assert meant is not None, message
     assert "unknown key" not in outcome(path, [f"{meant[1]}={override.partition('=')[2]}"])
+
+
+def test_every_name_that_other_programs_use_leads_to_a_key() -> None:
+    assert set(_OTHER_NAMES.values()) <= set(all_keys())
+    assert not set(_OTHER_NAMES) & set(all_keys())
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,8 @@ def test_a_file_and_the_command_line_say_the_same(base: Path, key: str, text: st
         ("run.tensorboard", "1", "expected true or false, found '1'"),
         ("run.output_dir", "~", "~ alone is nothing in YAML; write ~/"),
         ("run.output_dir", "''", "expected a path, found ''"),
+        ("data.train", "[]", "data.train: is empty; write 'data.train=[FIRST, SECOND]'"),
+        ("data.train", "a, b", "write 'data.train=[a, b]'"),
         ("data.train", "[[a]]", "expected text, found a list of 1"),
         ("data.train", "['']", "expected a path"),
         ("data.train", "{a: 1}", "expected a list, found keys; write the whole list, 'data.train=[FIRST, SECOND]'"),

@@ -55,7 +55,10 @@ def test_unknown_key_wrong_type_and_impossible_batch(tmp_path: Path) -> None:
 def test_missing_dataset_names_the_file(tmp_path: Path) -> None:
     config = str(write_small_run(tmp_path))
     message = refused("--config", config, f"data.train=[{tmp_path / 'absent'}]", code=1)
-    assert "absent" in message
+    assert f"data.train: {tmp_path / 'absent'}.bin .idx .json: no such file" in message
+    assert (
+        f"taco data preprocess --input CORPUS --tokenizer VOCABULARY --output-prefix {tmp_path / 'absent'}" in message
+    )
 
 
 def test_dataset_without_a_complete_row(tmp_path: Path) -> None:
