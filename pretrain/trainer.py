@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pretrain.checkpoint.identity import check_identity
 from pretrain.checkpoint.manifest import CheckpointManifest, step_named
+from pretrain.checkpoint.models import compare_models, explain_refused
 from pretrain.checkpoint.store import CheckpointStore, NoGoodCheckpointError
 from pretrain.checkpoint.tokenizers import compare_tokenizers
 from pretrain.config.sections import RunConfig
@@ -102,7 +103,7 @@ class Trainer:
         if folder is not None:
             manifest = CheckpointManifest.load(folder)
             check_identity(folder, manifest, self.description, self.config, allowed)
-            self._check_fits(folder, manifest)
+            self._check_fits(folder, manifest, allowed)
             self._load_checkpoint(folder, manifest)
             self.spikes.restore(manifest.spikes)
             log.info("continuing from %s", folder)
@@ -127,9 +128,11 @@ class Trainer:
         self.state = TrainState(manifest.step, manifest.consumed_samples)
         self.saver.start_from(manifest.step)
 
-    def _check_fits(self, folder: Path, manifest: CheckpointManifest) -> None:
+    def _check_fits(self, folder: Path, manifest: CheckpointManifest, allowed: Collection[str]) -> None:
         """Refuse a checkpoint that does not belong to this run."""
         expected = self.description
+        if refused := explain_refused(compare_models(manifest.model, self.config.model), allowed):
+            raise ConfigError(f"{folder}: belongs to another model: {refused}")
         tokenizer, prefix = self.train_source.rows.tokenizer, self.config.data.train[0]
         other = ask_rank_0(lambda: compare_tokenizers(folder, manifest, tokenizer, prefix))
         if other is not None:

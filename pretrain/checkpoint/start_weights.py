@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint
+from pretrain.checkpoint.models import compare_models, explain_refused, is_allowed
 from pretrain.checkpoint.store import verify_together
 from pretrain.checkpoint.tokenizers import OtherTokenizer, compare_tokenizers
 from pretrain.checkpoint.weights import load_weights_into
-from pretrain.config.sections import ModelSection, RunConfig
+from pretrain.config.sections import RunConfig
 from pretrain.data.tokenizer.info import TokenizerInfo
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.parallel.collectives import ask_rank_0
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
     from pretrain.parallel.mesh import Mesh
 
 log = get_logger(__name__)
-
-# Keys of the model section that say how weights were trained or drawn, and not what is computed with them.
-_FREE_KEYS = ("hidden_dropout", "attention_dropout", "initializer_range")
-# Keys that no shape shows: another value computes something else with the same weights.
-_HIDDEN_KEYS = ("num_attention_heads", "layer_norm_eps")
 
 
 def load_start(
@@ -113,42 +109,17 @@ def check_start(folder: Path, config: RunConfig, tokenizer: TokenizerInfo, allow
     manifest = CheckpointManifest.load(folder)
     name = f"run.init_from {config.run.init_from}"
     different = compare_models(manifest.model, config.model)
-    refused = {
-        key: pair
-        for key, pair in different.items()
-        if key not in _HIDDEN_KEYS or not _is_allowed("model", key, allowed)
-    }
-    if refused:
-        raise ConfigError(f"{name}: its weights belong to another model: {_explain_models(refused)}")
+    if refused := explain_refused(different, allowed):
+        raise ConfigError(f"{name}: its weights belong to another model: {refused}")
     notes = [
         f"model.{key} is {there!r} in the checkpoint and {here!r} in this run, as allowed"
         for key, (there, here) in different.items()
     ]
     other = compare_tokenizers(folder, manifest, tokenizer, config.data.train[0])
-    problem, note = _explain_tokenizers(other, may_differ=_is_allowed("data", "train", allowed))
+    problem, note = _explain_tokenizers(other, may_differ=is_allowed("data", "train", allowed))
     if problem is not None:
         raise ConfigError(f"{name}: {problem}")
     return [*notes, *([note] if note else [])]
-
-
-def compare_models(saved: dict[str, Any], model: ModelSection) -> dict[str, tuple[Any, Any]]:
-    """Keys of the model section in which a checkpoint differs from a run, with both values; how it trained is free.
-
-    Keys that the checkpoint does not know have the default, those that this program does not know None.
-    """
-    there = {name: field.default for name, field in ModelSection.model_fields.items()} | saved
-    here = model.model_dump(mode="json")
-    return {key: (there[key], here.get(key)) for key in there if key not in _FREE_KEYS and there[key] != here.get(key)}
-
-
-def _explain_models(different: dict[str, tuple[Any, Any]]) -> str:
-    values = ", ".join(f"model.{key} is {there!r} there and {here!r} here" for key, (there, here) in different.items())
-    unknown = [key for key, (_, here) in different.items() if key not in ModelSection.model_fields]
-    if unknown:
-        return f"{values}; this program does not know {', '.join(unknown)}: use the release that wrote the checkpoint"
-    settings = " ".join(f"model.{key}={there}" for key, (there, _) in different.items())
-    hidden = " ".join(f"--allow-change model.{key}" for key in different if key in _HIDDEN_KEYS)
-    return f"{values}; set {settings}" + (f" (to compute something else on purpose: {hidden})" if hidden else "")
 
 
 def _explain_tokenizers(other: OtherTokenizer | None, *, may_differ: bool) -> tuple[str | None, str | None]:
@@ -161,7 +132,3 @@ def _explain_tokenizers(other: OtherTokenizer | None, *, may_differ: bool) -> tu
         return None, f"{other.text}, as allowed"
     on_purpose = " (if pieces were replaced on purpose: --allow-change data.train)" if other.has_same_size else ""
     return f"{other.text}; {other.remedy}{on_purpose}", None
-
-
-def _is_allowed(section: str, key: str, allowed: Sequence[str]) -> bool:
-    return section in allowed or f"{section}.{key}" in allowed

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from small_runs import VOCAB_SIZE, write_cyclic_dataset, write_small_run
 
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, list_checkpoints
+from pretrain.checkpoint.models import compare_models
 from pretrain.checkpoint.reshape import reshape_checkpoint
-from pretrain.checkpoint.start_weights import check_start, compare_models, find_start
+from pretrain.checkpoint.start_weights import check_start, find_start
 from pretrain.checkpoint.tokenizers import compare_tokenizers
 from pretrain.checkpoint.weights import read_weights
 from pretrain.cli import main
@@ -260,6 +261,21 @@ def test_a_run_from_scratch_starts_from_them_again(place: Path, tmp_path: Path) 
     run_ranks(1, train_once, place, *arguments, from_scratch=True)
     start, trained = (read_weights(find_checkpoint(folder)) for folder in (place / "imported", tmp_path / "run"))
     assert all(torch.allclose(start[name], trained[name], rtol=0, atol=1e-9) for name in start)
+
+
+@pytest.mark.slow
+def test_a_run_is_not_continued_with_other_heads_where_only_its_checkpoint_knows_them(
+    place: Path, tmp_path: Path
+) -> None:
+    """As after `--allow-change checkpoint.run`, or without the run's own config.yaml."""
+    run = Path(shutil.copytree(place / "trained", tmp_path / "run"))
+    (run / "config.yaml").unlink()
+    arguments = (f"run.output_dir={run}", "train.steps=2", "model.num_attention_heads=2", "--allow-change=train.steps")
+    code, output = taco_train(place, *arguments)
+    assert code == 2, output
+    assert "model.num_attention_heads is 4 there and 2 here; set model.num_attention_heads=4" in output
+    code, output = taco_train(place, *arguments, "--allow-change=model.num_attention_heads")
+    assert code == 0, output
 
 
 @pytest.mark.slow
