@@ -120,7 +120,7 @@ def build_trainer(
         progress=progress,
         # In this order: a step that is rolled back is neither reported nor saved.
         watchers=(
-            _watch_bad_steps(config, folder, saver),
+            _watch_bad_steps(config, folder, saver, engine),
             *_watch_stragglers(config, mesh, metrics, heartbeat),
             spikes,
             progress,
@@ -130,12 +130,13 @@ def build_trainer(
     )
 
 
-def _watch_bad_steps(config: RunConfig, folder: RunFolder, saver: Saver) -> BadStepWatcher:
+def _watch_bad_steps(config: RunConfig, folder: RunFolder, saver: Saver, engine: Engine) -> BadStepWatcher:
     def settle_saves() -> int:
         saver.wait()
         return saver.committed_step
 
-    counter = BadSteps(folder.path, config.train.max_bad_steps, config.precision == "fp16")
+    is_scaled = config.precision == "fp16"
+    counter = BadSteps(folder.path, config.train.max_bad_steps, is_scaled, engine.other_counts)
     return BadStepWatcher(counter, config.train.micro_batch_size, settle_saves)
 
 

@@ -3,7 +3,7 @@
     state/
       rank-00000.safetensors     flat ranges of parameters and optimizer moments, written by rank 0
       rank-00001.safetensors     ...
-      counters.json              optimizer steps, loss scale
+      counters.json              optimizer steps, loss scale, skipped steps
 
 A range is a one-dimensional fp32 tensor named KIND|NAME|PART/PARTS|START: elements START, START + 1, ... of the
 flattened part PART of the parameter NAME, which PARTS tensor-parallel ranks share. KIND is `weight`, `exp_avg` or

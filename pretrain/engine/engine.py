@@ -58,6 +58,7 @@ class Engine(ABC):
 
     Attributes:
         num_skipped: steps of the run that have changed no weight; part of every checkpoint.
+        other_counts: counts that others keep here, by name, to be part of every checkpoint; those of 0 are left out.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Engine(ABC):
         self.ds_config = build_ds_config(config, mesh.dp_size)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.ds_config, mpu=mesh.mpu)
         self.num_skipped = 0
+        self.other_counts: dict[str, int] = {}
         self.clock = DeviceClock(device)
         if self.clock.is_used:  # the host only queues what a GPU does
             self.heartbeat.work_stages = frozenset({"data"})
@@ -299,9 +301,13 @@ class Engine(ABC):
         set_loss_scale(self.engine, counters["loss_scale"])
         self.engine.global_steps = counters["global_steps"]
         self.num_skipped = self.engine.skipped_steps = int(counters.get("skipped_steps", 0))
+        self.other_counts.clear()
+        self.other_counts.update(counters.get("other_counts", {}))
 
     def _counters(self) -> dict[str, Any]:
+        other_counts = {name: count for name, count in self.other_counts.items() if count}
         return {
+            **({"other_counts": other_counts} if other_counts else {}),
             "optimizer_steps": self.state.num_steps(),
             "global_steps": self.engine.global_steps,
             "skipped_steps": self.num_skipped,

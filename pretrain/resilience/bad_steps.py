@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pretrain import durable
@@ -15,6 +15,7 @@ from pretrain.runlog import get_logger
 from pretrain.step import Action, DoneStep, Watcher
 
 BAD_STEPS_FILE = "bad_steps.jsonl"
+_COUNT = "bad_steps_in_a_row"
 
 log = get_logger(__name__)
 
@@ -34,12 +35,18 @@ class BadSteps:
         folder: the run folder, where `bad_steps.jsonl` is.
         limit: bad steps in a row that are too many.
         is_scaled: whether losses are scaled (fp16).
+        memory: where the number of bad steps in a row is kept, so that a restart goes on counting.
     """
 
     folder: Path
     limit: int
     is_scaled: bool
-    num_in_a_row: int = 0
+    memory: MutableMapping[str, int] = field(default_factory=dict)
+
+    @property
+    def num_in_a_row(self) -> int:
+        """Bad steps since the last good one."""
+        return self.memory.get(_COUNT, 0)
 
     def note(self, step: int, loss: float, grad_norm: float, *, is_skipped: bool) -> bool:
         """Whether optimizer step `step` was bad.
@@ -48,9 +55,9 @@ class BadSteps:
             NonFiniteLossError: it was bad and has changed the weights.
         """
         if math.isfinite(loss + grad_norm) or (self.is_scaled and is_skipped and math.isfinite(loss)):
-            self.num_in_a_row = 0
+            self.memory[_COUNT] = 0
             return False
-        self.num_in_a_row += 1
+        self.memory[_COUNT] = self.num_in_a_row + 1
         description = f"step {step}: loss {loss}, gradient norm {grad_norm}"
         if not is_skipped:
             raise NonFiniteLossError(f"{description}; nothing of it is saved; lower optim.lr or look at the data")

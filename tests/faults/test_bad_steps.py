@@ -17,6 +17,8 @@ from pretrain.metrics import read_metrics
 from pretrain.model.pretraining import LossHead, PretrainingLosses
 from pretrain.report.__main__ import report
 from pretrain.resilience.bad_steps import BadSteps, NonFiniteLossError
+from pretrain.resilience.spikes import Spikes
+from pretrain.step import StepPlan
 from pretrain.train import train
 
 PER_STEP = 4  # micro-batches of a step of the small run
@@ -32,16 +34,24 @@ LAYOUTS = [
 ]
 
 
-def poisoned(config: Path, bad: dict[int, float], *overrides: str) -> None:
-    """One rank of a run; the losses of the micro-batches in `bad` are multiplied by a number that is none."""
-    original = LossHead.__call__
+def poisoned(config: Path, bad: dict[int, float], *overrides: str, fail_at: int | None = None) -> None:
+    """One rank of a run; the losses of the micro-batches in `bad` are multiplied by a number that is none.
+
+    It may fail before a step, for another reason.
+    """
+    original, step = LossHead.__call__, Spikes.before_step
+
+    def before_step(self: Spikes, plan: StepPlan) -> None:
+        step(self, plan)
+        if plan.number == fail_at:
+            raise RuntimeError("another reason")
 
     def call(self: LossHead, *args: Any, **kwargs: Any) -> PretrainingLosses:
         losses = original(self, *args, **kwargs)
         factor = bad.get(kwargs["micro_batch_index"], 1.0) if torch.is_grad_enabled() else 1.0
         return losses._replace(total=losses.total * factor)
 
-    LossHead.__call__ = call  # type: ignore[method-assign]
+    LossHead.__call__, Spikes.before_step = call, before_step  # type: ignore[method-assign]
     train(config=config, overrides=list(overrides), dry_run=False, allow_change=None)
 
 
@@ -79,6 +89,21 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_keep_the_last_good_state(tm
     folder = find_checkpoint(tmp_path / "run")
     assert CheckpointManifest.load(folder).step == 6
     assert all(tensor.isfinite().all() for tensor in read_weights(folder).values())
+
+
+@pytest.mark.fault("non-finite")
+@pytest.mark.slow
+def test_bad_steps_in_a_row_are_counted_across_starts(tmp_path: Path) -> None:
+    """Steps 3 to 5 are bad; the run fails after the second of them, and the third is one too many."""
+    config = write_small_run(tmp_path, train__max_bad_steps=3, checkpoint={"every_steps": 4})
+    bad = {step * PER_STEP: float("nan") for step in (2, 3, 4)}
+    run = tmp_path / "run"
+    with pytest.raises(RankFailedError, match="another reason"):
+        run_ranks(1, poisoned, config, bad, fail_at=5)
+    counters = json.loads((find_checkpoint(run) / "state" / "counters.json").read_text())
+    assert (counters["skipped_steps"], counters["other_counts"]) == (2, {"bad_steps_in_a_row": 2})
+    with pytest.raises(RankFailedError, match="step 5: loss or gradient not finite for 3 steps in a row"):
+        run_ranks(1, poisoned, config, bad)
 
 
 @pytest.mark.fault("non-finite")
