@@ -72,8 +72,10 @@ def _print_plan(path: Path, overrides: list[str], launch: Launch) -> None:
     """
     from pretrain.config.load import dump_config, find_repeated, load_config
     from pretrain.planner.plan import make_plan
+    from pretrain.run_folder import RunFolder
 
     config = load_config(path, overrides)
+    config = RunFolder(config.run.output_dir).keep_average(config)
     plan = make_plan(config, launch.world_size)
     typer.echo(dump_config(config), nl=False)
     for line in [*find_repeated(overrides), *plan.lines, *plan.missing, *plan.problems]:

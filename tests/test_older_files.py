@@ -72,6 +72,7 @@ def test_a_run_without_the_key_keeps_the_mean_of_micro_batches(old: Path) -> Non
     assert config.mlm.average == "token"
     assert run.check_config(config) == []
     assert run.keep_average(config).mlm.average == "micro_batch"
+    assert "average: micro_batch" in CliRunner().invoke(app, ["--config", "run.yaml", "--dry-run"]).output
     given = load_config(Path("run.yaml"), ["mlm.average=token"])
     assert run.keep_average(given).mlm.average == "token"
     with pytest.raises(ConfigError, match=r"mlm\.average: 'micro_batch' -> 'token'"):
