@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from data_tools.readers.options import Compression
+from data_tools.readers.compression_limits import MAX_XZ_BYTES, UnreadError, require_xz, require_zstd
+from data_tools.readers.formats import HEAD_BYTES, piped, refuse_other_format
+from data_tools.readers.options import Compression, Kind
 from pretrain.errors import DataError
 
 if sys.version_info >= (3, 14):
@@ -29,8 +31,8 @@ _PIECE_BYTES = 1 << 18
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError, OSError)
 # The ratio is not checked below this size: only long output can do harm.
 _RATIO_FREE_BYTES = 64 << 20
-# An xz file declares how much memory it needs; `xz -9` needs 65 MiB.
-_XZ_MEMORY = 512 << 20
+# A frame or stream declares its needs in fewer bytes than these.
+_HEADER_BYTES = 64
 
 
 class DamagedError(DataError):
@@ -53,13 +55,15 @@ def open_input(path: str) -> BinaryIO:
 
 
 def read_blocks(
-    path: str, compression: Compression, block_bytes: int, max_ratio: int = 0
+    path: str, compression: Compression, block_bytes: int, max_ratio: int = 0, kind: Kind = "jsonl"
 ) -> Iterator[tuple[bytes, int]]:
     """Blocks of exactly `block_bytes` of the decompressed file (the last may be shorter), with the bytes read on disk.
 
+    `kind`: what the file holds, for the remedy in messages.
+
     Raises:
         DamagedError: the file is truncated, damaged, or decompresses to more than `max_ratio` times its size.
-        DataError: it cannot be read.
+        DataError: it cannot be read, is of another format, or needs a dictionary or too much memory.
     """
     done = 0
     name = SUFFIX_OF.get(compression, "")
@@ -67,6 +71,7 @@ def read_blocks(
         counted = _Counted(file)
         pieces = _OPENERS[compression](counted, min(block_bytes, _PIECE_BYTES) if compression else block_bytes)
         try:
+            refuse_other_format(path, counted.first(HEAD_BYTES), kind, compression)
             for block in _gather(pieces, block_bytes):
                 done += len(block)
                 if max_ratio and done > max(_RATIO_FREE_BYTES, max_ratio * counted.num_bytes):
@@ -78,6 +83,8 @@ def read_blocks(
                 yield block, counted.num_bytes
         except DataError:
             raise
+        except UnreadError as error:
+            raise DataError(f"{path}: {error}; {piped(path, error.command, kind)}") from None
         except _DAMAGE as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise DataError(f"{path}: cannot be read: {error.strerror}") from None
@@ -92,10 +99,17 @@ class _Counted:
     """A file that counts the bytes read from it."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self.num_bytes = file, 0
+        self._file, self.num_bytes, self._first = file, 0, b""
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
+    def first(self, size: int) -> bytes:
+        """The first bytes of the file, which `read` returns again; standard input cannot be read twice."""
+        self._first = self._file.read(size)
+        return self._first
+
+    def read(self, size: int) -> bytes:
+        data, self._first = self._first[:size], self._first[size:]
+        if len(data) < size:
+            data += self._file.read(size - len(data))
         self.num_bytes += len(data)
         return data
 
@@ -137,12 +151,20 @@ def _plain(file: _Counted, block_bytes: int) -> Iterator[bytes]:
         yield block
 
 
-def _members(new: Callable[[], Any], padding: bytes) -> Callable[[_Counted, int], Iterator[bytes]]:
-    """A reader of concatenated members; there may be `padding` between and after them."""
+def _members(
+    new: Callable[[], Any], require: Callable[[bytes], None] = lambda header: None
+) -> Callable[[_Counted, int], Iterator[bytes]]:
+    """A reader of concatenated members; there may be zeros between and after them, as from tapes and block devices.
+
+    `require` raises UnreadError for the first bytes of a member that is not read.
+    """
 
     def read(file: _Counted, block_bytes: int) -> Iterator[bytes]:
         data = file.read(_READ_BYTES)
         while data:
+            if len(data) < _HEADER_BYTES:
+                data += file.read(_READ_BYTES)
+            require(data)
             member: _Decompressor = new()
             while not member.eof:
                 yield member.decompress(data, block_bytes)
@@ -151,9 +173,9 @@ def _members(new: Callable[[], Any], padding: bytes) -> Callable[[_Counted, int]
                     data = file.read(_READ_BYTES)
                     if not data:
                         raise EOFError("it ends inside a member")
-            data = member.unused_data.lstrip(padding)
+            data = member.unused_data.lstrip(b"\0")
             while not data and (more := file.read(_READ_BYTES)):
-                data = more.lstrip(padding)
+                data = more.lstrip(b"\0")
 
     return read
 
@@ -186,9 +208,9 @@ def _gather(pieces: Iterator[bytes], block_bytes: int) -> Iterator[bytes]:
 
 _OPENERS: dict[str, Callable[[_Counted, int], Iterator[bytes]]] = {
     "": _plain,
-    "gz": _members(_Gzip, b"\0"),
-    "bz2": _members(bz2.BZ2Decompressor, b""),
-    "xz": _members(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY), b"\0"),
-    "zst": _members(zstd.ZstdDecompressor, b""),
+    "gz": _members(_Gzip),
+    "bz2": _members(bz2.BZ2Decompressor),
+    "xz": _members(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, MAX_XZ_BYTES), require_xz),
+    "zst": _members(zstd.ZstdDecompressor, require_zstd),
 }
 SUFFIX_OF = {compression: suffix for suffix, compression in SUFFIXES.items()}

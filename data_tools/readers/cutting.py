@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal, Protocol
 
 from data_tools.readers.chunks import Reject, excerpt
 
 BOM = b"\xef\xbb\xbf"
 BLANKS = b" \t\r\x0b\x0c"
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BLANK_LINE = re.compile(rb"\n(?=[ \t\r\x0b\x0c]*(\n))")
 _SEARCH_BYTES = 1 << 18
 
@@ -86,11 +85,6 @@ class Rule:
         return True
 
 
-def is_utf16(first_bytes: bytes) -> bool:
-    """Whether a file with these first bytes is UTF-16, by its byte-order mark."""
-    return first_bytes.startswith(_UTF16)
-
-
 class Scanner(Protocol):
     """Finds cut points in the blocks of a stream, which must come in order; it keeps state between blocks."""
 
@@ -117,21 +111,31 @@ class RuleScanner:
 
 
 def cut_stream(
-    path: str, blocks: Iterator[tuple[bytes, int]], scanner: Scanner, limit: int, fail: Callable[[Reject], None]
+    path: str,
+    blocks: Iterator[tuple[bytes, int]],
+    scanner: Scanner,
+    limit: int,
+    fail: Callable[[Reject], None],
+    *,
+    stops: bool = False,
 ) -> Iterator[tuple[bytes, int, int, int]]:
     """Joins blocks and cuts them at cut points: (data, number of its first line, its first byte, bytes on disk).
 
     A document of more than `limit` bytes is passed to `fail` and, if that returns, left out; memory stays bounded.
+    `stops`: `fail` will raise, so it is called as soon as the document is too long, else when its end is known.
     """
     pending: list[bytes] = []
     pending_bytes, line, offset, progress = 0, 1, 0, 0
-    is_dropping = False
+    dropped: Reject | None = None
     for block, progress in blocks:
-        first, end = scanner.scan(block, wants_first=is_dropping)
-        if is_dropping:
-            dropped = first or len(block)
-            line, offset = line + block.count(b"\n", 0, dropped), offset + dropped
-            block, end, is_dropping = block[dropped:], max(end - dropped, 0), not first
+        first, end = scanner.scan(block, wants_first=dropped is not None)
+        if dropped is not None:
+            num_dropped = first or len(block)
+            line, offset = line + block.count(b"\n", 0, num_dropped), offset + num_dropped
+            block, end = block[num_dropped:], max(end - num_dropped, 0)
+            if first:
+                fail(_with_extent(dropped, line - 1, offset))
+                dropped = None
         if end:
             data = b"".join([*pending, block[:end]])
             yield data, line, offset, progress
@@ -141,11 +145,23 @@ def cut_stream(
             pending.append(block[end:])
             pending_bytes += len(block) - end
         if pending_bytes > limit:
-            fail(too_long(path, line, offset, scanner.what, limit, pending[0]))
+            dropped = too_long(path, line, offset, scanner.what, limit, pending[0])
+            if stops:
+                fail(dropped)
             line, offset = line + sum(part.count(b"\n") for part in pending), offset + pending_bytes
-            pending, pending_bytes, is_dropping = [], 0, True
+            pending, pending_bytes = [], 0
+    if dropped is not None:
+        fail(_with_extent(dropped, line, offset))
     if pending:
         yield b"".join(pending), line, offset, progress
+
+
+def _with_extent(reject: Reject, last_line: int, end: int) -> Reject:
+    """The fault of a document that is too long, with what is lost; a quote that is never closed may lose much."""
+    if reject.line is None or reject.byte is None or last_line <= reject.line:
+        return reject
+    words = f"lines {reject.line:,} to {last_line:,} ({end - reject.byte:,} bytes) are lost: "
+    return replace(reject, message=words + reject.message)
 
 
 def too_long(path: str, line: int, byte: int, what: str, limit: int, data: bytes) -> Reject:

@@ -6,20 +6,19 @@ files: every line is a record, and a quote is an ordinary character. `ReadOption
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from data_tools.readers.chunks import Block, Piece, Reject, Source, excerpt
-from data_tools.readers.cutting import Rule, RuleScanner, Scanner
+from data_tools.readers.cutting import Rule, RuleScanner, Scanner, too_long
 from data_tools.readers.faults import Faults, not_utf8
+from data_tools.readers.headers import Header, find_header
 from data_tools.readers.options import ReadOptions
+from data_tools.readers.records import dialect, records, with_line_feeds
 from data_tools.readers.streams import stream_blocks
-from pretrain.errors import DataError
 
 _QUOTE = ord('"')
-_FIELD_LIMIT = 2**31 - 1  # the largest C long on platforms where it has 32 bits
 
 
 def cut_delimited(source: Source, options: ReadOptions, faults: Faults) -> Iterator[Piece]:
@@ -29,13 +28,20 @@ def cut_delimited(source: Source, options: ReadOptions, faults: Faults) -> Itera
         DamagedError: as `stream_blocks`.
         DataError: the column is missing.
     """
-    delimiter, is_quoted = _dialect(source.kind, options)
+    delimiter, is_quoted = dialect(source.kind, options)
     scanner: Scanner = RecordScanner(delimiter) if is_quoted else RuleScanner(Rule("line"))
-    column, num_columns = -1, 0
-    for block, progress in stream_blocks(source, options, scanner, faults):
-        if column < 0:
-            column, num_columns, block = _take_header(source, options, block)
-        yield Piece(Block(block.data, block.first_line, block.first_byte, column, num_columns), 0, progress)
+    header: Header | None = None
+    for block, progress in stream_blocks(
+        source, options, scanner, faults, partial(with_line_feeds, is_quoted=is_quoted)
+    ):
+        if header is None:
+            header = find_header(source, options, block.data)
+            if header is None:  # blank lines only
+                continue
+            end, line = block.first_byte + header.num_bytes, block.first_line + header.num_lines
+            block = Block(block.data[header.num_bytes :], line, end)
+        place = Block(block.data, block.first_line, block.first_byte, header.column, header.num_columns)
+        yield Piece(place, 0, progress)
 
 
 class RecordScanner:
@@ -85,10 +91,14 @@ def parse_delimited(path: str, block: Block, kind: str, options: ReadOptions, fa
     except UnicodeDecodeError as error:
         decode_error, text = error, block.data.decode("utf-8", "surrogateescape")
     texts = []
-    for line, row in _rows(path, text, block.first_line, kind, options, faults):
+    limit = options.max_document_bytes if len(block.data) > options.max_document_bytes else 0
+    for line, row in records(path, text, block, dialect(kind, options), faults):
         if len(row) != block.num_columns:
             message = f"a record of {len(row)} fields, expected {block.num_columns}; mend or remove it"
             faults.add(Reject(path, line, None, "ragged_record", excerpt(repr(row)), message))
+        elif limit and len(row[block.column].encode("utf-8", "surrogateescape")) > limit:
+            fault = too_long(path, line, 0, "field", limit, row[block.column][:400].encode("utf-8", "surrogateescape"))
+            faults.add(replace(fault, byte=None))
         elif decode_error is None or _is_unicode(row):
             texts.append(row[block.column])
         elif faults.replaces:
@@ -101,80 +111,9 @@ def parse_delimited(path: str, block: Block, kind: str, options: ReadOptions, fa
     return texts
 
 
-def _rows(
-    path: str, text: str, first_line: int, kind: str, options: ReadOptions, faults: Faults
-) -> Iterator[tuple[int, list[str]]]:
-    """The fields of each record, with the line on which it begins."""
-    delimiter, is_quoted = _dialect(kind, options)
-    if not is_quoted:
-        for number, record in enumerate(text.split("\n"), start=first_line):
-            if record.strip("\r"):
-                yield number, record.removesuffix("\r").split(delimiter)
-        return
-    csv.field_size_limit(min(options.max_document_bytes, _FIELD_LIMIT))
-    reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True)
-    while True:
-        line = first_line + reader.line_num
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            message = f"broken record ({error}); mend or remove it, or read without quoting: --quoting none"
-            faults.add(Reject(path, line, None, "broken_record", "", message))
-            continue
-        if row:
-            yield line, row
-
-
 def _is_unicode(row: list[str]) -> bool:
     try:
         "".join(row).encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _dialect(kind: str, options: ReadOptions) -> tuple[str, bool]:
-    """The delimiter, and whether quotes are special."""
-    delimiter = options.delimiter or ("\t" if kind == "tsv" else ",")
-    return delimiter, options.quoting == "rfc4180" or (options.quoting == "auto" and kind == "csv")
-
-
-def _take_header(source: Source, options: ReadOptions, block: Block) -> tuple[int, int, Block]:
-    """The index of the text column, from 0, the number of columns, and the block without the header."""
-    text = block.data.decode("utf-8", "replace")
-    delimiter, is_quoted = _dialect(source.kind, options)
-    lines = io.StringIO(text, newline="\n")
-    if is_quoted:
-        reader = csv.reader(lines, delimiter=delimiter)
-        names = next(reader, [])
-        num_lines = reader.line_num
-    else:
-        names, num_lines = lines.readline().rstrip("\r\n").split(delimiter), 1
-    if not options.has_header:
-        column = int(options.json_key) - 1
-        if column >= len(names):
-            raise DataError(
-                f"{source.path}: no column {options.json_key}: its first record has {len(names)}; "
-                "choose another with --json-key, or see --delimiter"
-            )
-        return column, len(names), block
-    if options.json_key not in names:
-        raise no_column(source.path, options.json_key, names)
-    end = _after_lines(block.data, num_lines)
-    rest = Block(block.data[end:], block.first_line + num_lines, block.first_byte + end)
-    return names.index(options.json_key), len(names), rest
-
-
-def _after_lines(data: bytes, num_lines: int) -> int:
-    """The offset of the line after the first `num_lines`."""
-    end = 0
-    for _ in range(num_lines):
-        end = data.find(b"\n", end) + 1 or len(data)
-    return end
-
-
-def no_column(path: str, name: str, columns: list[str]) -> DataError:
-    """The error for a table without the column `name`."""
-    return DataError(f"{path}: no column {name!r}; the columns are: {', '.join(columns)}; choose one with --json-key")

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from data_tools.readers.chunks import Piece, Source, Values
-from data_tools.readers.delimited import no_column
 from data_tools.readers.faults import Faults
+from data_tools.readers.headers import no_column
 from data_tools.readers.json_lines import find_key
 from data_tools.readers.options import ReadOptions
 from data_tools.readers.tables import texts_of_values

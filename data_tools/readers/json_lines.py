@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -12,7 +13,7 @@ from data_tools.readers.cutting import BOM, too_long
 from data_tools.readers.faults import Faults, not_utf8
 from data_tools.readers.options import ReadOptions
 
-_MISSING = object()
+_MAX_DIGITS = 4000
 
 
 def parse_json_lines(path: str, block: Block, options: ReadOptions, faults: Faults) -> list[str]:
@@ -78,14 +79,38 @@ class _Lines:
         except orjson.JSONDecodeError as error:
             broken = error
         try:
-            line.decode("utf-8")
+            characters = line.removeprefix(BOM).decode("utf-8")
         except UnicodeDecodeError as wrong:
             if not self._faults.replaces:
                 return not_utf8(self._path, wrong, *self._place())
-            return self._repaired(line.decode("utf-8", "replace").encode(), is_replaced=True)
-        if self._faults.replaces and "surrogate" in str(broken):
-            return self._repaired(line, is_replaced=False)
-        return self._broken_json(broken)
+            return self._python_text(line.decode("utf-8", "replace"), broken, is_replaced=True)
+        return self._python_text(characters, broken, is_replaced=False)
+
+    def _python_text(self, line: str, broken: ValueError, *, is_replaced: bool) -> str | Reject:
+        """The text of a line that only Python's json reads: NaN, halves of surrogate pairs, numbers of any length.
+
+        In the text itself, U+FFFD takes the place of such a half if faults are replaced.
+        """
+        try:
+            tree = json.loads(line, parse_int=_integer)
+        except RecursionError:
+            return self._fault("broken_json", "JSON of too many levels inside one another; mend or remove the line")
+        except ValueError:
+            return self._broken_json(broken)
+        text = self._text(tree)
+        if isinstance(text, Reject):
+            return replace(text, excerpt=excerpt(line))
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            if not self._faults.replaces:
+                half = f"\\u{ord(text[error.start]):04x}"
+                words = f"key {self._options.json_key!r}: {half} is half of a surrogate pair, and no character"
+                return self._fault("broken_json", f"{words}; mend or remove the line, or use --on-error replace")
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            is_replaced = True
+        self._faults.replaced += is_replaced
+        return text
 
     def _place(self) -> tuple[int, int]:
         return self._block.first_line + self._number, self._block.first_byte + self._offset
@@ -101,24 +126,6 @@ class _Lines:
             hint = "mend or remove the line"
         return self._fault("broken_json", f"broken JSON ({error}); {hint}")
 
-    def _repaired(self, line: bytes, *, is_replaced: bool) -> str | Reject:
-        """The text of a line with U+FFFD for invalid UTF-8 and for lone surrogates."""
-        try:
-            tree = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            if "surrogate" not in str(error):
-                return self._broken_json(error)
-            try:
-                tree = json.loads(line)
-            except ValueError as broken:
-                return self._broken_json(broken)
-        text = self._text(tree)
-        if isinstance(text, Reject):
-            return text
-        repaired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        self._faults.replaced += is_replaced or repaired != text
-        return repaired
-
     def _text(self, tree: Any) -> str | Reject:
         key = self._options.json_key
         if not isinstance(tree, dict):
@@ -131,7 +138,17 @@ class _Lines:
             return self._fault("no_key", f"no key {key!r}; the keys are: {keys}; choose one with --json-key")
         if isinstance(value, str):
             return value
-        return self._fault("not_a_string", f"key {key!r}: {expected_string(value)}; mend or remove the line")
+        hint = "mend or remove the line"
+        if isinstance(value, dict) and value:
+            hint = f"choose one of its keys with --json-key, such as {key}.{next(iter(value))}"
+        elif isinstance(value, list):
+            hint = "join its parts, for example with jq, or remove the line"
+        return self._fault("not_a_string", f"key {key!r}: {expected_string(value)}; {hint}")
+
+
+def _integer(digits: str) -> int | float:
+    """Python refuses integers of thousands of digits; they are never a text."""
+    return int(digits) if len(digits) < _MAX_DIGITS else float(digits)
 
 
 def expected_string(value: Any) -> str:

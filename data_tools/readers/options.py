@@ -17,6 +17,7 @@ Quoting = Literal["auto", "rfc4180", "none"]
 CHUNK_BYTES = 4 << 20
 MAX_DOCUMENT_BYTES = 1 << 30
 MAX_RATIO = 1000
+_PLAIN = "plain"
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -33,7 +34,8 @@ class ReadOptions:
     """How files become documents.
 
     `json_key`: the key of a JSON line, or the column of a table, that holds the text; `a.b` is key b inside a, unless
-    there is a key "a.b". `input_format`: the kind of every input (such as `jsonl` or `csv.gz`), whatever its name.
+    there is a key "a.b". `input_format`: the kind of every input (such as `jsonl`, `csv.gz` or `csv.plain`), whatever
+    its name.
     `text_documents`: what separates documents of plain text. `on_error`: stop at a fault, skip the document, or also
     replace invalid UTF-8 by U+FFFD. `delimiter`: one character between the fields of csv and tsv files; None for the
     usual one. `quoting`: "auto" is RFC 4180 for csv and none for tsv. `has_header`: without one, `json_key` is the
@@ -99,19 +101,23 @@ class ReadOptions:
 def parse_format(text: str) -> tuple[Kind, Compression | None]:
     """The kind and the compression (None: decided by the file's name) of an --input-format like `jsonl` or `csv.gz`.
 
+    `jsonl.plain` is a file that is not compressed, although its name says so.
+
     Raises:
         ConfigError: the kind or compression is unknown.
     """
-    kind, _, compression = text.lower().partition(".")
+    kind, _, suffix = text.lower().partition(".")
     kinds = [name for name in get_args(Kind) if name != "hub"]
     aliases = {"ndjson": "jsonl", "json": "jsonl", "text": "txt", "warc": "wet"}
     kind = aliases.get(kind, kind)
-    if kind not in kinds or compression not in get_args(Compression):
-        compressions = ", ".join(name for name in get_args(Compression) if name)
+    compressions: dict[str, Compression | None] = {name: name for name in get_args(Compression) if name}
+    known = {"": None, **compressions, _PLAIN: ""}
+    if kind not in kinds or suffix not in known:
         raise ConfigError(
-            f"--input-format {text}: expected one of {', '.join(kinds)}, or KIND.COMPRESSION with one of {compressions}"
+            f"--input-format {text}: expected one of {', '.join(kinds)}, or KIND.COMPRESSION with one of "
+            f"{', '.join([*compressions, _PLAIN])}"
         )
-    return kind, compression or None  # type: ignore[return-value]
+    return kind, known[suffix]  # type: ignore[return-value]
 
 
 def _parse_size(name: str, text: str) -> int:

@@ -14,8 +14,8 @@ from itertools import accumulate
 from data_tools.readers.arrow_files import cut_arrow, parse_arrow
 from data_tools.readers.byte_ranges import cut_file, read_documents
 from data_tools.readers.chunks import Block, Chunk, FileRange, LineSpan, ParsedChunk, Piece, Source, Values
-from data_tools.readers.compression import DamagedError, open_input
-from data_tools.readers.cutting import BOM, Rule, RuleScanner, is_utf16
+from data_tools.readers.compression import DamagedError
+from data_tools.readers.cutting import BOM, Rule, RuleScanner
 from data_tools.readers.delimited import cut_delimited, parse_delimited
 from data_tools.readers.faults import Faults, count_lines, damaged_file
 from data_tools.readers.hub import cut_hub_rows, parse_hub_rows
@@ -108,7 +108,7 @@ def total_progress(sources: Sequence[Source], chunks: Iterator[Chunk]) -> Iterat
 
 def _pieces(source: Source, options: ReadOptions, first: int) -> Iterator[tuple[int, Piece]]:
     """The chunks of one source with their numbers, starting with number `first`."""
-    if source.kind in ("jsonl", "txt") and _is_divisible(source, options) and not _begins_as_utf16(source):
+    if source.kind in ("jsonl", "txt") and _is_divisible(source, options):
         for count, place in enumerate(cut_file(source.num_bytes, options.chunk_bytes, first), start=first):
             yield count, Piece(place, place.start, place.end)
         return
@@ -136,11 +136,6 @@ def _line_pieces(source: Source, options: ReadOptions, faults: Faults) -> Iterat
     """Chunks of JSON lines or text, from a stream of bytes."""
     for block, progress in stream_blocks(source, options, RuleScanner(_rule(source.kind, options)), faults):
         yield Piece(block, 0, progress)
-
-
-def _begins_as_utf16(source: Source) -> bool:
-    with open_input(source.path) as file:
-        return is_utf16(file.read(2))
 
 
 def _rule(kind: str, options: ReadOptions) -> Rule:

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_tools.own_files import VOCABULARY, identities, identity_of, is_tokenizer_folder, product_at
-from data_tools.readers.arrow_files import check_arrow
 from data_tools.readers.chunks import Source
 from data_tools.readers.compression import SUFFIXES, DamagedError
 from data_tools.readers.empty_files import is_empty
+from data_tools.readers.first_look import check_source
 from data_tools.readers.folders import Listing, explain, list_folder, match_pattern, root_of_pattern, sort_key
+from data_tools.readers.formats import unknown_kind
 from data_tools.readers.hub import PREFIX, split_name
 from data_tools.readers.left_out import Aside, first_names, named_again
 from data_tools.readers.options import Compression, Kind, ReadOptions, parse_format
-from data_tools.readers.parquet_files import check_parquet
 from data_tools.readers.saved_folders import is_description, is_saved, saved_files
 from pretrain.errors import DataError
 
@@ -133,12 +133,10 @@ class _Finder:
             self._add_file(item)
 
     def check_columns(self) -> None:
-        """Looks for the text column in every table whose file has a schema."""
+        """Looks at the beginning of every file, and for the text column in every table with a schema or header."""
         for source in self.sources:
-            check = {"parquet": check_parquet, "arrow": check_arrow}.get(source.kind)
             try:
-                if check is not None:
-                    check(source.path, self.options.json_key)
+                check_source(source, self.options)
             except DamagedError as error:
                 if self.options.on_error == "stop":  # else it is counted when it is read
                     self.problems.append(str(error))
@@ -266,7 +264,7 @@ class _Finder:
             self.problems.append(f"{path}: is not a file; a pipe is read as standard input, -")
             return
         if known_kind is None:
-            self.problems.append(f"{path}: unknown kind; known are {_known_kinds()}; or give it with --input-format")
+            self.problems.append(f"{path}: {unknown_kind(path, _known_kinds())}")
             return
         if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
             self.problems.append(f"{path}: cannot be read: {os.strerror(errno.EACCES)}")

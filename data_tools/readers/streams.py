@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from data_tools.readers.chunks import Block, Source
 from data_tools.readers.compression import DamagedError, read_blocks
-from data_tools.readers.cutting import BOM, Scanner, cut_stream, is_utf16
+from data_tools.readers.cutting import BOM, Scanner, cut_stream
 from data_tools.readers.faults import Faults
+from data_tools.readers.layouts import refuse_layout
 from data_tools.readers.options import ReadOptions
 
-_UTF16 = "is UTF-16; convert it, for example with `iconv -f utf-16 -t utf-8`"
+Blocks = Iterator[tuple[bytes, int]]
 
 
 def stream_blocks(
-    source: Source, options: ReadOptions, scanner: Scanner, faults: Faults
+    source: Source,
+    options: ReadOptions,
+    scanner: Scanner,
+    faults: Faults,
+    change: Callable[[Blocks], Blocks] = lambda blocks: blocks,
 ) -> Iterator[tuple[Block, int]]:
     """Blocks of whole documents without a byte-order mark, and the bytes read on disk.
 
+    `change` may exchange bytes before documents are looked for, not remove or add any.
+
     Raises:
-        DamagedError: the file is truncated, damaged, or holds UTF-16.
-        DataError: it cannot be read.
+        DamagedError: the file is truncated or damaged.
+        DataError: it cannot be read, or is of another format or layout.
     """
-    blocks = read_blocks(source.path, source.compression, options.chunk_bytes, options.max_ratio)
-    end = 0
-    for data, line, byte, progress in cut_stream(source.path, blocks, scanner, options.max_document_bytes, faults.add):
+    blocks = change(read_blocks(source.path, source.compression, options.chunk_bytes, options.max_ratio, source.kind))
+    limit, end = options.max_document_bytes, 0
+    for data, line, byte, progress in cut_stream(source.path, blocks, scanner, limit, faults.add, stops=faults.stops):
         end = byte + len(data)
         if byte == 0:
-            if is_utf16(data):
-                raise DamagedError(f"{source.path}: {_UTF16}", 0)
+            if source.path == "-" or source.compression == "bz2":  # others were looked at before any work
+                refuse_layout(source, options, data)
             data = data.removeprefix(BOM)
             byte = end - len(data)
         yield Block(data, line, byte), progress

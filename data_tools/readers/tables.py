@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from data_tools.readers.chunks import Reject, excerpt
 from data_tools.readers.compression import DamagedError
 from data_tools.readers.cutting import too_long
-from data_tools.readers.delimited import no_column
 from data_tools.readers.faults import Faults
+from data_tools.readers.headers import no_column, several_columns
 from data_tools.readers.json_lines import expected_string
 from pretrain.errors import DataError
 
@@ -30,17 +31,35 @@ def find_column(path: str, schema: pa.Schema, key: str) -> list[str]:
     names = [key] if key in schema.names else key.split(".")
     if names[0] not in schema.names:
         raise no_column(path, key, schema.names)
+    if schema.names.count(names[0]) > 1:
+        raise several_columns(path, names[0], schema.names)
     kind: Any = schema.field(names[0]).type
     for name in names[1:]:
-        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+        fields = [field.name for field in kind] if pa.types.is_struct(kind) else []
+        if name not in fields:
             raise no_column(path, key, _paths(schema))
+        if fields.count(name) > 1:
+            raise several_columns(path, name, fields)
         kind = kind.field(name).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    views = (pa.types.is_string_view, pa.types.is_binary_view, pa.types.is_null)
-    if not any(check(value) for check in (*is_text, *views)):
-        raise DataError(f"{path}: column {key!r}: expected strings, found {kind}; choose one with --json-key")
+    if not any(check(value) for check in (*_text_checks(), pa.types.is_null)):
+        hint = "choose one with --json-key"
+        if pa.types.is_struct(kind):
+            hint = (
+                f"choose one of its fields with --json-key, such as {key}.{kind.field(0).name}" if len(kind) else hint
+            )
+        raise DataError(f"{path}: column {key!r}: expected strings, found {kind}; {hint}")
     return names
+
+
+def _text_checks() -> tuple[Any, ...]:
+    import pyarrow as pa
+
+    types = pa.types
+    return (
+        *(types.is_string, types.is_large_string, types.is_string_view),
+        *(types.is_binary, types.is_large_binary, types.is_binary_view),
+    )
 
 
 def _paths(schema: pa.Schema) -> list[str]:
@@ -67,14 +86,24 @@ def text_column(batch: pa.RecordBatch, names: list[str]) -> pa.Array:
     column = batch.column(batch.schema.get_field_index(names[0]))
     if len(names) > 1:
         column = pc.struct_field(column, names[1:])
+    column.validate(full=True)
     if pa.types.is_dictionary(column.type):
-        column.validate(full=True)
+        if _is_view(column.type.value_type):  # pyarrow cannot take from views
+            column = pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(pa.large_binary()))
         column = column.dictionary_decode()
+    elif _is_view(column.type):
+        column = column.cast(pa.large_binary())
     small = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
     if column.type in small:
         column = column.view(small[column.type])
     column.validate(full=True)
     return column
+
+
+def _is_view(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
 
 
 def texts_of_column(path: str, column: pa.Array, first_row: int, limit: int, faults: Faults) -> list[str]:
@@ -138,6 +167,15 @@ def arrow_errors_named(path: str) -> Iterator[None]:
         raise
     except (pa.ArrowException, EOFError, OSError, ValueError, LookupError, OverflowError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+            raise DataError(f"{path}: cannot be read: {os.strerror(error.errno)}") from None
         words = " ".join(str(error).split())
+        if "decrypt" in words.lower() or "encrypt" in words.lower():
+            raise DataError(
+                f"{path}: is encrypted ({words}); decrypt it with its keys, and give the plain file"
+            ) from None
+        if isinstance(error, pa.ArrowNotImplementedError):
+            raise DataError(
+                f"{path}: is of a sort that pyarrow {pa.__version__} cannot read ({words}); write it again "
+                "with other types or another compression"
+            ) from None
         raise DamagedError(f"{path}: damaged or truncated file ({words}); fetch it again", None) from None
