@@ -59,11 +59,13 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Show the manifest, documents and training rows of a dataset."""
+    from pretrain.data.dataset.dataset_format import prefix_of
     from pretrain.data.dataset.indexed_dataset import IndexedDataset
     from pretrain.data.tokenizer.load import find_dataset_tokenizer
 
     short = {"data.row_mode": row_mode, "data.seq_length": seq_length, "run.seed": seed}
     changes = [*(overrides or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
+    prefix = prefix_of(prefix)
     dataset = IndexedDataset(prefix)
     manifest = dataset.manifest
     tokenizer = find_dataset_tokenizer(dataset.prefix, manifest.tokenizer) if manifest else None

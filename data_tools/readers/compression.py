@@ -160,19 +160,27 @@ def _members(
     """
 
     def read(file: _Counted, block_bytes: int) -> Iterator[bytes]:
-        data = file.read(_READ_BYTES)
+        data, is_first = file.read(_READ_BYTES), True
         while data:
             if len(data) < _HEADER_BYTES:
                 data += file.read(_READ_BYTES)
             require(data)
             member: _Decompressor = new()
+            has_output = False
             while not member.eof:
-                yield member.decompress(data, block_bytes)
-                data = b""
+                try:
+                    piece = member.decompress(data, block_bytes)
+                except _DAMAGE as error:
+                    if is_first or has_output:
+                        raise
+                    raise EOFError(f"what follows its last whole member is of another format: {error}") from None
+                yield piece
+                data, has_output = b"", has_output or bool(piece)
                 if member.needs_input and not member.eof:
                     data = file.read(_READ_BYTES)
                     if not data:
                         raise EOFError("it ends inside a member")
+            is_first = False
             data = member.unused_data.lstrip(b"\0")
             while not data and (more := file.read(_READ_BYTES)):
                 data = more.lstrip(b"\0")

@@ -73,6 +73,7 @@ _PATTERNS: list[tuple[bytes, Format]] = [
     (rb"PARE", Format("encrypted Parquet", remedy="decrypt it with its keys, and give the plain file")),
     (rb"PAR1", Format("Parquet", kind="parquet")),
     (rb"ARROW1\0\0", Format("Arrow", kind="arrow")),
+    (rb"\xff\xff\xff\xff..\0\0[\x04-\x40]\0\0\0", Format("an Arrow stream", kind="arrow")),
     (rb"FEA1", Format("Feather of version 1", remedy="write it again as version 2, or as Parquet")),
     (rb"ORC", Format("ORC", remedy="write it again as Parquet, for example with pyarrow.orc")),
     (rb"Obj\x01", Format("Avro", remedy="write it again as JSON lines or Parquet")),
@@ -156,10 +157,21 @@ def _advice(path: str, found: Format, kind: Kind) -> str:
     return f"say so with --input-format {formats} (which counts for every input), or rename it to end in .{suffix}"
 
 
-def piped(path: str, command: str, kind: Kind) -> str:
-    """The command line that reads a file through the program that unpacks it; `{file}` is its name."""
+def piped(path: str, command: str, formats: str) -> str:
+    """The command line that reads a file through `command`, which unpacks `{file}`; `formats` as in --input-format."""
     name = "FILE" if path == "-" else shlex.quote(path)
-    return f"`{command.format(file=name)} | taco data preprocess --input - --input-format {kind}`"
+    return f"`{command.format(file=name)} | taco data preprocess --input - --input-format {formats}`"
+
+
+def inside_advice(path: str, found: Format, kind: Kind, compression: Compression) -> str:
+    """What to do with a compressed file that holds a file that is `found`, not text."""
+    if found.compression:
+        return piped(path, f"{_UNPACK[compression]} {{file}}", f"{kind}.{found.compression}")
+    if found is _TAR:
+        return piped(path, _TAR.command, kind)
+    if found.kind:
+        return f"unpack it, for example with {unpacked(path, compression, '', f'.{found.kind}')}"
+    return "unpack it first" if found.command else found.remedy
 
 
 def unpacked(path: str, compression: Compression, command: str, suffix: str, *, reads_name: bool = True) -> str:
@@ -172,7 +184,8 @@ def unpacked(path: str, compression: Compression, command: str, suffix: str, *, 
     new = stem + suffix if stem + suffix != path else f"{stem}.new{suffix}"
     name = shlex.quote(path)
     if compression:
-        return f"`{_UNPACK[compression]} {name} | {command} > {shlex.quote(new)}`"
+        pipe = f" | {command}" if command else ""
+        return f"`{_UNPACK[compression]} {name}{pipe} > {shlex.quote(new)}`"
     return f"`{command} {'' if reads_name else '< '}{name} > {shlex.quote(new)}`"
 
 
@@ -191,7 +204,7 @@ def unknown_kind(path: str, known: str) -> str:
     if found is None:
         return f"unknown kind; known are {known}; or give it with --input-format"
     if found.compression and inner in _TABLES:
-        command = unpacked(path, found.compression, "cat", f".{inner}")
+        command = unpacked(path, found.compression, "", f".{inner}")
         return f"is {found.name}; {_TABLES[inner]} is compressed inside, so unpack it: {command}"
     if found.compression:
         return f"is {found.name}; say with --input-format what it holds, such as jsonl.{found.compression}"

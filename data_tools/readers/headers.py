@@ -80,6 +80,8 @@ def _other_delimiter(names: list[str]) -> str:
         return ""
     if names[0].lower().startswith("sep="):
         return "; remove the line sep= that Excel wrote, and give its character as --delimiter"
+    if "\n" in names[0]:
+        return "; a quote that opens in the header is not closed: mend it, or see --quoting"
     found = max(_DELIMITERS, key=names[0].count)
     return (
         f"; if they are separated by {_DELIMITERS[found]}: --delimiter {_DELIMITERS[found]}"

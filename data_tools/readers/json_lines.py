@@ -142,7 +142,7 @@ class _Lines:
         if isinstance(value, dict) and value:
             hint = f"choose one of its keys with --json-key, such as {key}.{next(iter(value))}"
         elif isinstance(value, list):
-            hint = "join its parts, for example with jq, or remove the line"
+            hint = f"join its parts, for example with `jq -c '.{key} |= join(\"\\n\")'`, or remove the line"
         return self._fault("not_a_string", f"key {key!r}: {expected_string(value)}; {hint}")
 
 

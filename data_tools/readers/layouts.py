@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import re
 
-from data_tools.readers.chunks import Source
+from data_tools.readers.chunks import Source, excerpt
 from data_tools.readers.cutting import BOM
-from data_tools.readers.formats import HEAD_BYTES, recognise, unpacked
+from data_tools.readers.formats import HEAD_BYTES, inside_advice, is_text, recognise, unpacked
 from data_tools.readers.options import ReadOptions
 from pretrain.errors import DataError
 
 LOOK_BYTES = 1 << 16
+_WARC = b"WARC/"
 _UTF32 = (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -28,11 +29,15 @@ def refuse_layout(source: Source, options: ReadOptions, content: bytes) -> None:
     content = content[:LOOK_BYTES]
     _refuse_encoding(source, content)
     if source.compression and (found := recognise(content[:HEAD_BYTES])) is not None:
-        remedy = "unpack it first" if found.reads or found.command else found.remedy
+        remedy = inside_advice(source.path, found, source.kind, source.compression)
         raise DataError(f"{source.path}: is {found.name} inside its compression; {remedy}")
     content = content.removeprefix(BOM)
     if source.kind == "jsonl":
         _refuse_json_document(source, content)
+    start = content.lstrip(b"\r\n")[:HEAD_BYTES]
+    if source.kind == "wet" and is_text(start) and start[:5] != _WARC[: len(start)]:
+        begin = excerpt(start[:40].partition(b"\n")[0])
+        raise DataError(f"{source.path}: is not a WARC or WET file: it begins with {begin!r}; see --input-format")
     if source.kind == "jsonl" or (source.kind == "txt" and options.text_documents != "file"):
         _refuse_carriage_returns(source, content)
 

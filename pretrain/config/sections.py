@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from pretrain.config.dataset_names import prefix_of
 
 RowMode = Literal["stream", "document", "pack", "sentence"]
 
@@ -52,6 +54,11 @@ class DataSection(_Section):
     seq_length: int = Field(512, ge=8, description="tokens per row, [CLS] and [SEP] included")
     prefetch: int = Field(2, ge=0, description="micro-batches that a thread prepares ahead")
     index_cache: Path | None = Field(None, description="folder for index tables if PREFIX.index cannot be written")
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _as_prefixes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(prefix_of, names))
 
     @property
     def tokenizer_folder(self) -> Path:

@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pretrain.config.dataset_names import prefix_of as prefix_of
+
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER_BYTES = 34
@@ -32,12 +34,6 @@ MAX_SEQUENCE_TOKENS = 2**31 - 1  # lengths are int32
 def dataset_path(prefix: str | Path, suffix: str) -> Path:
     """`prefix` + `suffix` (".bin", ".idx", ".json"); dots in the prefix are kept."""
     return Path(f"{prefix}{suffix}")
-
-
-def prefix_of(name: str) -> str:
-    """The dataset prefix for the name of a prefix or of one of its files, so that `data/*.json` names datasets."""
-    path = Path(name)
-    return str(path.with_suffix("")) if path.suffix in (".bin", ".idx", ".json") and path.is_file() else name
 
 
 class IndexArrays(NamedTuple):

@@ -9,12 +9,14 @@ opening can prevent. This project's programs replace datasets by renaming, which
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from pretrain.data.dataset import foreign
 from pretrain.data.dataset.dataset_format import (
     DTYPE_OF_CODE,
     HEADER_BYTES,
@@ -23,6 +25,7 @@ from pretrain.data.dataset.dataset_format import (
     dataset_path,
     map_array,
     map_index,
+    prefix_of,
 )
 from pretrain.data.dataset.manifest import REMEDY, Manifest
 from pretrain.errors import DataError
@@ -47,14 +50,15 @@ class IndexedDataset:
     """
 
     def __init__(self, prefix: str | Path) -> None:
-        """Opens PREFIX.bin and PREFIX.idx.
+        """Opens PREFIX.bin and PREFIX.idx; `prefix` may also be the name of one of them, or of PREFIX.json.
 
         Raises:
-            DataError: a file is missing or invalid; names the file, the field, its expected and its actual value.
+            DataError: a file is missing, cannot be read, is of another program's kind, or is invalid; names the file,
+                the field, its expected and its actual value.
         """
-        self.prefix = str(prefix)
-        self.bin_path, self.idx_path = dataset_path(prefix, ".bin"), dataset_path(prefix, ".idx")
-        self._bin_bytes, self._idx_bytes = _file_size(self.bin_path), _file_size(self.idx_path)
+        self.prefix = prefix_of(str(prefix))
+        self.bin_path, self.idx_path = dataset_path(self.prefix, ".bin"), dataset_path(self.prefix, ".idx")
+        self._idx_bytes, self._bin_bytes = file_size(self.prefix, ".idx"), file_size(self.prefix, ".bin")
         self.dtype, self.num_sequences, num_entries = self._read_header()
         self.num_documents = num_entries - 1
         arrays = map_index(self.idx_path, self.num_sequences, num_entries)
@@ -76,10 +80,13 @@ class IndexedDataset:
 
     def _read_header(self) -> tuple[np.dtype, int, int]:
         """Dtype, sequence count and document-index count; Python integers, so nothing overflows."""
-        if self._idx_bytes < HEADER_BYTES:
-            self._refuse("size", f"at least {HEADER_BYTES} bytes", f"{self._idx_bytes}")
         with self.idx_path.open("rb") as file:
             header = file.read(HEADER_BYTES)
+        is_own = dataset_path(self.prefix, ".json").exists()  # then it is damaged
+        if not is_own and (words := foreign.explain(header, self._idx_bytes)) is not None:
+            raise DataError(f"{self.idx_path}: {words}")
+        if self._idx_bytes < HEADER_BYTES:
+            self._refuse("size", f"at least {HEADER_BYTES} bytes", f"{self._idx_bytes}")
         if header[:9] != MAGIC:
             self._refuse("magic", f"{MAGIC!r}", f"{header[:9]!r}")
         version, code, num_sequences, num_entries = struct.unpack("<QBQQ", header[9:])
@@ -164,15 +171,28 @@ class IndexedDataset:
         raise DataError(f"{self.idx_path}: {field}: expected {expected}, found {actual}; {REMEDY}")
 
 
-def _file_size(path: Path) -> int:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        reason = error.strerror or "cannot be read"
-        raise DataError(f"{path}: {reason}; a dataset prefix is the path without .bin/.idx") from None
-    if not path.is_file():
+def file_size(prefix: str | Path, suffix: str) -> int:
+    """Bytes of PREFIX + `suffix`, which exists and can be read.
+
+    Raises:
+        DataError: it is missing, not a file, or cannot be read.
+    """
+    path, other = dataset_path(prefix, suffix), dataset_path(prefix, ".idx" if suffix == ".bin" else ".bin")
+    if path.exists() and not path.is_file():
         raise DataError(f"{path}: is not a file; a dataset prefix is the path without .bin/.idx")
-    return size
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size
+    except FileNotFoundError as error:
+        if other.exists():
+            hint = f"it belongs beside {other}; copy it there from where the dataset was made"
+        elif Path(prefix).is_dir():
+            hint = f"{prefix} is a folder; give the prefix of a dataset in it, the path without .bin/.idx"
+        else:
+            hint = "give the prefix of a dataset, the path without .bin/.idx; `taco data preprocess` makes one"
+        raise DataError(f"{path}: {error.strerror}; {hint}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _chunks(count: int) -> Iterator[tuple[int, int]]:

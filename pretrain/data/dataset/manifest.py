@@ -115,6 +115,14 @@ class Manifest:
         text = _read(path)
         tree = _parse(path, text)
         version = tree.get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            words = (
+                f"this release reads {FORMAT_VERSION}, found {version}; use the release that made it, or a newer one"
+            )
+            raise DataError(f"{path}: format_version: {words}")
+        if version is None:
+            words = f"no manifest of a dataset (no format_version); rename it if it is another file, else {REMEDY}"
+            raise DataError(f"{path}: is {words}")
         if version != FORMAT_VERSION:
             raise DataError(f"{path}: format_version: expected {FORMAT_VERSION}, found {version!r}; {REMEDY}")
         try:

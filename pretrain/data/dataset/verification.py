@@ -284,7 +284,8 @@ def _wrong_size(path: Path, expected: int, actual: int) -> Problem:
 
 
 def _unreadable(path: Path, error: OSError) -> Problem:
-    return Problem(str(path), f"cannot be read: {error.strerror}; a dataset prefix is the path without .bin/.idx")
+    hint = "; a dataset prefix is the path without .bin/.idx" if isinstance(error, FileNotFoundError) else ""
+    return Problem(str(path), f"cannot be read: {error.strerror or error}{hint}")
 
 
 def _from_error(prefix: str | Path, error: DataError) -> Problem:
