@@ -66,7 +66,7 @@ def index_dataset(
         dataset, mode, seq_length, split=split, cache_folder=index_cache, num_threads=threads, must_store=True
     )
     return {
-        "prefix": prefix,
+        "prefix": dataset.prefix,
         "split": None if split is None else split.name,
         "row_mode": mode,
         "seq_length": seq_length,

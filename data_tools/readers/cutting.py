@@ -127,7 +127,9 @@ def cut_stream(
     pending: list[bytes] = []
     pending_bytes, line, offset, progress = 0, 1, 0, 0
     dropped: Reject | None = None
+    ends_line = True
     for block, progress in blocks:
+        ends_line = block.endswith(b"\n")
         first, end = scanner.scan(block, wants_first=dropped is not None)
         if dropped is not None:
             num_dropped = first or len(block)
@@ -151,7 +153,7 @@ def cut_stream(
             line, offset = line + sum(part.count(b"\n") for part in pending), offset + pending_bytes
             pending, pending_bytes = [], 0
     if dropped is not None:
-        fail(_with_extent(dropped, line, offset))
+        fail(_with_extent(dropped, line - ends_line, offset))
     if pending:
         yield b"".join(pending), line, offset, progress
 

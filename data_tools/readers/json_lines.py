@@ -94,7 +94,9 @@ class _Lines:
         try:
             tree = json.loads(line, parse_int=_integer)
         except RecursionError:
-            return self._fault("broken_json", "JSON of too many levels inside one another; mend or remove the line")
+            return self._fault(
+                "broken_json", "broken JSON (too many levels inside one another); mend or remove the line"
+            )
         except ValueError:
             return self._broken_json(broken)
         text = self._text(tree)
@@ -105,7 +107,9 @@ class _Lines:
         except UnicodeEncodeError as error:
             if not self._faults.replaces:
                 half = f"\\u{ord(text[error.start]):04x}"
-                words = f"key {self._options.json_key!r}: {half} is half of a surrogate pair, and no character"
+                words = (
+                    f"broken JSON (key {self._options.json_key!r}: {half} is half of a surrogate pair, no character)"
+                )
                 return self._fault("broken_json", f"{words}; mend or remove the line, or use --on-error replace")
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
             is_replaced = True

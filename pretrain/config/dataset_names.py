@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -13,5 +14,5 @@ def prefix_of(name: str) -> str:
     path = Path(name)
     if path.suffix not in (".bin", ".idx", ".json"):
         return name
-    is_prefix = any(Path(f"{name}{suffix}").exists() for suffix in (".bin", ".idx"))
+    is_prefix = any(os.path.exists(f"{name}{suffix}") for suffix in (".bin", ".idx"))
     return name if is_prefix else str(path.with_suffix(""))

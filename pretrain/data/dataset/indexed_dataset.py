@@ -58,7 +58,7 @@ class IndexedDataset:
         """
         self.prefix = prefix_of(str(prefix))
         self.bin_path, self.idx_path = dataset_path(self.prefix, ".bin"), dataset_path(self.prefix, ".idx")
-        self._idx_bytes, self._bin_bytes = file_size(self.prefix, ".idx"), file_size(self.prefix, ".bin")
+        self._bin_bytes, self._idx_bytes = file_size(self.prefix, ".bin"), file_size(self.prefix, ".idx")
         self.dtype, self.num_sequences, num_entries = self._read_header()
         self.num_documents = num_entries - 1
         arrays = map_index(self.idx_path, self.num_sequences, num_entries)
@@ -82,7 +82,7 @@ class IndexedDataset:
         """Dtype, sequence count and document-index count; Python integers, so nothing overflows."""
         with self.idx_path.open("rb") as file:
             header = file.read(HEADER_BYTES)
-        is_own = dataset_path(self.prefix, ".json").exists()  # then it is damaged
+        is_own = os.path.exists(dataset_path(self.prefix, ".json"))  # then it is damaged
         if not is_own and (words := foreign.explain(header, self._idx_bytes)) is not None:
             raise DataError(f"{self.idx_path}: {words}")
         if self._idx_bytes < HEADER_BYTES:
@@ -178,15 +178,15 @@ def file_size(prefix: str | Path, suffix: str) -> int:
         DataError: it is missing, not a file, or cannot be read.
     """
     path, other = dataset_path(prefix, suffix), dataset_path(prefix, ".idx" if suffix == ".bin" else ".bin")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise DataError(f"{path}: is not a file; a dataset prefix is the path without .bin/.idx")
     try:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_size
     except FileNotFoundError as error:
-        if other.exists():
+        if os.path.exists(other):
             hint = f"it belongs beside {other}; copy it there from where the dataset was made"
-        elif Path(prefix).is_dir():
+        elif os.path.isdir(prefix):
             hint = f"{prefix} is a folder; give the prefix of a dataset in it, the path without .bin/.idx"
         else:
             hint = "give the prefix of a dataset, the path without .bin/.idx; `taco data preprocess` makes one"

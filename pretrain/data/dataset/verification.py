@@ -88,7 +88,7 @@ class _Chunk:
 def count_bytes(prefix: str | Path) -> int:
     """Bytes that `check` reads: those of PREFIX.bin and PREFIX.idx if they exist."""
     paths = [dataset_path(prefix, suffix) for suffix in (".bin", ".idx")]
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    return sum(path.stat().st_size for path in paths if os.path.isfile(path))
 
 
 def check(
@@ -100,7 +100,7 @@ def check(
     """
     result = Verification(str(prefix))
     json_path = dataset_path(prefix, ".json")
-    if not json_path.exists():
+    if not os.path.exists(json_path):
         result.problems = _without_manifest(prefix)
         return result
     try:

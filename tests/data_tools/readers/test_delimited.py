@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from hypothesis import strategies as st
 from project import SHARED
 from read_texts import rejects_of, texts_of
 
+from data_tools.readers import ReadOptions, expand_inputs, parse_chunk, read_chunks
 from data_tools.readers.delimited import RecordScanner
 from pretrain.errors import ConfigError, DataError
 
 FIELD = st.text(st.sampled_from('ab ",;\n\r\té中\u2028'), max_size=8)
+
+SKIP = ReadOptions(on_error="skip")
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,12 +84,85 @@ def test_records_are_named_with_their_first_line(tmp_path: Path):
 
 def test_quotes_that_never_close(tmp_path: Path):
     path = write_bytes(tmp_path / "x.csv", b'text\na\n"b\nc\nd\n')
-    with pytest.raises(DataError, match=r"x.csv:3: broken record \(unexpected end of data\)"):
+    lost = r"x.csv:3: broken record: a quote that opens at line 3 is never closed: lines 3 to 5 \(7 bytes\) are lost"
+    with pytest.raises(DataError, match=lost):
         texts_of(path, chunk_bytes=2)
     assert rejects_of(path, on_error="skip", chunk_bytes=2)[:2] == (["a"], [("broken_record", 3)])
     with pytest.raises(DataError, match="x.csv:3: a record of more than 4 bytes"):
         texts_of(path, chunk_bytes=2, max_document_bytes=4)
     assert texts_of(path, quoting="none") == ["a", '"b', "c", "d"]
+
+
+@pytest.mark.parametrize("size", [7, 1 << 20])
+@pytest.mark.parametrize("line", [b'2,"a stray', b'2,"a stray\r'])
+def test_a_stray_quote_costs_its_own_line(tmp_path: Path, size: int, line: bytes):
+    """The quotes that follow may close it, or none does."""
+    records = [b"%d,plain" % number for number in range(3, 9)]
+    for others in (records, [*records[:2], b'8,"of its own"', *records[2:]]):
+        path = write_bytes(tmp_path / "x.csv", b"\n".join([b"id,text", b"1,a", line, *others]) + b"\n")
+        texts, rejects, _ = rejects_of(path, on_error="skip", chunk_bytes=size)
+        assert (len(texts), rejects) == (1 + len(others), [("broken_record", 3)])
+        with pytest.raises(
+            DataError, match=r"x.csv:3: broken record: a quote that opens at line 3 is (never|not) closed"
+        ):
+            texts_of(path, chunk_bytes=size)
+    reject = [r for chunk in read_chunks(expand_inputs([path])) for r in parse_chunk(chunk, SKIP).rejects][0]
+    assert reject.excerpt == '2,"a stray'
+
+
+def test_a_record_too_long_says_what_is_lost_with_it(tmp_path: Path):
+    path = write_bytes(tmp_path / "x.csv", b'text\na\n"b\n' + b"c\n" * 100)
+    (reject,) = [
+        reject
+        for chunk in read_chunks(expand_inputs([path]), replace(SKIP, chunk_bytes=10, max_document_bytes=20))
+        for reject in parse_chunk(chunk, SKIP).rejects
+    ]
+    assert (reject.reason, reject.line) == ("too_many_bytes", 3)
+    assert reject.message.startswith("lines 3 to 103 (203 bytes) are lost: a record of more than 20 bytes")
+
+
+@pytest.mark.parametrize("size", [1, 5, 1 << 20])
+@pytest.mark.parametrize(
+    ("name", "data", "texts"),
+    [
+        ("x.csv", b'id,text\r1,a\r2,"b\nc"\r', ["a", "b\nc"]),
+        ("x.csv", b'"i\rd",text\r1,a\r2,b', ["a", "b"]),
+        ("x.tsv", b"id\ttext\r1\ta\r", ["a"]),
+        ("x.csv", b"\n\r\nid,text\n1,a\n", ["a"]),
+        ("x.csv", b"id,text\n1," + b"x" * 200_000 + b"\n", ["x" * 200_000]),
+    ],
+    ids=["carriage returns", "in quotes", "tsv", "blank lines first", "long field"],
+)
+def test_unusual_but_sound_files(tmp_path: Path, name: str, data: bytes, texts: list[str], size: int):
+    path = write_bytes(tmp_path / name, data)
+    if size > 1 or len(data) < 1000:
+        assert texts_of(path, chunk_bytes=size) == texts
+
+
+def test_a_first_record_of_many_characters(tmp_path: Path):
+    path = write_bytes(tmp_path / "x.csv", b"1," + b"x" * 200_000 + b"\n2,y\n")
+    assert [len(text) for text in texts_of(path, has_header=False, json_key="2")] == [200_000, 1]
+    found = rejects_of(path, has_header=False, json_key="2", on_error="skip", max_document_bytes=1000)
+    assert found == (["y"], [("too_many_bytes", 1)], 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"text,text\n1,a\n", "x.csv: 2 columns are named 'text'; rename one"),
+        (b"id;text\n1;a\n", "the columns are: id;text; .* if they are separated by ';': --delimiter ';'"),
+        (b"sep=;\nid;text\n", "remove the line sep= that Excel wrote"),
+        (b"id, text\n1,a\n", "the columns are: id, ' text'"),
+        (b'"id,text\n1,a\n', "a quote that opens in the header is not closed"),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_headers_without_the_column(tmp_path: Path, data: bytes, words: str, on_error: str):
+    path = write_bytes(tmp_path / "x.csv", data)
+    with pytest.raises(DataError, match=words):
+        expand_inputs([path], ReadOptions(on_error=on_error))  # before any work
+    if b";" in data and b"sep" not in data:
+        assert texts_of(path, delimiter=";") == ["a"]
 
 
 def test_columns_are_checked_at_once(tmp_path: Path):

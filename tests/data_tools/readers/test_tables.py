@@ -69,6 +69,44 @@ def test_compressed_arrow_and_string_types(tmp_path: Path, compression: str):
         assert texts_of(tmp_path / f"{number}.parquet", chunk_bytes=999) == TEXTS
 
 
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+@pytest.mark.parametrize("name", ["string_view", "binary_view", "dictionary"])
+def test_views_as_polars_writes_them(tmp_path: Path, kind: str, name: str):
+    texts = [*TEXTS, None, "a long text beyond the twelve bytes of a view"]
+    if name == "dictionary":
+        if kind == "parquet":
+            pytest.skip("Parquet stores no dictionaries of views")
+        views = pa.array(TEXTS, pa.string_view())
+        column = pa.DictionaryArray.from_arrays(pa.array([*range(len(TEXTS)), None, 1], pa.uint32()), views)
+        texts[-1] = TEXTS[1]
+    else:
+        column = pa.array(texts).cast(pa.binary()).cast(pa.string_view()).cast(getattr(pa, name)())
+    path = write(tmp_path / f"x.{'parquet' if kind == 'parquet' else 'arrow'}", kind, pa.table({"text": column}))
+    found, rejects, _ = rejects_of(path, on_error="skip", chunk_bytes=999)
+    assert found == [text for text in texts if text is not None]
+    assert rejects == [("not_a_string", len(TEXTS) + 1)]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_tables_that_are_not_read_are_said_before_any_work(tmp_path: Path, kind: str, on_error: str):
+    suffix, other = ("parquet", "arrow") if kind == "parquet" else ("arrow", "parquet")
+    path, options = tmp_path / f"x.{suffix}", ReadOptions(on_error=on_error)
+    twice = pa.table([["a"], ["b"]], names=["text", "text"])
+    for content, words in [
+        (twice, "2 columns are named 'text'; rename one"),
+        (pa.table({"text": [["a"], ["b"]]}), "expected strings, found list<.*--json-key"),
+        (pa.table({"text": [{"body": "a"}]}), "choose one of its fields with --json-key, such as text.body"),
+    ]:
+        with pytest.raises(DataError, match=rf"x.{suffix}: .*{words}"):
+            expand_inputs([write(path, kind, content)], options)
+    assert texts_of(write(path, kind, twice.rename_columns(["id", "id"]).append_column("text", [["c"]]))) == ["c"]
+    path = write(tmp_path / f"y.{other}", kind, table(["a"]))
+    with pytest.raises(DataError, match=rf"y.{other}: is not .*; say so with --input-format {suffix} "):
+        expand_inputs([path], options)
+    assert texts_of(path, input_format=suffix) == ["a"]
+
+
 @pytest.mark.parametrize("kind", ["parquet", "stream"])
 def test_columns_inside_structs(tmp_path: Path, kind: str):
     rows = [{"a": {"b": "x", "c": 1}}, {"a": None}, {"a": {"b": "y", "c": 2}}]
