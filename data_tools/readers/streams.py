@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from data_tools.readers.chunks import Block, Source
-from data_tools.readers.compression import DamagedError, read_blocks
+from data_tools.readers.compression import read_blocks
 from data_tools.readers.cutting import BOM, Scanner, cut_stream
 from data_tools.readers.faults import Faults
 from data_tools.readers.layouts import refuse_layout
