@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import io
 import os
 import re
 import shlex
@@ -19,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TextIO
+from typing import Any, NamedTuple, NoReturn
 
 try:
     import typer
@@ -30,6 +29,8 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: taco needs the package typer, which is not installed: {sys.executable} -m pip install typer")
 
 from pretrain import __version__
+from pretrain.console.machine_faults import explain_machine_fault
+from pretrain.console.streams import standard_streams
 from pretrain.errors import TacoError, cut_to_screen
 
 
@@ -94,10 +95,6 @@ PACKAGES = {
 }
 
 
-# What a shell reports of a program that SIGPIPE ended.
-EXIT_OUTPUT_GONE = 141
-
-
 class MultiValueCommand(TyperCommand):
     """Lets `--input A B C` stand for `--input A --input B --input C`, as shells expand globs that way."""
 
@@ -123,103 +120,9 @@ def new_program() -> typer.Typer:
 def run_program(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = None) -> NoReturn:
     """Run a program and leave the process: 0 done, 1 error, 2 usage or configuration; a user's mistake is one line."""
     os.umask(os.umask(0o077) | stat.S_IWOTH)  # what a program writes, only its user and their group may change
-    with _standard_streams(), _errors_in_one_line(name or Path(sys.argv[0]).name):
+    with standard_streams(), _errors_in_one_line(name or Path(sys.argv[0]).name):
         app(args=None if argv is None else list(argv), prog_name=name)
     sys.exit(0)
-
-
-class _OutputGoneError(Exception):
-    """Nobody reads standard output any more, as behind `| head`. No OSError: click would end with its own code."""
-
-
-class _StandardOutput(io.FileIO):
-    """Descriptor 1; a failed write is told from that of any other file."""
-
-    def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except BrokenPipeError:
-            raise _OutputGoneError from None
-        except OSError as error:
-            raise TacoError(f"standard output: cannot be written: {error.strerror}") from None
-
-
-class _StandardError(io.FileIO):
-    """Descriptor 2; what cannot be said, as on a terminal that is gone, ends no run."""
-
-    def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except OSError:
-            return len(memoryview(data).cast("B"))
-
-
-@contextmanager
-def _standard_streams() -> Iterator[None]:
-    """Gives the process three standard streams that a program can rely on, and empties standard output at the end.
-
-    A stream that is closed becomes `/dev/null`, or the next file that is opened would get its number and its content.
-    Standard input is opened for writing then, by which a reader of it sees that there was none.
-    """
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_WRONLY)  # takes the lowest free number
-    streams = sys.stdin, sys.stdout, sys.stderr
-    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 - for the whole process
-    sys.stdout = _rewrapped(sys.stdout, sys.__stdout__, _StandardOutput, 1)
-    sys.stderr = _rewrapped(sys.stderr, sys.__stderr__, _StandardError, 2)
-    try:
-        yield
-    except SystemExit as error:
-        _empty_output(0 if error.code is None else error.code)
-        raise
-    except _OutputGoneError:
-        _discard_output()
-        sys.exit(EXIT_OUTPUT_GONE)
-    else:
-        _empty_output(0)
-    finally:
-        sys.stdin, sys.stdout, sys.stderr = streams
-
-
-def _rewrapped(now: TextIO | None, first: TextIO | None, kind: type[io.FileIO], number: int) -> TextIO:
-    """The stream `now` over a file of `kind`; itself if it is not the process's own, as in tests."""
-    if now is not None and (now is not first or not isinstance(now, io.TextIOWrapper)):
-        return now
-    raw = kind(number, "w", closefd=False)
-    if now is None:
-        return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace")
-    now.flush()
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw),
-        encoding=now.encoding,
-        errors=now.errors,
-        line_buffering=now.line_buffering,
-        write_through=now.write_through or number == 2,
-    )
-
-
-def _empty_output(code: int | str) -> None:
-    """Writes out what standard output holds back; ends the process if that fails, with `code` if it is an error."""
-    try:
-        sys.stdout.flush()
-    except _OutputGoneError:
-        _discard_output()
-        sys.exit(code or EXIT_OUTPUT_GONE)
-    except TacoError as error:
-        _discard_output()
-        if not code:  # else the program has already said why it ends
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(code or error.exit_code)
-
-
-def _discard_output() -> None:
-    """Lets what standard output still holds go nowhere: Python would complain of it as it ends."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
 
 
 @contextmanager
@@ -235,6 +138,11 @@ def _errors_in_one_line(name: str) -> Iterator[None]:
             raise
         install = f"{sys.executable} -m pip install {shlex.quote(_requirement(package))}"
         _end(f"{name} needs the package {package}, which is not installed: {install}", 1)
+    except Exception as error:
+        explained = explain_machine_fault(error)
+        if explained is None:
+            raise
+        _end(explained, 1)
 
 
 def _end(message: str, exit_code: int) -> NoReturn:
@@ -256,7 +164,7 @@ def _requirement(package: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `taco` console script."""
-    with _standard_streams():
+    with standard_streams():
         _main(list(sys.argv[1:] if argv is None else argv))
 
 

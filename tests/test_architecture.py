@@ -13,7 +13,7 @@ from project import ROOT
 
 # From the bottom up; a room imports itself and the rooms before it. docs/architecture.md says what each holds.
 PRETRAIN = (
-    "errors", "step", "config", "cli", "runlog", "durable", "parallel",
+    "errors", "step", "config", "console", "cli", "runlog", "durable", "parallel",
     "objectives", "data", "planner", "model", "hf_reading", "optim",
     "metrics", "run_folder", "checkpoint", "hf_writing", "resilience", "engine", "saving", "progress",
     "trainer", "build_run",

@@ -16,6 +16,7 @@ from corpora import write_jsonl, write_vocab
 from project import ROOT
 
 from pretrain.cli import PACKAGES, VERBS, MultiValueCommand, main, new_program, run_program
+from pretrain.console.machine_faults import explain_machine_fault
 from pretrain.errors import ConfigError
 
 HEAVY = ("torch", "deepspeed", "megatron", "transformers", "datasets", "matplotlib", "scipy")
@@ -122,6 +123,30 @@ def test_standard_streams_that_are_full_gone_or_closed(tmp_path: Path, words: st
     found, _, errors = run_shell(words, tmp_path)
     assert (found, errors.count("\n")) == (code, bool(error)), errors
     assert errors.startswith(error)
+
+
+def test_an_ascii_terminal_ends_no_program_in_a_traceback(tmp_path: Path) -> None:
+    code, _, errors = run_shell("PYTHONIOENCODING=ascii {taco} data index caf\u00e9", tmp_path)
+    assert (code, errors.count("\n")) == (1, 1)
+    assert errors.startswith("error: caf\\xe9")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "out of memory (MemoryError); "),
+        (ImportError("x.so: failed to map segment from shared object\n"), "out of memory (x.so: failed to map segment"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "out of memory (DefaultCPUAllocator"),
+        (PermissionError(13, "Permission denied", "a/b"), "a/b: Permission denied"),
+        (OSError(28, "No space left on device"), "No space left on device; free space"),
+        (ValueError("a bug"), None),
+        (OSError("a bug"), None),
+    ],
+)
+def test_what_a_machine_refuses_is_one_line_and_a_bug_a_traceback(error: Exception, words: str | None) -> None:
+    found = explain_machine_fault(error)
+    assert (found is None) == (words is None)
+    assert words is None or (found is not None and found.startswith(words) and "\n" not in found)
 
 
 def test_a_closed_standard_input_is_no_file_of_ours(tmp_path: Path) -> None:
