@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pretrain.cli import new_program, run_program
+from pretrain.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from pretrain.config.sections import RowMode
@@ -84,7 +85,6 @@ def _row_mode(name: str) -> RowMode:
     from typing import get_args
 
     from pretrain.config.sections import RowMode
-    from pretrain.errors import ConfigError
 
     for mode in get_args(RowMode):
         if mode == name:
@@ -101,7 +101,6 @@ def _splits(text: str) -> list[Split | None]:
     from pretrain.config.sections import SplitsSection
     from pretrain.config.values import WrongValueError, read_number
     from pretrain.data.splits import split_named
-    from pretrain.errors import ConfigError
 
     if not text:
         return [None]
@@ -129,9 +128,10 @@ def _splits(text: str) -> list[Split | None]:
 
 def _describe(report: dict[str, Any]) -> str:
     split = f" ({report['split']})" if report["split"] else ""
+    rows, tokens = counted(report["rows"], "row"), counted(report["tokens"], "token")
     return (
-        f"{report['prefix']}{split}: {report['rows']:,} rows of {report['seq_length']} in mode {report['row_mode']} "
-        f"out of {report['tokens']:,} tokens; {report['fill_rate']:.2%} of all places filled, {report['left_out']:,} "
+        f"{report['prefix']}{split}: {rows} of {report['seq_length']} in mode {report['row_mode']} "
+        f"out of {tokens}; {report['fill_rate']:.2%} of all places filled, {report['left_out']:,} "
         f"tokens left out; {report['bytes_per_row']:.2f} bytes per row; {report['seconds']:.2f} s"
     )
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from pretrain.cli import new_program, run_program
-from pretrain.errors import DataError
+from pretrain.errors import DataError, counted
 
 if TYPE_CHECKING:
     from data_tools.output.merge_inputs import MergeInput
@@ -206,7 +206,8 @@ def _ends_line(file: BinaryIO) -> bool:
 
 
 def _summary(report: MergeReport) -> str:
-    counts = f"{report.documents:,} documents, {report.tokens:,} tokens from {len(report.inputs)} datasets"
+    documents, tokens = counted(report.documents, "document"), counted(report.tokens, "token")
+    counts = f"{documents}, {tokens} from {counted(len(report.inputs), 'dataset')}"
     lines = [f"dropped: {item.documents:,} {reason}" for reason, item in report.dropped.items()]
     return "\n".join([counts, *lines, f"wrote {' '.join(report.files)} in {report.seconds:.1f} s"])
 

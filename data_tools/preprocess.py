@@ -18,7 +18,7 @@ import typer
 
 from data_tools.reading_flags import Delimiter, InputFormat, JsonKey, NoHeader, OnError, Quoting, TextDocuments
 from pretrain.cli import MultiValueCommand, new_program, run_program
-from pretrain.errors import DataError
+from pretrain.errors import DataError, counted
 
 if TYPE_CHECKING:
     from data_tools.encoding.encode import EncodeOptions
@@ -353,7 +353,8 @@ def _words(run: ResumableRun, text_bytes: int, tokens: int, seconds: float) -> t
 
 
 def _summary(report: Report) -> str:
-    lines = [f"{report.documents:,} documents, {report.tokens:,} tokens from {report.input_files} files"]
+    documents, tokens = counted(report.documents, "document"), counted(report.tokens, "token")
+    lines = [f"{documents}, {tokens} from {counted(report.input_files, 'file')}"]
     lines += [f"dropped: {item.documents:,} {reason}{_size(item)}" for reason, item in report.dropped.items()]
     speed = f"{report.mb_per_second:.1f} MB/s, {report.tokens_per_second:,.0f} tokens/s"
     lines.append(f"{report.input_bytes / 1e6:.1f} MB of input in {report.seconds:.1f} s: {speed}")

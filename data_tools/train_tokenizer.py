@@ -24,7 +24,7 @@ import typer
 from data_tools.reading_flags import Delimiter, InputFormat, JsonKey, NoHeader, OnError, Quoting, TextDocuments
 from data_tools.sizes import SMALLEST_VOCABULARY
 from pretrain.cli import MultiValueCommand, new_program, run_program
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import ConfigError, DataError, counted
 
 if TYPE_CHECKING:
     from data_tools.vocabulary.text_sample import TextSample
@@ -262,7 +262,7 @@ def _summary(report: Report) -> str:
     whole = "the whole corpus" if report.is_whole_corpus else "a sample of the corpus"
     return (
         f"wrote {report.output}: {report.vocab_size:,} pieces in {report.seconds:.1f} s, learnt from "
-        f"{report.documents:,} documents ({report.bytes / 1e6:,.1f} MB, {whole})\n"
+        f"{counted(report.documents, 'document')} ({report.bytes / 1e6:,.1f} MB, {whole})\n"
         f"on that text: {report.bytes_per_token:.2f} bytes per token, {report.unknown_share:.4%} unknown"
     )
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pretrain.cli import new_program, run_program
+from pretrain.errors import counted
 
 if TYPE_CHECKING:
     from pretrain.data.dataset.verification import Progress, Verification
@@ -86,7 +87,9 @@ def _cores() -> int:
 def _describe(result: dict[str, Any]) -> str:
     if not result["ok"]:
         return "\n".join(f"{result['prefix']}: WRONG: {problem}" for problem in result["problems"])
-    line = f"{result['prefix']}: sound: {result['documents']:,} documents, {result['tokens']:,} tokens"
+    line = (
+        f"{result['prefix']}: sound: {counted(result['documents'], 'document')}, {counted(result['tokens'], 'token')}"
+    )
     if "largest_id" in result:
         line += f"; largest id {result['largest_id']:,}, {result['empty_documents']:,} empty documents"
     return line

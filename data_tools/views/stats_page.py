@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.cells import set_cell_size
 
+from pretrain.errors import counted
+
 _BAR_COLUMNS = 40
 
 
@@ -15,7 +17,7 @@ def describe(report: dict[str, Any]) -> str:
     """The report of one dataset as lines of text."""
     documents, rows = report["tokens_per_document"], report["rows"]
     lines = [
-        f"{report['prefix']}: {report['documents']:,} documents, {report['tokens']:,} tokens, "
+        f"{report['prefix']}: {counted(report['documents'], 'document')}, {counted(report['tokens'], 'token')}, "
         f"{_bytes(report['bin_bytes'])} as {report['dtype']}",
         "",
         f"tokens per document: {_lengths(documents)}",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_tools.output.protection import in_the_way
 from data_tools.own_files import PICTURE_BY, head_of, is_picture
-from pretrain.errors import DataError
+from pretrain.errors import DataError, counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def check_picture(path: Path) -> None:
 
 def _title(reports: list[dict[str, Any]], names: list[str]) -> str:
     parts = [
-        f"{name}: {report['documents']:,} documents, {report['tokens']:,} tokens"
+        f"{name}: {counted(report['documents'], 'document')}, {counted(report['tokens'], 'token')}"
         for name, report in zip(names, reports, strict=True)
     ]
     return "\n".join(parts[:4] + ([f"and {len(parts) - 4} more"] if len(parts) > 4 else []))

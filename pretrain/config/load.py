@@ -30,6 +30,7 @@ from pretrain.config.yaml_tree import Sequence as Items
 
 # Required keys, so that contradictions between others are found where these are missing.
 _PLACEHOLDERS: dict[str, dict[str, Any]] = {"run": {"output_dir": "."}, "data": {"train": ["."]}}
+_RELATIVE = "a relative name starts at the folder of the file that holds it"
 _MOST_PROBLEMS = 1000  # with more than these, contradictions are not looked for
 
 
@@ -136,6 +137,8 @@ def _read_tree(path: Path, seen: tuple[Path, ...], problems: Problems) -> Table:
             other = path.parent / expand(base)
         except ValueError as error:
             raise _UnreadableFileError(where, f"extends: {error}") from None
+        if not os.path.exists(other):
+            raise _UnreadableFileError(where, f"extends: {show(str(other))}: no such file; {_RELATIVE}")
         merged = _merge(merged, _read_tree(other, (*seen, real), problems))
     return _merge(merged, own)
 

@@ -87,13 +87,19 @@ def read_whole(text: str) -> int:
         raise WrongValueError(f"expected a whole number, found {quote(text)}{_number_hint(text)}")
     _refuse_leading_zero(text, "a whole number")
     if _WHOLE.fullmatch(text):
-        return int(text, 0)
+        return _bounded(int(text, 0), text)
     number = Decimal(text.replace("_", ""))
     if not number or number.adjusted() > _LONGEST_NUMBER or number != number.to_integral_value():
         if not number:
             return 0
         raise WrongValueError(f"expected a whole number, found {quote(text)}")
-    return int(number)
+    return _bounded(int(number), text)
+
+
+def _bounded(number: int, text: str) -> int:
+    if abs(number) >= 2**63:  # what datasets, order and random numbers count with
+        raise WrongValueError(f"expected a whole number below 2^63, found {quote(text)}")
+    return number
 
 
 def read_number(text: str) -> float:

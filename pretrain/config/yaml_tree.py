@@ -7,6 +7,7 @@ refused, so a file can neither make objects nor grow when it is read.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -80,7 +81,7 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
-        raise UnreadableError("no such configuration file; configs/ holds examples") from None
+        raise UnreadableError(f"no such configuration file; {_suggest_file(path)}") from None
     except IsADirectoryError:
         raise UnreadableError("cannot be read: it is a folder; name a YAML file in it") from None
     except (OSError, ValueError) as error:
@@ -96,6 +97,14 @@ def read_text(path: Path) -> str:
         raise UnreadableError(
             f"cannot be read: byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8", line
         ) from None
+
+
+def _suggest_file(path: Path) -> str:
+    names = {entry.name: entry for pattern in ("*.yaml", "*.yml") for entry in path.parent.glob(pattern)}
+    near = difflib.get_close_matches(path.name, names, n=1)
+    if near:
+        return f"did you mean {show(str(names[near[0]]))}?"
+    return "configs/ holds examples" if Path("configs").is_dir() else "`taco init FOLDER` lays out examples"
 
 
 def parse(text: str, place: Place, problems: Problems) -> Node | None:

@@ -27,7 +27,7 @@ from pretrain.data.sample_index import RowIds, Rows
 from pretrain.data.special_ids import special_ids
 from pretrain.data.splits import Split, split_named
 from pretrain.data.tokenizer.info import TokenizerInfo
-from pretrain.errors import DataError
+from pretrain.errors import DataError, counted
 
 # Number of bytes -> uint8 array of that length, uninitialised, aligned for int64.
 Allocate = Callable[[int], np.ndarray]
@@ -352,6 +352,7 @@ def _explain_no_row(dataset: IndexedDataset, index: Rows, row_mode: RowMode, spl
         remedies.insert(0, "a smaller data.seq_length")
     where = "" if split is None else f" (data.splits.{split.name}: {split.first:g} to {split.end:g} of them)"
     return (
-        f"{dataset.prefix}: {index.num_tokens} tokens in {dataset.num_documents} documents{where} give no complete row "
+        f"{dataset.prefix}: {counted(index.num_tokens, 'token')} in "
+        f"{counted(dataset.num_documents, 'document')}{where} give no complete row "
         f"of data.seq_length ({index.seq_length}) in row mode {row_mode}; use {', '.join([*remedies, 'more data'])}"
     )

@@ -22,6 +22,7 @@ from pretrain.planner.memory import count_parameters, estimate_memory, parameter
 
 _SUFFIXES = (".bin", ".idx", ".json")
 _BERT_VOCABULARY = 30_522
+_MOST_SHOWN = 10
 
 
 @dataclass
@@ -40,7 +41,9 @@ def make_plan(config: RunConfig, num_started: int) -> Plan:
     processes = model_parallel * parallel.data if parallel.data else num_started
     plan = Plan(problems=[f"does not fit: {problem}" for problem in check_world_size(config, processes)])
     absent = missing_data(config)
-    plan.missing += [f"missing: {text}" for text in (*absent, *_missing_start(config))]
+    plan.missing += [f"missing: {text}" for text in (*absent[:_MOST_SHOWN], *_missing_start(config))]
+    if len(absent) > _MOST_SHOWN:
+        plan.missing.append(f"missing: ... and {counted(len(absent) - _MOST_SHOWN, 'more dataset')}")
     manifests = {} if absent else _load_manifests(config, plan)
     if not plan.problems:
         plan.lines += _describe_steps(config, processes, model_parallel)

@@ -107,6 +107,8 @@ def test_a_file_and_the_command_line_say_the_same(base: Path, key: str, text: st
         ("train.log_every", "on", "expected a whole number, found 'on'"),
         ("train.steps", "4.5", "found '4.5'"),
         ("train.steps", "1e99", "found '1e99'"),
+        ("train.steps", "1e30", "expected a whole number below 2^63, found '1e30'"),
+        ("train.steps", "9223372036854775808", "below 2^63"),
         ("train.steps", "1e-3", "found '1e-3'"),
         ("train.steps", "100k", "found '100k'"),
         ("train.steps", "'1,000'", "found '1,000'; write 1000"),

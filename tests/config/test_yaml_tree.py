@@ -59,7 +59,7 @@ def refusal(path: Path, content: str | bytes) -> str:
         ('"\\x1b[31mred": 1\n', r"yaml:1: '\x1b[31mred': unknown key"),
         (b"run: \xe9\n", "yaml:1: cannot be read: byte 0xe9 is not UTF-8; save the file as UTF-8"),
         ("run: {}\n".encode("utf-16"), "it is UTF-16, and must be UTF-8; iconv -f UTF-16 -t UTF-8 converts it"),
-        ("extends: absent.yaml\n", "absent.yaml: no such configuration file"),
+        ("extends: absent.yaml\n", "absent.yaml: no such file; a relative name starts at the folder"),
         ("extends: .\n", "it is a folder; name a YAML file in it"),
         ("extends: {base: 1}\n", "yaml:1: extends must be a file name or a list of them"),
     ],
@@ -76,6 +76,23 @@ def test_a_key_that_is_there_twice_in_a_file_that_is_extended(tmp_path: Path) ->
     (tmp_path / "base.yaml").write_text(START + "train: {steps: 1}\ntrain: {steps: 2}\n")
     message = refusal(tmp_path / "own.yaml", "extends: base.yaml\ntrain: {steps: 5}\n")
     assert message == f"{tmp_path / 'base.yaml'}: train: is there twice, on lines 3 and 4; join them"
+
+
+def test_a_missing_file_is_met_with_a_near_name_or_with_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for remedy in (
+        "`taco init FOLDER` lays out examples",
+        "configs/ holds examples",
+        "did you mean configs/tiny.yaml?",
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config(Path("configs/tinny.yaml"))
+        assert str(caught.value) == f"configs/tinny.yaml: no such configuration file; {remedy}"
+        if Path("configs").exists():
+            Path("configs/tiny.yaml").touch()
+        Path("configs").mkdir(exist_ok=True)
 
 
 def test_anchors_and_merge_keys_are_read(tmp_path: Path) -> None:
