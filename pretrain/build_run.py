@@ -96,6 +96,13 @@ def build_trainer(
     for name, rows in (("train", train_rows), ("validation", validation_rows)):
         if rows is not None:
             log.info("%s: %s", name, _describe_rows(rows))
+    if (positions := config.model.max_position_embeddings) > train_rows.seq_length:
+        log.info(
+            "positions %d to %d of the model are in no row (data.seq_length %d), so they are not trained",
+            train_rows.seq_length,
+            positions - 1,
+            train_rows.seq_length,
+        )
     train_source = _batches(config, train_rows, config.run.seed, device.type, config.data.weights)
     for line in _describe_epochs(config, train_source):
         log.info("%s", line)

@@ -128,7 +128,10 @@ CATALOGUE = {
     "clock": Fault("the clock jumps", "no effect: durations come from monotonic clocks"),
     "port": Fault("the port is taken; two runs on one machine", "one line that names the port; both runs finish"),
     "memory": Fault("memory runs out", "one line with what the run needs per rank, and how to reduce it"),
-    "export": Fault("export is killed, or its disk is full", "no incomplete folder; the older export stays"),
+    "export": Fault(
+        "export is killed, or its disk is full",
+        "no incomplete folder that loads; the older export stays, or the next one takes it back",
+    ),
     "malicious": Fault("files that would run code, or lead out of their folder", "refused; none of their code runs"),
     "shell": Fault("shell characters and line breaks in names given to job scripts", "treated as names"),
     "job": Fault(
