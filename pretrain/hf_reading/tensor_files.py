@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -46,17 +45,19 @@ def _read(path: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Te
     check_is_content(path)
     try:
         return read(path)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0].partition(". This is an internal")[0] or type(error).__name__
-        raise DataError(
-            f"{path}: cannot be read as tensors ({reason}; {path.stat().st_size:,} bytes); was it fetched completely?"
-        ) from None
+    except DataError:
+        raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds Python objects ({found[1]})" if found else "it is no file of torch.save"
         raise DataError(
             f"{path}: cannot be read as tensors: {reason}; nothing but tensors is read, so save the model again with "
             "save_pretrained"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - reading a damaged file of torch ends in an error of any kind
+        reason = str(error).partition("\n")[0].partition(". This is an internal")[0] or type(error).__name__
+        raise DataError(
+            f"{path}: cannot be read as tensors ({reason}; {path.stat().st_size:,} bytes); was it fetched completely?"
         ) from None
 
 

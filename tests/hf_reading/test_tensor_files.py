@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,22 @@ def test_tables_within_what_a_program_saved_are_found(folder: Path, key: str | N
     torch.save(saved, folder / "pytorch_model.bin")
     tensors, _ = read_tensors(folder)
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def test_a_damaged_file_of_torch_is_one_line_whatever_its_damage(tmp_path: Path) -> None:
+    path, content, generator = tmp_path / "pytorch_model.bin", BytesIO(), random.Random(0)
+    messages = []
+    torch.save({f"tensor{number}": torch.ones(8) for number in range(6)}, content, _use_new_zipfile_serialization=False)
+    for _ in range(200):
+        damaged = bytearray(content.getvalue())
+        damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_tensors(tmp_path)
+        except DataError as error:
+            messages.append(str(error))
+    assert len(messages) > 50
+    assert not [message for message in messages if "\n" in message]
 
 
 @pytest.mark.parametrize(
