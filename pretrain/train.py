@@ -56,7 +56,7 @@ def train(
     launch = read_launch()
     if dry_run:
         if launch.rank == 0:
-            _print_plan(config, overrides or [], launch)
+            _print_plan(config, overrides or [], launch, allow_change or [])
         return
     resolved = load_config(config, overrides or (), world_size=launch.world_size)
     for line in find_repeated(overrides or ()) if launch.rank == 0 else ():
@@ -65,11 +65,12 @@ def train(
         _run(resolved, launch, allow_change or [], from_scratch=from_scratch)
 
 
-def _print_plan(path: Path, overrides: list[str], launch: Launch) -> None:
+def _print_plan(path: Path, overrides: list[str], launch: Launch, allowed: list[str]) -> None:
     """Print the resolved configuration, what it amounts to, and what it lacks; as YAML, all but the keys in comments.
 
     Ends with exit code 2 if the run cannot work; that data is missing on this machine need not mean that.
     """
+    from pretrain.checkpoint.start_check import find_problems_of_start
     from pretrain.config.load import dump_config, find_repeated, load_config
     from pretrain.planner.plan import make_plan
     from pretrain.run_folder import RunFolder
@@ -77,6 +78,7 @@ def _print_plan(path: Path, overrides: list[str], launch: Launch) -> None:
     config = load_config(path, overrides)
     config = RunFolder(config.run.output_dir).keep_average(config)
     plan = make_plan(config, launch.world_size)
+    plan.problems += [f"does not fit: {text}" for text in find_problems_of_start(config, plan.tokenizer, allowed)]
     typer.echo(dump_config(config), nl=False)
     for line in [*find_repeated(overrides), *plan.lines, *plan.missing, *plan.problems]:
         typer.echo(f"# {line}".encode(errors="backslashreplace").decode())  # names of files need not be UTF-8

@@ -17,6 +17,7 @@ from pretrain.config.problems import show
 from pretrain.config.sections import RunConfig
 from pretrain.data.dataset.dataset_format import dataset_path
 from pretrain.data.dataset.manifest import Manifest
+from pretrain.data.tokenizer.info import TokenizerInfo
 from pretrain.errors import DataError, counted
 from pretrain.planner.memory import count_parameters, estimate_memory, parameters_per_rank
 
@@ -27,11 +28,12 @@ _MOST_SHOWN = 10
 
 @dataclass
 class Plan:
-    """Lines for people, what cannot work, and what is not on this machine."""
+    """Lines for people, what cannot work, what is not on this machine, and which tokenizer made the training data."""
 
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    tokenizer: TokenizerInfo | None = None
 
 
 def make_plan(config: RunConfig, num_started: int) -> Plan:
@@ -49,6 +51,7 @@ def make_plan(config: RunConfig, num_started: int) -> Plan:
         plan.lines += _describe_steps(config, processes, model_parallel)
     plan.lines += _describe_model(config, processes, manifests)
     if manifests:
+        plan.tokenizer = manifests[config.data.train[0]].tokenizer
         plan.lines += _describe_data(config, manifests, plan)
     return plan
 

@@ -19,7 +19,7 @@ from small_runs import VOCAB_SIZE, write_cyclic_dataset, write_small_run
 from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, list_checkpoints
 from pretrain.checkpoint.models import compare_models
 from pretrain.checkpoint.reshape import reshape_checkpoint
-from pretrain.checkpoint.start_weights import check_start, find_start
+from pretrain.checkpoint.start_check import check_start, find_start
 from pretrain.checkpoint.tokenizers import compare_tokenizers
 from pretrain.checkpoint.weights import read_weights
 from pretrain.cli import main
@@ -236,6 +236,27 @@ def test_the_log_says_what_is_read_and_a_refusal_is_a_wrong_configuration(place:
     assert code == 0, output
     folder = place / "trained" / "checkpoints" / "step-0000001"
     assert f"starts from the weights of {folder} (34 tensors, kind training, step 1), with a new optimizer" in output
+
+
+def test_a_dry_run_finds_the_same_and_needs_no_data(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dry_run(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["train", "--config", str(place / "run.yaml"), "--dry-run", *arguments])
+        return int(ended.value.code or 0), capsys.readouterr().out
+
+    start, out = f"run.init_from={place / 'imported'}", f"run.output_dir={tmp_path / 'run'}"
+    assert dry_run(start, out)[0] == 0
+    for change in ("model.layer_norm_eps=0.1", f"data.train=[{place / 'other'}]", f"run.init_from={place / 'hf'}"):
+        code, output = dry_run(start, out, change)
+        assert code == 2, output
+        assert "# does not fit: run.init_from" in output
+    assert dry_run(start, out, "model.layer_norm_eps=0.1", "--allow-change=model.layer_norm_eps")[0] == 0
+    elsewhere = f"data.train=[{tmp_path / 'elsewhere'}]"
+    assert dry_run(start, out, elsewhere)[0] == 0
+    assert dry_run(start, out, elsewhere, "model.num_attention_heads=2")[0] == 2
+    assert dry_run(f"run.init_from={place / 'hf'}", f"run.output_dir={place / 'trained'}")[0] == 0  # is not read
 
 
 @pytest.mark.slow
