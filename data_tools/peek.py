@@ -96,7 +96,7 @@ def _summary(dataset: IndexedDataset) -> dict[str, Any]:
     counts = {**counts_of_files(dataset), "idx_bytes": dataset.idx_path.stat().st_size}
     if dataset.manifest is None:
         return {**counts, "manifest": None}
-    hashes = ("bin_xxh64", "idx_xxh64", "tokenizer_files", *counts)
+    hashes = ("bin_xxh64", "idx_xxh64", "tokenizer_files", "shard_inputs", *counts)
     return {**counts, "manifest": {key: v for key, v in asdict(dataset.manifest).items() if key not in hashes}}
 
 

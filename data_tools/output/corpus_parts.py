@@ -44,7 +44,7 @@ def group_parts(datasets: Sequence[P], *, is_mixed: bool) -> list[list[P]]:
     """
     groups: list[list[P]] = []
     for item in datasets:
-        group = next((group for group in groups if item.manifest.shard and _are_together(group[0], item)), None)
+        group = next((group for group in groups if _are_together(_example(group), item, is_mixed)), None)
         if group is None:
             groups.append([item])
         else:
@@ -52,20 +52,25 @@ def group_parts(datasets: Sequence[P], *, is_mixed: bool) -> list[list[P]]:
     corpora = [group for group in groups if group[0].manifest.shard]
     for group in corpora:
         _check_numbers(group)
-    _check_complete(corpora)
+    _check_complete(corpora, is_mixed)
     for group in corpora:
-        for part in group[1:]:
-            _check_alike(group[0], part, is_mixed)
+        for part in group:
+            _check_alike(_example(group), part, is_mixed)
         group.sort(key=_number)
     return groups
 
 
-def _are_together(first: Part, other: Part) -> bool:
-    if not first.manifest.shard:
+def _example(parts: Sequence[P]) -> P:
+    """The first part that records its inputs, or the first of all."""
+    return next((part for part in parts if part.manifest.shard_inputs), parts[0])
+
+
+def _are_together(first: Part, other: Part, is_mixed: bool) -> bool:
+    if not first.manifest.shard or not other.manifest.shard:
         return False
     ours, theirs = first.manifest.shard_inputs, other.manifest.shard_inputs
     if not ours or not theirs:
-        return _given(first) == _given(other)
+        return _given(first) == _given(other) or (is_mixed and _given_names(first) == _given_names(other))
     return len(ours) == len(theirs) and all(
         one.num_bytes == two.num_bytes and _is_same_name(one, two) for one, two in zip(ours, theirs, strict=True)
     )
@@ -95,7 +100,7 @@ def _check_numbers(parts: Sequence[Part]) -> None:
         names[number] = part.prefix
 
 
-def _check_complete(corpora: Sequence[Sequence[Part]]) -> None:
+def _check_complete(corpora: Sequence[Sequence[Part]], is_mixed: bool) -> None:
     """Raises DataError: a part is missing; if another corpus has one of that number, says how the inputs differ."""
     for group in corpora:
         missing = _missing(group)
@@ -104,7 +109,7 @@ def _check_complete(corpora: Sequence[Sequence[Part]]) -> None:
         for other in corpora:
             strangers = [part for part in other if _number(part) in missing and _count(part) == _count(group[0])]
             if other is not group and strangers and _missing(other):
-                raise DataError(_other_inputs(group[0], strangers[0]))
+                raise DataError(_other_inputs(_example(group), strangers[0], is_mixed))
         count, numbers = _count(group[0]), ", ".join(map(str, missing))
         raise DataError(
             f"part {numbers} of {count} is missing beside {group[0].prefix}; name it too, or preprocess it "
@@ -116,11 +121,14 @@ def _missing(parts: Sequence[Part]) -> list[int]:
     return sorted(set(range(_count(parts[0]))) - set(map(_number, parts)))
 
 
-def _other_inputs(first: Part, other: Part) -> str:
+def _other_inputs(first: Part, other: Part, is_mixed: bool) -> str:
     ours, theirs = first.manifest.shard_inputs, other.manifest.shard_inputs
     changes = f": {_changes(ours, theirs)}" if ours and theirs else ""
     start = _stranger(first, other, is_moved=not changes or _given(first) != _given(other))
-    return f"{start}{changes}; preprocess all parts from the same inputs"
+    remedy = "preprocess all parts from the same inputs"
+    if not changes and not is_mixed and _given_names(first) == _given_names(other):
+        remedy = f"if these are the same files, --mixed joins the parts; else {remedy}"
+    return f"{start}{changes}; {remedy}"
 
 
 def _stranger(first: Part, other: Part, *, is_moved: bool) -> str:
@@ -198,6 +206,10 @@ def _first(words: Sequence[str]) -> str:
 
 def _given(part: Part) -> tuple[str, ...]:
     return part.options.inputs if part.options is not None else ()
+
+
+def _given_names(part: Part) -> list[str]:
+    return [PurePath(item).name for item in _given(part)]
 
 
 def _number(part: Part) -> int:

@@ -15,7 +15,7 @@ from data_tools.output.recorded_options import command_words, content_flags
 from data_tools.own_files import identities
 from pretrain.data.dataset.dataset_format import dataset_path, map_array, map_index, prefix_of
 from pretrain.data.dataset.dataset_writer import IndexedDatasetWriter
-from pretrain.data.dataset.manifest import REMEDY, Manifest, Preprocessing
+from pretrain.data.dataset.manifest import REMEDY, InputRecord, Manifest, Preprocessing
 from pretrain.durable import hash_range
 from pretrain.errors import ConfigError, DataError
 
@@ -129,7 +129,14 @@ def open_inputs(prefixes: Sequence[str], output: str, *, dedup: bool, is_mixed: 
             also = f" (also as {before})" if before != name else ""
             raise ConfigError(f"{name}: is named twice{also}; name each dataset once")
         seen |= dict.fromkeys(keys, name)
-    datasets = [MergeInput.open(name) for name in names]
+    datasets: list[MergeInput] = []
+    records: dict[object, tuple[InputRecord, ...] | None] = {}
+    for name in names:
+        item = MergeInput.open(name)
+        inputs = item.manifest.shard_inputs
+        # Parts record the same long list of inputs; it is kept once.
+        manifest = replace(item.manifest, shard_inputs=records.setdefault(inputs, inputs))
+        datasets.append(replace(item, manifest=manifest))
     first = datasets[0]
     for other in datasets[1:]:
         _require_same(first, other, "tokenizer.sha256", lambda item: item.manifest.tokenizer.sha256)

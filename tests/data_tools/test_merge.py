@@ -18,6 +18,7 @@ from data_tools.merge import merge
 from data_tools.preprocess import preprocess
 from data_tools.readers import ReadOptions
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
+from pretrain.data.dataset.manifest import Manifest
 from pretrain.data.dataset.verification import verify
 from pretrain.errors import ConfigError, DataError
 
@@ -191,6 +192,26 @@ def test_parts_are_recognised_at_another_place(
     assert "p1: read its inputs at another place" in capsys.readouterr().err
     found = take_away(tmp_path)
     assert {name for name in whole if found[name] != whole[name]} == {".rejects.jsonl"}  # paths
+
+
+def test_parts_without_a_record_of_their_inputs_are_told_by_the_command(tmp_path: Path) -> None:
+    """As release 0.1.0 wrote them."""
+    inputs, out = write_corpus(tmp_path), str(tmp_path / "out")
+    (tmp_path / "there").mkdir()
+    moved = [str(shutil.copy2(path, tmp_path / "there")) for path in inputs]
+    parts = []
+    for number, given in enumerate((inputs, inputs, moved)):
+        parts.append(str(tmp_path / f"p{number}"))
+        preprocess(given, options(tmp_path), parts[-1], shard=(number % 2, 2))
+        path = Path(f"{parts[-1]}.json")
+        if number != 1:
+            replace(Manifest.load(path), shard_inputs=None).save(path)
+    merge(out, parts[:2])
+    whole = take_away(tmp_path)
+    merge(out, [parts[2], parts[1]], is_mixed=True)
+    assert take_away(tmp_path)[".bin"] == whole[".bin"]
+    with pytest.raises(DataError, match=r"p1: is part 1 of 2, but of other inputs .*if these are the same.*--mixed"):
+        merge(out, [parts[2], parts[1]])
 
 
 def test_parts_cut_by_other_rules_are_refused(tmp_path: Path) -> None:
