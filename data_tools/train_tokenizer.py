@@ -219,15 +219,14 @@ def _check_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
 def _check_output(output: Path, kind: Kind, overwrite: bool, inputs: list[str]) -> None:
     from data_tools.output.protection import in_the_way, refuse_inputs
     from data_tools.own_files import head_of, is_sentencepiece_model, is_tokenizer_json, is_wordpiece_vocabulary
+    from data_tools.readers import named_files
 
     if output.suffix != kind.suffix:
         raise ConfigError(
             f"--output {output}: {kind.value} writes a {kind.suffix} file, by which other programs know it"
         )
-    if output.exists() and not overwrite:
-        raise DataError(f"{output}: exists already; choose another --output, or pass --overwrite")
     if output.exists():
-        refuse_inputs([output], inputs, remedy="--output")
+        refuse_inputs([output], [*named_files(inputs), *(["-"] if "-" in inputs else [])], remedy="--output")
         is_vocabulary = {".txt": is_wordpiece_vocabulary, ".json": is_tokenizer_json}.get(
             output.suffix, is_sentencepiece_model
         )
@@ -235,7 +234,11 @@ def _check_output(output: Path, kind: Kind, overwrite: bool, inputs: list[str]) 
             data = head_of(output)
         except OSError as error:
             raise DataError(f"{output}: cannot be read: {error.strerror}; choose another --output") from None
-        if data and not is_vocabulary(data):
+        is_ours = not data or is_vocabulary(data)
+        if not overwrite:
+            remedy = ", or pass --overwrite" if is_ours else f"; it is no {kind.value} vocabulary to --overwrite"
+            raise DataError(f"{output}: exists already; choose another --output{remedy}")
+        if not is_ours:
             raise in_the_way(output, f"it is no {kind.value} vocabulary, so choose another --output or move it away")
 
 

@@ -47,6 +47,8 @@ class RunLock:
 
     def _take(self) -> bool:
         """Takes the lock; False if its last holder has just removed the file."""
+        if self._path.is_symlink():
+            raise in_the_way(self._path)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)

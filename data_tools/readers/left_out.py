@@ -27,7 +27,7 @@ class Aside:
         """One sentence for each reason; names are relative to the folder `root`."""
         for paths, what in (
             (self.unknown, "files of unknown kind"),
-            ([f"{path} ({what})" for path, what in self.products], "that are no text"),
+            ([f"{path} ({what})" for path, what in self.products], "files and folders that are no text"),
             (self.hidden, "hidden files and folders"),
             (self.special, "pipes, sockets and devices"),
             (self.folders, "folders, which match; a pattern that ends with /** reads what is in them"),

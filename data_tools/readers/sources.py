@@ -212,8 +212,8 @@ class _Finder:
         self, given: str, root: str, paths: list[str], found: Listing, aside: Aside, whole: Collection[str] = ()
     ) -> None:
         """Adds what a folder or pattern gave, and reports what of it is left out."""
-        self.problems += found.problems
         before = self._progress()
+        self.problems += found.problems
         for path in paths:
             if path in whole:
                 self._add_saved(path, root)

@@ -121,7 +121,8 @@ def test_a_vocabulary_replaces_vocabularies_alone(tmp_path: Path, corpus: Path) 
         done = run_program("train_tokenizer", "--input", given, "--output", output, *words)
         assert (done.returncode, message in done.stderr) == (1, True), done.stderr
     assert book.read_text() == "the cat sat\n\n" * 40
-    done = run_program("train_tokenizer", "--input", book, "--output", tmp_path / "vocab.txt", *words)
+    # The vocabulary in the folder is no text, so it may be made anew.
+    done = run_program("train_tokenizer", "--input", tmp_path, "--output", tmp_path / "vocab.txt", *words)
     assert done.returncode == 0, done.stderr
 
 
@@ -153,6 +154,13 @@ def test_a_pipe_in_the_way_is_not_opened(tmp_path: Path, corpus: Path, suffix: s
     os.mkfifo(tmp_path / f"out.{suffix}")
     with pytest.raises(DataError, match=rf"out.{suffix}: is in the way"):
         run(tmp_path, corpus, overwrite=True)
+
+
+def test_a_lock_is_not_taken_through_a_link(tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "out.lock").symlink_to("elsewhere")
+    with pytest.raises(DataError, match=r"out.lock: is in the way"):
+        run(tmp_path, corpus)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_torn_list_of_rejects_takes_nothing_along(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_products_of_our_own_are_no_text(folder: Path, tmp_path: Path):
         name for name in kept if name != "link.txt"
     ]  # whatever its content, the run's own tokenizer is no text
     assert names_of(folder, notes=notes) == kept
-    (line,) = [note for note in notes if "that are no text" in note][1:]
+    (line,) = [note for note in notes if "files and folders that are no text" in note][1:]
     for words in (
         "out.json (the manifest",
         "out.rejects.jsonl (the rejects",
