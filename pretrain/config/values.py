@@ -15,6 +15,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic.fields import FieldInfo
+
 from pretrain.config.keys import section_at
 from pretrain.config.paths import expand
 from pretrain.config.problems import quote, show
@@ -181,6 +183,8 @@ def _read_list(node: Node, arguments: tuple[Any, ...], key: str) -> tuple[Any, .
         raise WrongValueError(f"expected a list, found keys; write the whole list, {example(key)}")
     if isinstance(node, Scalar):
         if node.is_null:
+            if _default_of(key) == ():
+                return ()
             raise WrongValueError(f"expected a list, found nothing; write {example(key)}")
         own = node.text if is_open and re.fullmatch(r"[\w./~$+, -]+", node.text) else None
         remedy = f"'{key}=[{own}]'" if own else example(key)
@@ -192,13 +196,22 @@ def _read_list(node: Node, arguments: tuple[Any, ...], key: str) -> tuple[Any, .
 
 def example(key: str) -> str:
     """An override of the key that can be read, as a shell takes it: its default, or something of the right shape."""
-    section, _, name = key.rpartition(".")
-    owner = section_at(section)
-    field = owner.model_fields.get(name) if owner else None
-    if field is not None and isinstance(field.default, tuple) and field.default:
-        return f"'{key}=[{', '.join(str(item) for item in field.default)}]'"
+    default, field = _default_of(key), _field_of(key)
+    if isinstance(default, tuple) and default:
+        return f"'{key}=[{', '.join(str(item) for item in default)}]'"
     is_list = field is not None and "tuple" in str(field.annotation)
     return f"'{key}=[FIRST, SECOND]'" if is_list else f"{key}=VALUE"
+
+
+def _field_of(key: str) -> FieldInfo | None:
+    section, _, name = key.rpartition(".")
+    owner = section_at(section)
+    return owner.model_fields.get(name) if owner else None
+
+
+def _default_of(key: str) -> Any:
+    field = _field_of(key)
+    return None if field is None else field.default
 
 
 def _read_option(node: Scalar, options: tuple[Any, ...]) -> Any:

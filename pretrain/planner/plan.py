@@ -90,12 +90,16 @@ def describe_epochs(config: RunConfig, rows: Sequence[tuple[str, int]], shares: 
     num_samples = steps * config.train.global_batch_size
     if shares is None:
         epochs = num_samples / sum(num_rows for _, num_rows in rows)
-        return [f"train.steps={steps:,} are {epochs:,.2f} epochs of the training rows"]
+        return [f"train.steps={steps:,} are {_number(epochs)} epochs of the training rows"]
     return [
-        f"{name}: {share:.4%} of the samples; train.steps={steps:,} are {num_samples * share / num_rows:,.2f} epochs "
-        f"of its {counted(num_rows, 'row')}"
+        f"{name}: {share:.4%} of the samples; train.steps={steps:,} are "
+        f"{_number(num_samples * share / num_rows)} epochs of its {counted(num_rows, 'row')}"
         for (name, num_rows), share in zip(rows, shares, strict=True)
     ]
+
+
+def _number(epochs: float) -> str:
+    return f"{epochs:,.2f}" if epochs >= 0.1 else f"{epochs:.2g}"
 
 
 def _names_a_file_of_a_dataset(prefix: str) -> bool:

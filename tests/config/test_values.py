@@ -79,6 +79,7 @@ def refusal(path: Path, *overrides: str) -> str:
         ("checkpoint.every_steps", "~", None),
         ("checkpoint.every_steps", "", None),
         ("data.weights", "", None),
+        ("data.validation", "", ()),
         ("deepspeed", "", {}),
         ("deepspeed", "{dump_state: on, aio: {block_size: 1e6}}", {"dump_state": True, "aio": {"block_size": 10**6}}),
     ],

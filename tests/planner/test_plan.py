@@ -105,6 +105,8 @@ def test_epochs_have_separators_and_words_in_their_number(run: Path) -> None:
     assert describe_epochs(config, [("a", 1)], None) == [
         "train.steps=100,000 are 1,600,000.00 epochs of the training rows"
     ]
+    (line,) = describe_epochs(config, [("a", 10**12)], None)
+    assert line == "train.steps=100,000 are 1.6e-06 epochs of the training rows"
     assert describe_epochs(config, [("a", 1), ("b", 2000)], [0.25, 0.75]) == [
         "a: 25.0000% of the samples; train.steps=100,000 are 400,000.00 epochs of its 1 row",
         "b: 75.0000% of the samples; train.steps=100,000 are 600.00 epochs of its 2,000 rows",
