@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pretrain.cli import new_program, run_program
-from pretrain.report.curves import Record, draw
+from pretrain.report.curves import Record, draw, without_undone
 from pretrain.report.page import read_descriptions, write_page
 
 app = new_program()
@@ -45,7 +45,7 @@ def _read(run: Path) -> tuple[list[Record], list[int]]:
         raise DataError(
             f"{run / METRICS_FILE}: no records yet; give the folder of a run that has logged a step{reason}"
         )
-    return records, bad_lines
+    return without_undone(records), bad_lines
 
 
 if __name__ == "__main__":

@@ -12,6 +12,23 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 
+def without_undone(records: Sequence[Record]) -> list[Record]:
+    """What counts of a run that returned to a checkpoint, after a kill or by a rollback.
+
+    A training record of a step that is not behind all others shows that the run returned: records of that step and of
+    later ones, written before it, are of training that was undone.
+    """
+    counting: list[Record] = []
+    newest = 0
+    for record in records:
+        if "lr" in record:
+            if record["step"] <= newest:
+                counting = [earlier for earlier in counting if earlier["step"] < record["step"]]
+            newest = record["step"]
+        counting.append(record)
+    return counting
+
+
 def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one metric; if a step was trained twice, the last record counts; only numbers do."""
     by_step = {record["step"]: record[name] for record in records if isinstance(record.get(name), int | float)}

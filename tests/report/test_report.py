@@ -11,7 +11,7 @@ from reading_rights import unreadable
 from pretrain.errors import DataError
 from pretrain.metrics import read_metrics
 from pretrain.report.__main__ import report
-from pretrain.report.curves import series
+from pretrain.report.curves import series, without_undone
 
 
 def write_run(folder: Path) -> Path:
@@ -26,6 +26,15 @@ def write_run(folder: Path) -> Path:
 def test_a_step_trained_twice_counts_once() -> None:
     records = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 9.0}, {"step": 2, "loss": 2.0}, {"step": 3, "other": 1.0}]
     assert series(records, "loss") == ([1, 2], [3.0, 2.0])
+
+
+def test_steps_that_a_return_to_a_checkpoint_undid_do_not_count() -> None:
+    """Killed after step 4 and continued from step 2, of which step 3 is trained again so far."""
+    first = [{"step": step, "loss": 5.0, "lr": 0.1} for step in (1, 2, 3, 4)]
+    validation, saved = {"step": 4, "validation_mlm_loss": 5.0}, {"step": 2, "save_write_seconds": 1.0}
+    again = {"step": 3, "loss": 4.0, "lr": 0.1}
+    assert without_undone([*first, validation, saved]) == [*first, validation, saved]
+    assert without_undone([*first, validation, saved, again]) == [*first[:2], saved, again]
 
 
 def test_picture_and_page_are_written_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
