@@ -12,6 +12,8 @@ from pretrain.errors import DataError
 from pretrain.model.hf import HF_WORD_TABLES
 from pretrain.model.hf_names import listing
 
+# Programs pad to multiples of up to 128 for each of up to eight tensor-parallel ranks.
+_MOST_PADDING = 1024
 _KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -52,7 +54,7 @@ def without_padding(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> tupl
     Models are padded so that a size is a multiple of 8 or 64. Only the tokenizer knows how many of the rows are words.
 
     Raises:
-        DataError: the tokenizer has words without a row.
+        DataError: the tokenizer has words without a row, or is too small to be the model's.
     """
     size = tokenizer.vocab_size
     tables = {name: tensors[name] for name in HF_WORD_TABLES if name in tensors and tensors[name].dim()}
@@ -67,6 +69,12 @@ def without_padding(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> tupl
     cut = {name: table[:size].contiguous() for name, table in tables.items() if table.shape[0] > size}
     if not cut:
         return dict(tensors), []
+    if (surplus := max(tables[name].shape[0] for name in cut) - size) > _MOST_PADDING:
+        raise DataError(
+            f"there are {surplus:,} more rows of words than the {size:,} pieces of the tokenizer "
+            f"({tokenizer.info.name}), which is no padding; name the model's own tokenizer with --tokenizer, or, if the rows are of no use, "
+            "resize_token_embeddings of the model and save it again"
+        )
     shares = ", ".join(f"{tables[name].shape[0] - size:,} of {tables[name].shape[0]:,} of {name}" for name in cut)
     return {**tensors, **cut}, [f"padding rows left out, since the tokenizer has {size:,} pieces: {shares}"]
 

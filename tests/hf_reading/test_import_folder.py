@@ -202,6 +202,11 @@ def test_more_pieces_than_rows_are_refused(tmp_path: Path) -> None:
         import_folder(with_tokenizer(tmp_path, 63), tmp_path / "out")
 
 
+def test_more_rows_than_padding_explains_are_of_another_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1,025 more rows of words than the 64 pieces .*--tokenizer"):
+        import_folder(with_tokenizer(tmp_path, 64 + 1025), tmp_path / "out")
+
+
 @pytest.mark.parametrize("is_cased", [False, True])
 def test_a_bare_vocabulary_is_a_tokenizer(is_cased: bool, tmp_path: Path) -> None:
     folder = random_bert(tmp_path / "hf", vocab_size=64)
