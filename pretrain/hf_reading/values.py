@@ -72,8 +72,8 @@ def without_padding(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> tupl
     if (surplus := max(tables[name].shape[0] for name in cut) - size) > _MOST_PADDING:
         raise DataError(
             f"there are {surplus:,} more rows of words than the {size:,} pieces of the tokenizer "
-            f"({tokenizer.info.name}), which is no padding; name the model's own tokenizer with --tokenizer, or, if the rows are of no use, "
-            "resize_token_embeddings of the model and save it again"
+            f"({tokenizer.info.name}), which is no padding; name the model's own tokenizer with "
+            "--tokenizer, or, if the rows are of no use, resize_token_embeddings of the model and save it again"
         )
     shares = ", ".join(f"{tables[name].shape[0] - size:,} of {tables[name].shape[0]:,} of {name}" for name in cut)
     return {**tensors, **cut}, [f"padding rows left out, since the tokenizer has {size:,} pieces: {shares}"]
