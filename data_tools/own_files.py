@@ -137,6 +137,9 @@ def product_at(path: str) -> str | None:
     Only files with the suffix of such a product are opened. Raises OSError: it cannot be read.
     """
     stem, suffix = os.path.splitext(path)
+    folder, name = os.path.split(path)
+    if name in TOKENIZER_FILES and is_tokenizer_folder(folder):
+        return "a file of a tokenizer"
     if suffix == ".tmp":
         prefix = os.path.splitext(stem.removesuffix(".jsonl"))[0].removesuffix(".raw")
         return "an unfinished file of a run" if has_run(prefix) else None
@@ -145,7 +148,7 @@ def product_at(path: str) -> str | None:
         return "the token ids of a dataset" if os.path.isfile(index) and head_of(index).startswith(MAGIC) else None
     if path.endswith(".rejects.jsonl"):
         return "the rejects of a run" if is_rejects(head_of(path)) else None
-    return next((name for name, is_it in _PRODUCTS.get(suffix, ()) if is_it(head_of(path))), None)
+    return next((what for what, is_it in _PRODUCTS.get(suffix, ()) if is_it(head_of(path))), None)
 
 
 _PRODUCTS: dict[str, tuple[tuple[str, Callable[[bytes], bool]], ...]] = {

@@ -17,6 +17,7 @@ from pretrain.data.dataset.manifest import InputRecord, Manifest, Preprocessing
 from pretrain.errors import DataError
 
 _NAMED = 3
+_UNITS_NS = (100, 1000, 10**6, 10**9)
 # Options that decide where documents begin and end, and so which part holds them.
 _CUTTING = ("input_format", "text_documents", "delimiter", "quoting", "has_header", "max_document_bytes")
 
@@ -162,7 +163,7 @@ def _check_alike(first: Part, other: Part, is_mixed: bool) -> None:
     records = zip(first.manifest.shard_inputs or (), other.manifest.shard_inputs or (), strict=False)
     pairs = [(one, two) for one, two in records if one != two]
     moved = [(one, two) for one, two in pairs if one.path != two.path]
-    changed = [(one, two) for one, two in pairs if one.mtime_ns != two.mtime_ns]
+    changed = [(one, two) for one, two in pairs if not _is_same_time(one, two)]
     if changed and not is_mixed:
         one, two = changed[0]
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -177,6 +178,15 @@ def _check_alike(first: Part, other: Part, is_mixed: bool) -> None:
             f"note: {other.prefix}: read its inputs at another place than {first.prefix} ({two.path}, not {one.path}); "
             f"they are the same files by name{'' if changed else ', time'} and size\n"
         )
+
+
+def _is_same_time(one: InputRecord, two: InputRecord) -> bool:
+    """Whether neither was modified; a copy may keep the time in coarser units, as archives do in seconds."""
+    times = one.mtime_ns, two.mtime_ns
+    units = _UNITS_NS if one.path != two.path else ()
+    return times[0] == times[1] or any(
+        times[0] // unit == times[1] // unit and 0 in (times[0] % unit, times[1] % unit) for unit in units
+    )
 
 
 def _check_cutting(first: Part, other: Part) -> None:

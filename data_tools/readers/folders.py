@@ -146,6 +146,7 @@ def _step(place: str, name: str, is_last: bool, found: Listing) -> Iterator[str]
         below = list_folder(place or os.curdir)
         found.problems += below.problems
         found.again += below.again
+        found.hidden += below.hidden
         paths = [*below.folders, *(below.files + below.special if is_last else ())]
         yield from (path if place else _without_dot(path) for path in paths)
     elif glob.has_magic(name) and not _is_escaped(name):

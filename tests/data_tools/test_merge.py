@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from dataclasses import replace
@@ -168,15 +169,22 @@ def test_parts_of_changed_inputs_are_refused_with_the_change(tmp_path: Path) -> 
     assert merge(out, [first, last], is_mixed=True).documents == 60
 
 
-@pytest.mark.parametrize("keeps_times", [True, False])
+def copy_by_archive(source: str, target: str) -> None:
+    """A copy with the time in seconds."""
+    shutil.copy(source, target)
+    os.utime(target, (0, os.stat(source).st_mtime_ns // 10**9))
+
+
+@pytest.mark.parametrize("copy", [shutil.copy, shutil.copy2, copy_by_archive])
 def test_parts_are_recognised_at_another_place(
-    tmp_path: Path, keeps_times: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, copy: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     inputs = write_corpus(tmp_path / "here")
     preprocess(inputs, options(tmp_path), str(tmp_path / "out"))
     whole = take_away(tmp_path)
-    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copy2 if keeps_times else shutil.copy)
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=copy)
+    keeps_times = copy is not shutil.copy
     preprocess(inputs, options(tmp_path), str(tmp_path / "p0"), shard=(0, 3))
     preprocess([str(tmp_path / "there")], options(tmp_path), str(tmp_path / "p1"), shard=(1, 3))
     monkeypatch.chdir(tmp_path / "there")

@@ -164,6 +164,7 @@ def test_products_of_our_own_are_no_text(folder: Path, tmp_path: Path):
         DataError, match=r"out.json: is the manifest of a dataset, not text.*vocab.txt: is the tokenizer"
     ):
         expand_inputs([folder / "out.json", vocab], tokenizer=str(vocab))
+    assert names_of(folder / "**", notes=notes) == sorted(kept)
     with pytest.raises(DataError, match=r"out.tokenizer: is a tokenizer, not text"):
         expand_inputs([folder / "out.tokenizer"])
     everything = expand_inputs([folder], ReadOptions(input_format="txt"), note=notes.append)
