@@ -6,6 +6,8 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from pretrain.errors import counted
+
 _NAMED = 5
 
 
@@ -25,15 +27,17 @@ class Aside:
 
     def notes(self, root: str) -> Iterator[str]:
         """One sentence for each reason; names are relative to the folder `root`."""
-        for paths, what in (
-            (self.unknown, "files of unknown kind"),
-            ([f"{path} ({what})" for path, what in self.products], "files and folders that are no text"),
-            (self.hidden, "hidden files and folders"),
-            (self.special, "pipes, sockets and devices"),
-            (self.folders, "folders, which match; a pattern that ends with /** reads what is in them"),
+        products = [f"{path} ({what})" for path, what in self.products]
+        for paths, one, many, rest in (
+            (self.unknown, "file", "", " of unknown kind"),
+            (products, "file or folder", "files and folders", " not meant as text"),
+            (self.hidden, "hidden file or folder", "hidden files and folders", ""),
+            (self.special, "pipe, socket or device", "pipes, sockets and devices", ""),
+            (self.folders, "folder", "", " that matches; a pattern that ends with /** reads what is in it"),
         ):
             if paths:
-                yield f"left out {len(paths)} {what}: {first_names([_relative(path, root) for path in paths])}"
+                names = first_names([_relative(path, root) for path in paths])
+                yield f"left out {counted(len(paths), one, many)}{rest}: {names}"
         if self.again:
             pairs = [f"{again} is {first}" for first, again in self.again]
             yield f"reads a folder once, whatever links lead to it: {first_names(pairs)}"

@@ -25,7 +25,7 @@ from data_tools.readers.hub import PREFIX, split_name
 from data_tools.readers.left_out import Aside, first_names, named_again
 from data_tools.readers.options import Compression, Kind, ReadOptions, parse_format
 from data_tools.readers.saved_folders import is_description, is_saved, saved_files
-from pretrain.errors import DataError
+from pretrain.errors import DataError, counted
 
 KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
@@ -147,7 +147,8 @@ class _Finder:
         """Notes which files hold nothing, and which were named more than once."""
         if self.empty:
             number = f"{len(self.empty)} of {len(self.empty) + len(self.sources)} files"
-            self.note(f"{number} hold no document, as they are empty: {first_names(self.empty)}")
+            verb = "is empty and holds" if len(self.empty) == 1 else "are empty and hold"
+            self.note(f"{number} {verb} no document: {first_names(self.empty)}")
         again = [named_again(names) for names in self.names.values() if len(names) > 1]
         if again:
             self.note(f"{first_names(again)}; a file is read once")
@@ -250,7 +251,9 @@ class _Finder:
         left_out += others.special
         if left_out:
             names = [os.path.relpath(path, folder) for path in left_out]
-            self.note(f"{folder}: is a saved dataset; {len(names)} other files are left out: {first_names(names)}")
+            self.note(
+                f"{folder}: is a saved dataset; left out {counted(len(names), 'other file')}: {first_names(names)}"
+            )
 
     def _add_file(self, path: str, name: str = "") -> None:
         """Adds a file; `name` if it was found in a folder or by a pattern, and not named itself."""

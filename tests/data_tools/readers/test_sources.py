@@ -33,7 +33,7 @@ def test_folders_and_patterns_are_sorted(folder: Path):
     names = [Path(source.path).name for source in expand_inputs([folder], note=notes.append)]
     assert names == ["a.jsonl.gz", "b.jsonl", "c.jsonl.zst"]
     assert notes == [
-        f"{folder}: left out 1 files of unknown kind: README.md",
+        f"{folder}: left out 1 file of unknown kind: README.md",
         f"{folder}: left out 2 hidden files and folders: .git, .hidden.jsonl",
     ]
     assert texts_of(folder / "**" / "*.jsonl*") == ["a.jsonl.gz", "b.jsonl", "deep/er/c.jsonl.zst"]
@@ -124,7 +124,7 @@ def test_what_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPa
         (folder / name).unlink()
     notes: list[str] = []
     assert len(names_of(folder, notes=notes)) == 3
-    assert f"{folder}: left out 1 pipes, sockets and devices: pipe.jsonl" in notes
+    assert f"{folder}: left out 1 pipe, socket or device: pipe.jsonl" in notes
     scandir, closed = os.scandir, str(folder / "deep" / "er")
 
     def refuse(path: str) -> object:
@@ -152,7 +152,7 @@ def test_products_of_our_own_are_no_text(folder: Path, tmp_path: Path):
         name for name in kept if name != "link.txt"
     ]  # whatever its content, the run's own tokenizer is no text
     assert names_of(folder, notes=notes) == kept
-    (line,) = [note for note in notes if "files and folders that are no text" in note][1:]
+    (line,) = [note for note in notes if "not meant as text" in note][1:]
     for words in (
         "out.json (the manifest",
         "out.rejects.jsonl (the rejects",
@@ -193,7 +193,7 @@ def test_empty_files_of_every_kind_are_counted(tmp_path: Path, name: str):
     write_jsonl(tmp_path / "good.jsonl", ["a"])
     notes: list[str] = []
     assert names_of(tmp_path, notes=notes) == ["good.jsonl"]
-    assert notes[-1].startswith(f"2 of 3 files hold no document, as they are empty: {path}")
+    assert notes[-1].startswith(f"2 of 3 files are empty and hold no document: {path}")
 
 
 def test_what_stands_beside_a_saved_dataset_is_named(tmp_path: Path):
@@ -206,7 +206,7 @@ def test_what_stands_beside_a_saved_dataset_is_named(tmp_path: Path):
         notes: list[str] = []
         assert len(names_of(given, notes=notes)) == 1
         assert notes == [
-            f"{tmp_path / 'saved'}: is a saved dataset; 2 other files are left out: extra.jsonl, more/extra2.jsonl"
+            f"{tmp_path / 'saved'}: is a saved dataset; left out 2 other files: extra.jsonl, more/extra2.jsonl"
         ]
 
 
