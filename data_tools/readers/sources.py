@@ -23,6 +23,7 @@ from data_tools.readers.folders import Listing, explain, list_folder, match_patt
 from data_tools.readers.formats import unknown_kind
 from data_tools.readers.hub import PREFIX, split_name
 from data_tools.readers.left_out import Aside, first_names, named_again
+from data_tools.readers.names import missing, no_match
 from data_tools.readers.options import Compression, Kind, ReadOptions, parse_format
 from data_tools.readers.saved_folders import is_description, is_saved, saved_files
 from pretrain.errors import DataError, counted
@@ -188,7 +189,7 @@ class _Finder:
     def _add_pattern(self, pattern: str) -> None:
         found = match_pattern(pattern)
         if not (found.files or found.folders or found.special or found.problems):
-            self.problems.append(f"{pattern}: no file matches")
+            self.problems.append(f"{pattern}: no file matches{no_match(pattern)}")
             return
         # Where `**` comes last, folders are on the way to the files; elsewhere the pattern asks for them.
         folders = [] if pattern.endswith("**") else found.folders
@@ -260,7 +261,7 @@ class _Finder:
         try:
             status = os.stat(path)
         except OSError as error:
-            self.problems.append(explain(path, error))
+            self.problems.append(explain(path, error) + (missing(path) if error.errno == errno.ENOENT else ""))
             return
         known_kind = kind_of(path, self.options)
         if not os.path.isfile(path):

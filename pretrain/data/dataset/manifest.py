@@ -8,6 +8,7 @@ damaged or edited manifest is refused wherever it is read.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -23,7 +24,8 @@ from pretrain.errors import DataError
 
 FORMAT_VERSION = 2
 CHUNK_BYTES = 64 * 1024 * 1024
-REMEDY = "restore it from a copy, or run `taco data preprocess` again"
+_RESTORE = "restore it from a copy"
+REMEDY = f"{_RESTORE}, or run `taco data preprocess` again"
 
 Xxh64 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 OptionValue = str | int | bool | None
@@ -171,7 +173,14 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such manifest; {REMEDY}") from None
+        prefix = path.with_suffix("")
+        if os.path.exists(f"{prefix}.bin") and os.path.exists(f"{prefix}.idx"):
+            remedy = (
+                "a dataset of another program has none: make it again with `taco data preprocess`; else " + _RESTORE
+            )
+        else:
+            remedy = "give the prefix of a dataset; `taco data preprocess` makes one"
+        raise DataError(f"{path}: no such manifest; {remedy}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -252,3 +252,25 @@ def test_standard_input_is_neither_divided_nor_resumed():
             list(read_chunks(sources, options, **how))  # type: ignore[arg-type]
     with pytest.raises(DataError, match="--input-format parquet cannot be read from standard input"):
         expand_inputs(["-"], ReadOptions(input_format="parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("user/corpus", "for a dataset of the Hugging Face hub give hf://user/corpus$"),
+        ("corpus", "for a dataset of the Hugging Face hub give hf://corpus$"),
+        ("https://huggingface.co/datasets/user/corpus", "give hf://user/corpus$"),
+        ("https://example.org/x.jsonl", "it is an address, not a file: fetch it first"),
+        ("~/x.jsonl", "the shell replaces ~"),
+        ("here/x", "here/x: No such file or directory$"),
+        ("a[1]/*.jsonl", r"no file matches; its folder has brackets in its name, so write a\[\[\]1\]/\*\.jsonl$"),
+    ],
+)
+def test_names_that_are_no_files_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str):
+    monkeypatch.chdir(tmp_path)
+    Path("a[1]").mkdir()
+    Path("here").mkdir()
+    write_jsonl(Path("a[1]") / "x[2].jsonl", ["a"])
+    with pytest.raises(DataError, match=words):
+        expand_inputs([name])
+    assert texts_of("a[[]1]/*.jsonl") == texts_of("a[1]") == texts_of("a[1]/x[2].jsonl") == ["a"]
