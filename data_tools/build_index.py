@@ -27,7 +27,7 @@ app = new_program()
 
 @app.command(epilog="Example: taco data index data/books data/web --row-mode pack --seq-length 512")
 def main(
-    prefixes: Annotated[list[str], typer.Argument(help="dataset prefixes")],
+    prefixes: Annotated[list[str], typer.Argument(help="dataset prefixes, with or without .bin, .idx or .json")],
     row_mode: Annotated[str, typer.Option(help="stream, document, pack or sentence")] = "pack",
     seq_length: Annotated[int, typer.Option(min=8, help="tokens per row, [CLS] and [SEP] included")] = 512,
     splits: Annotated[str, typer.Option(help="like data.splits: train=0.98,validation=0.01,test=0.01")] = "",

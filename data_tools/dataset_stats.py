@@ -29,7 +29,7 @@ _TOP_RANKS = (1, 10, 100, 1000, 10_000)
 
 @app.command()
 def main(
-    prefixes: Annotated[list[str], typer.Argument(help="dataset prefixes")],
+    prefixes: Annotated[list[str], typer.Argument(help="dataset prefixes, with or without .bin, .idx or .json")],
     seq_length: Annotated[
         int, typer.Option(help="tokens per row when counting rows, [CLS] and [SEP] included", min=8)
     ] = 512,

@@ -30,7 +30,7 @@ _MOST_POSITIONS = 1 << 20
     epilog="Example: taco data inspect data/train --row 5 --row-mode stream --seq-length 128 objective.masking=span"
 )
 def main(
-    prefix: Annotated[str, typer.Argument(help="dataset prefix")],
+    prefix: Annotated[str, typer.Argument(help="dataset prefix, with or without .bin, .idx or .json")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="section.key=value of the configuration, for rows")
     ] = None,

@@ -13,7 +13,7 @@ JsonKey = Annotated[
     str,
     typer.Option("--json-key", "--text-column", help="key or column of the text; a.b: key b in a"),
 ]
-InputFormat = Annotated[str | None, typer.Option(help="kind of every input, such as jsonl or txt.gz")]
+InputFormat = Annotated[str | None, typer.Option(help="kind of every input, such as jsonl, txt.gz or csv.plain")]
 TextDocuments = Annotated[
     str, typer.Option(help="what separates documents of plain text", metavar="blank-line|line|file")
 ]

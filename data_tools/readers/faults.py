@@ -10,6 +10,8 @@ from data_tools.readers.chunks import LineSpan, Reject, excerpt
 from data_tools.readers.options import OnError
 from pretrain.errors import DataError
 
+_NEAR_BYTES = 64
+
 
 class Faults:
     """Collects rejects, or raises the first one as an error."""
@@ -51,11 +53,14 @@ class Faults:
 def not_utf8(path: str, error: UnicodeDecodeError, line: int, byte: int) -> Reject:
     """The fault of bytes that are not UTF-8 and begin at `line` and `byte` of the file."""
     value = error.object[error.start]
+    around = error.object[max(error.start - _NEAR_BYTES, 0) : error.start + _NEAR_BYTES]
     line, byte = line + error.object.count(b"\n", 0, error.start), byte + error.start
-    message = (
-        f"byte {byte} (0x{value:02x}) is not UTF-8: {error.reason}; "
-        "convert the file, for example with `iconv -f latin1 -t utf-8`"
-    )
+    # These are letters and quotes in Windows' code page, and control characters in Latin-1.
+    code = "windows-1252" if 0x80 <= value < 0xA0 else "latin1"
+    hint = f"convert the file, for example with `iconv -f {code} -t utf-8`"
+    if around.count(0) > 1:
+        hint = "it does not look like text; `file` says what it may be"
+    message = f"byte {byte} (0x{value:02x}) is not UTF-8: {error.reason}; {hint}"
     return Reject(path, line, byte, "not_utf8", excerpt(error.object[max(error.start - 20, 0) :]), message)
 
 

@@ -178,4 +178,7 @@ def arrow_errors_named(path: str) -> Iterator[None]:
                 f"{path}: is of a sort that pyarrow {pa.__version__} cannot read ({words}); write it again "
                 "with other types or another compression"
             ) from None
+        if isinstance(error, MemoryError):  # damaged sizes end like this, too, so it counts as damage
+            words = f"needs more memory than there is ({words}); give more, or smaller row groups; or it is damaged"
+            raise DamagedError(f"{path}: {words}", None) from None
         raise DamagedError(f"{path}: damaged or truncated file ({words}); fetch it again", None) from None

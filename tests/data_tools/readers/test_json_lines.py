@@ -46,3 +46,12 @@ def test_what_is_no_text_is_said_with_a_remedy(tmp_path: Path):
     messages = [reject.message for chunk in chunks for reject in parse_chunk(chunk, options).rejects]
     expected = ["found list; join its parts", "such as text.body", "the keys are: body", "broken JSON", "broken JSON"]
     assert [words in message for words, message in zip(expected, messages, strict=True)] == [True] * 5, messages
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [(b"caf\xe9", "iconv -f latin1"), (b"\x93so\x94", "iconv -f windows-1252"), (b"\x93\0\0\1", "not look like text")],
+)
+def test_bytes_of_other_encodings_get_a_remedy_that_fits(tmp_path: Path, bad: bytes, words: str):
+    with pytest.raises(DataError, match=f"x.jsonl:1: byte .* is not UTF-8: .*{words}"):
+        texts_of(write_bytes(tmp_path / "x.jsonl", b'{"text": "' + bad + b'"}\n'))
