@@ -280,11 +280,13 @@ def _describe_run(
             names = [name for name in extras if name.startswith("tokenizer/")]
             if folder.keep_tokenizer({name.removeprefix("tokenizer/"): extras[name] for name in names}):
                 log.warning("%s: was not the tokenizer of data.train, and is replaced by it", folder.tokenizer)
-        except OSError as error:
+        except TacoError as error:
             problem = str(error)
-    failure = collectives.first_failure(problem)
-    if failure is not None:
-        raise TacoError(_cannot_be_written(folder, failure))
+        except OSError as error:
+            problem = _cannot_be_written(folder, str(error))
+    problem = collectives.gather_objects(problem)[0]
+    if problem is not None:
+        raise TacoError(problem)
 
 
 def _cannot_be_written(folder: RunFolder, reason: str) -> str:

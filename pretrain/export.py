@@ -32,7 +32,9 @@ LOGITS_TOLERANCE = 1e-5
 
 @app.command(epilog="Example: taco export runs/taco_base exported/taco_base")
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="run folder (its newest checkpoint) or a step-NNNNNNN folder")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="run folder (its newest checkpoint) or a step-NNNNNNN folder", readable=False)
+    ],
     out: Annotated[Path, typer.Argument(help="Hugging Face folder to write")],
     max_positions: Annotated[
         int | None, typer.Option(min=2, help="keep only the first positions, such as those that were trained")

@@ -232,6 +232,7 @@ class RunFolder:
         """Keep the files of the data's tokenizer in the run; whether other ones were there, which they replace.
 
         Raises:
+            TacoError: the old ones cannot be read.
             OSError: the folder cannot be written.
         """
         old = _content_of(self.tokenizer)
@@ -290,11 +291,13 @@ def _with_later_keys(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def _content_of(folder: Path) -> dict[str, bytes] | None:
-    """The files of a folder by name; None if there is no such folder. Raises OSError."""
+    """The files of a folder by name; None if there is no such folder. Raises TacoError: they cannot be read."""
     try:
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise TacoError(f"{error.filename or folder}: cannot be read: {error.strerror or error}") from None
 
 
 def _is_part_of(key: str, name: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from corpora import write_jsonl, write_vocab
 from project import ROOT
+from reading_rights import unreadable
 
 from pretrain.cli import PACKAGES, VERBS, MultiValueCommand, main, new_program, run_program
 from pretrain.console.machine_faults import explain_machine_fault
@@ -248,3 +249,16 @@ def test_a_missing_module_that_no_installation_mends_stays_a_traceback(tmp_path:
     assert message.startswith("Traceback")
     assert f"No module named {absent!r}" in message
     assert "pip install" not in message
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "."])
+def test_an_export_that_may_not_be_read_is_not_called_incomplete(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (folder / file).touch()
+    with unreadable(folder / name):
+        assert taco("fill-mask", str(folder), "a [MASK]")[0] == 1
+    assert capsys.readouterr().err == f"error: {folder / name}: cannot be read: Permission denied\n"

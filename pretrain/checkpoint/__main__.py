@@ -19,7 +19,9 @@ from pretrain.cli import new_program, run_program
 
 app = new_program()
 
-RunArgument = Annotated[Path, typer.Argument(help="run folder, its checkpoints/, or one step-NNNNNNN folder")]
+RunArgument = Annotated[
+    Path, typer.Argument(help="run folder, its checkpoints/, or one step-NNNNNNN folder", readable=False)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
@@ -90,7 +92,7 @@ def _with_number_of_others(problems: list[str]) -> str:
 
 @app.command("prune", epilog="Example: taco checkpoint prune runs/taco_base --keep 2 --every 50000 --dry-run")
 def prune(
-    run: Annotated[Path, typer.Argument(help="run folder or its checkpoints/")],
+    run: Annotated[Path, typer.Argument(help="run folder or its checkpoints/", readable=False)],
     keep: Annotated[int, typer.Option(min=1, help="how many of the newest checkpoints to keep")] = 3,
     every: Annotated[int | None, typer.Option(min=1, help="also keep steps that are multiples of this")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be removed, and remove nothing")] = False,
@@ -138,7 +140,9 @@ def _remove(folder: Path) -> None:
 
 @app.command("reshape", epilog="Example: taco checkpoint reshape runs/taco_base archive/taco_base --weights-only")
 def reshape(
-    checkpoint: Annotated[Path, typer.Argument(help="run folder (its newest checkpoint) or a step-NNNNNNN folder")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="run folder (its newest checkpoint) or a step-NNNNNNN folder", readable=False)
+    ],
     out: Annotated[Path, typer.Argument(help="new folder for the rewritten checkpoint")],
     files: Annotated[int, typer.Option(min=1, max=100_000, help="number of state files to write")] = 1,
     weights_only: Annotated[

@@ -155,9 +155,20 @@ def find_checkpoint(path: Path) -> Path:
     for root in (path / "checkpoints", path):
         if found := list_checkpoints(root):
             return found[0]
-    raise CheckpointError(
-        f"{path}: no checkpoint here; expected a step-NNNNNNN folder, a run folder or its checkpoints/"
-    )
+    raise CheckpointError(f"{path}: {_explain_none(path)}")
+
+
+def _explain_none(path: Path) -> str:
+    """Why there is no checkpoint to be found at `path`."""
+    if not path.exists():
+        return "no such folder; give a step-NNNNNNN folder, a run folder or its checkpoints/"
+    for root in (path / "checkpoints", path):
+        if set_aside := list_set_aside(root):
+            names = ", ".join(folder.name for folder in set_aside[:3])
+            return f"no checkpoint here but those that failed their verification ({names}); restore one"
+    if (path / "run.lock").exists() or (path / "config.yaml").exists():
+        return "this run has no checkpoint: it has not saved yet, or its checkpoints/ is not mounted"
+    return "no checkpoint here; expected a step-NNNNNNN folder, a run folder or its checkpoints/"
 
 
 def has_manifest(folder: Path) -> bool:

@@ -15,7 +15,7 @@ app = new_program()
 
 @app.command(epilog='Example: taco fill-mask runs/quickstart/export "He looked at the [MASK] and smiled."')
 def fill_mask(
-    model: Annotated[Path, typer.Argument(help="exported Hugging Face folder")],
+    model: Annotated[Path, typer.Argument(help="exported Hugging Face folder", readable=False)],
     texts: Annotated[list[str], typer.Argument(help="sentences, each with one [MASK]")],
     top: Annotated[int, typer.Option(min=1, help="candidates per mask")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
@@ -37,6 +37,7 @@ def predict(model: Path, texts: list[str], top: int) -> list[list[dict[str, Any]
     Raises:
         DataError: the folder is not an exported model, or a text is too long or does not have exactly one mask.
     """
+    _check_readable(model)
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -78,6 +79,20 @@ def predict(model: Path, texts: list[str], top: int) -> list[list[dict[str, Any]
         pairs = zip(tokens, probabilities.values.tolist(), strict=True)
         answers.append([{"token": token, "probability": value} for token, value in pairs])
     return answers
+
+
+def _check_readable(folder: Path) -> None:
+    """Name a file that may not be read; the libraries call it missing or damaged."""
+    from pretrain.errors import DataError
+
+    try:
+        for path in folder.iterdir():
+            if path.is_file():
+                path.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: cannot be read: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

@@ -169,7 +169,9 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     """The record of the export in `folder`; None if it is damaged."""
     try:
         record = json.loads((folder / EXPORT_RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except OSError as error:
+        raise DataError(f"{folder / EXPORT_RECORD}: cannot be read: {error.strerror or error}") from None
+    except ValueError:
         return None
     return record if isinstance(record, dict) and {"manifest_sha256", "step"} <= record.keys() else None
 

@@ -17,7 +17,7 @@ PICTURE_FILE = "loss_curves.png"
 
 
 @app.command(epilog="Example: taco report runs/taco_base")
-def report(run: Annotated[Path, typer.Argument(help="run folder (holds metrics.jsonl)")]) -> None:
+def report(run: Annotated[Path, typer.Argument(help="run folder (holds metrics.jsonl)", readable=False)]) -> None:
     """Draw a run's losses, accuracy, learning rate and gradient norm; print the paths of the picture and the page."""
     from pretrain.errors import DataError
     from pretrain.metrics import describe_bad_lines

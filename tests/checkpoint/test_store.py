@@ -209,8 +209,16 @@ def test_a_damaged_manifest_is_a_typed_error(store: CheckpointStore, text: str) 
     assert len(find_problems(folder)) == 1
 
 
-def test_nothing_there_says_what_was_expected(tmp_path: Path) -> None:
+def test_nothing_there_says_why(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder; give a step-NNNNNNN folder"):
+        find_checkpoint(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="expected a step-NNNNNNN folder"):
+        find_checkpoint(tmp_path)
+    (tmp_path / "run.lock").touch()
+    with pytest.raises(CheckpointError, match="it has not saved yet, or its checkpoints/ is not mounted"):
+        find_checkpoint(tmp_path)
+    (tmp_path / "checkpoints" / "step-0000010.bad").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"but those that failed their verification \(step-0000010\.bad\)"):
         find_checkpoint(tmp_path)
 
 
@@ -321,6 +329,9 @@ def test_checkpoints_may_lie_on_another_file_system(tmp_path: Path) -> None:
     store.prepare()
     save(store, 10, 20)
     assert [path.name for path in list_checkpoints(tmp_path / "other")] == ["step-0000020"]
+    (tmp_path / "other").rename(tmp_path / "unmounted")
+    with pytest.raises(CheckpointError, match=r"is a link to .*other, which is not there; mount that"):
+        store.prepare()
 
 
 @pytest.mark.fault("late-file")

@@ -72,9 +72,9 @@ def read_folder(folder: Path) -> tuple[Path, str, bool | None]:
         DataError: the folder holds no tokenizer, or several, or its marker is damaged.
     """
     marker = folder / MARKER
-    if not marker.exists():
-        return _find_source(folder), folder.name, _casing_beside(folder)
     try:
+        if not marker.exists():
+            return _find_source(folder), folder.name, _casing_beside(folder)
         fields = json.loads(marker.read_text(encoding="utf-8"))
         source, name, cased = fields["source"], fields["name"], fields["cased"]
     except OSError as error:

@@ -12,6 +12,8 @@ from small_runs import write_cyclic_dataset
 from pretrain.data.dataset import dataset_writer
 from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.dataset.spot_check import find_damage_on_nodes, find_difference
+from pretrain.data.tokenizer.load import load_tokenizer
+from pretrain.errors import DataError
 
 CHUNK = 512
 
@@ -76,3 +78,17 @@ def test_what_may_not_be_read_is_named_and_not_called_different(prefix: Path) ->
 def test_a_dataset_without_a_manifest_cannot_be_checked(prefix: Path) -> None:
     Path(f"{prefix}.json").unlink()
     assert find_difference(IndexedDataset(prefix)) is None
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".json"])
+def test_a_dataset_that_may_not_be_read_is_an_error_of_one_line(prefix: Path, suffix: str) -> None:
+    path = Path(f"{prefix}{suffix}")
+    with unreadable(path), pytest.raises(DataError, match=f"^{path}: cannot be read: Permission denied$"):
+        IndexedDataset(prefix)
+
+
+def test_a_tokenizer_that_may_not_be_read_is_not_called_damaged(prefix: Path) -> None:
+    folder = Path(f"{prefix}.tokenizer")
+    for path in (folder, folder / "taco_tokenizer.json"):
+        with unreadable(path), pytest.raises(DataError, match="cannot be read: Permission denied"):
+            load_tokenizer(folder)
