@@ -1,4 +1,4 @@
-"""Turns SIGTERM and Ctrl-C into a request to stop at the next safe point, so that finished work can be kept."""
+"""Turns SIGTERM, SIGHUP and Ctrl-C into a request to stop at the next safe point, so that finished work can be kept."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pretrain.errors import TacoError
 
 
 class StoppedError(TacoError):
-    """The run was asked to stop: exit code 75 for SIGTERM (a job's time limit: start it again), 130 for Ctrl-C."""
+    """The run was asked to stop: exit code 130 for Ctrl-C, 75 for a job's time limit (SIGTERM) or a closed terminal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = 75 if number == signal.SIGTERM else 130
+        self.exit_code = 130 if number == signal.SIGINT else 75
 
 
 class StopSignals:
@@ -27,7 +27,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # nohup: the end of the terminal is not the end of the program
                 self._old[number] = signal.signal(number, self._record)
         return self
 

@@ -31,7 +31,7 @@ except ModuleNotFoundError as error:
 from pretrain import __version__
 from pretrain.console.machine_faults import explain_machine_fault
 from pretrain.console.streams import standard_streams
-from pretrain.errors import TacoError, cut_to_screen
+from pretrain.errors import TacoError, cut_to_screen, leave_reason
 
 
 class Verb(NamedTuple):
@@ -51,7 +51,7 @@ VERBS = {
     "data index": Verb("data_tools.build_index", "build the index of datasets ahead of training; fill rates"),
     "data stats": Verb("data_tools.dataset_stats", "lengths, vocabulary use and rows of datasets, with a picture"),
     "data verify": Verb("data_tools.verify", "check datasets against their hashes, locate damage"),
-    "train": Verb("pretrain.train", "pretrain BERT with the TACO objective (one rank; start with torchrun or alone)"),
+    "train": Verb("pretrain.train", "pretrain BERT with the TACO objective, on one process or several (--processes)"),
     "preflight": Verb(
         "pretrain.preflight.__main__", "check machines before a run: GPUs, host names, disks, data, network"
     ),
@@ -131,7 +131,7 @@ def _errors_in_one_line(name: str) -> Iterator[None]:
     try:
         yield
     except TacoError as error:
-        _end(str(error), error.exit_code)
+        _end(str(error), error.exit_code, is_consequence=error.is_consequence)
     except ModuleNotFoundError as error:
         package = PACKAGES.get(error.name or "")
         if package is None:  # a module of our own, or one that an installed package should hold
@@ -145,10 +145,12 @@ def _errors_in_one_line(name: str) -> Iterator[None]:
         _end(explained, 1)
 
 
-def _end(message: str, exit_code: int) -> NoReturn:
-    rank = os.environ.get("RANK", "0")
-    who = "" if rank == "0" else f"[rank {rank}] "
-    print(f"{who}error: {cut_to_screen(message)}", file=sys.stderr)
+def _end(message: str, exit_code: int, *, is_consequence: bool = False) -> NoReturn:
+    message = cut_to_screen(message)
+    if not leave_reason(f"error: {message}", is_consequence=is_consequence):
+        rank = os.environ.get("RANK", "0")
+        who = "" if rank == "0" else f"[rank {rank}] "
+        print(f"{who}error: {message}", file=sys.stderr)
     sys.exit(exit_code)
 
 

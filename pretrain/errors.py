@@ -6,11 +6,24 @@ remain `AssertionError`; they are bugs and deserve a traceback.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+
+# Set by `taco train --processes`: the folder in which each rank leaves why it ended, so that one reason is shown.
+LAUNCH_FOLDER = "TACO_LAUNCH_FOLDER"
+
 
 class TacoError(Exception):
-    """Base of every error that a user can cause and fix."""
+    """Base of every error that a user can cause and fix.
+
+    `is_consequence`: it only says that another rank has ended; the reason is there.
+    """
 
     exit_code = 1
+    is_consequence = False
 
 
 class ConfigError(TacoError, ValueError):
@@ -65,3 +78,23 @@ def _cut_middle(text: str, most: int) -> str:
 def counted(number: int, noun: str, nouns: str = "") -> str:
     """`1 document`, `1,234 documents`; `nouns` if the plural is not made with an s."""
     return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def leave_reason(text: str, *, is_consequence: bool = False) -> bool:
+    """Tell the launcher why this rank ends; False if no launcher asks, or it cannot be told: say it yourself."""
+    folder = os.environ.get(LAUNCH_FOLDER)
+    if not folder:
+        return False
+    path = reason_file(Path(folder), int(os.environ.get("RANK", "0")))
+    record = {"text": text, "is_consequence": is_consequence, "time": time.time()}
+    with contextlib.suppress(OSError):
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(record), encoding="utf-8")
+        unfinished.rename(path)
+        return True
+    return False
+
+
+def reason_file(folder: Path, rank: int) -> Path:
+    """The file in the launcher's folder in which a rank leaves why it ended: JSON, `text`, `is_consequence`, `time`."""
+    return folder / f"rank_{rank:05d}.json"

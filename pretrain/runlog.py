@@ -1,6 +1,7 @@
 """What people read during a run: rank-aware logging, one console line per logging step, progress with an ETA.
 
-Rank 0 writes to the console; every rank writes its own file under logs/.
+Rank 0 writes to the console; every rank writes its own file under logs/. What ranks have in common is read once, so
+warnings of the others, their libraries' included, are in their files alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import TextIO
 
 _ROOT = "taco"
+# Those whose loggers have handlers of their own.
+_LIBRARIES = ("DeepSpeed", "transformers", "torch")
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -23,7 +26,7 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def start_logging(log_dir: Path | None, rank: int) -> None:
-    """Console on rank 0 (warnings and worse on the others), and logs/rank_00000.log for every rank.
+    """Console on rank 0 (errors on the others), and logs/rank_00000.log for every rank.
 
     A log folder that cannot be written causes a warning, and never ends the run.
     """
@@ -32,9 +35,11 @@ def start_logging(log_dir: Path | None, rank: int) -> None:
     root.propagate = False
     root.handlers.clear()
     console = _ConsoleHandler()
-    console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    console.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     console.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
     root.addHandler(console)
+    if rank != 0:
+        _keep_libraries_quiet(console)
     if log_dir is None:
         return
     try:
@@ -47,6 +52,22 @@ def start_logging(log_dir: Path | None, rank: int) -> None:
         return
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(file)
+    if rank != 0:
+        _keep_libraries_quiet(console, file)
+
+
+def _keep_libraries_quiet(*handlers: logging.Handler) -> None:
+    """Send what libraries report to these handlers: their warnings come from every rank alike.
+
+    torch's C++ code reads a variable when it is loaded.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.captureWarnings(True)
+    logging.getLogger().handlers[:] = handlers
+    for name in _LIBRARIES:
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
 
 
 def _end_last_line(path: Path) -> None:

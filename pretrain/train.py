@@ -1,6 +1,7 @@
-"""`taco train`: one rank of a training run; builds the parts and hands them to the trainer.
+"""`taco train`: one rank of a training run, which builds the parts and hands them to the trainer; or all its ranks.
 
     taco train --config configs/taco_tiny.yaml optim.lr=3e-4
+    taco train --processes 2 --config configs/taco_tiny.yaml
     torchrun --nproc-per-node 2 -m pretrain.train --config configs/taco_tiny.yaml
 
 The same command continues an interrupted run and says so when the run is complete. Everything that can be wrong is
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pretrain.config.sections import RunConfig
     from pretrain.data.batches import RowSource
     from pretrain.parallel.launch import Launch
+    from pretrain.parallel.nodes import Nodes
+    from pretrain.resilience.stop_request import StopRequest
     from pretrain.run_folder import RunFolder
     from pretrain.trainer import Trainer
 
@@ -31,9 +34,7 @@ app = new_program()
 log = get_logger(__name__)
 
 
-@app.command(
-    epilog="Example: torchrun --nproc-per-node 2 -m pretrain.train --config configs/taco_tiny.yaml train.steps=100"
-)
+@app.command(epilog="Example: taco train --config configs/taco_tiny.yaml --processes 2 train.steps=100")
 def train(
     config: Annotated[Path, typer.Option(help="YAML file that describes the run; configs/ holds examples")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, any number of them")] = None,
@@ -44,25 +45,75 @@ def train(
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="begin at step 0 if every checkpoint is damaged or gone")
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="ranks to start on this machine, one per GPU; without it, one in this process"),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="machines on each of which this command is started: by srun (one task per node, which gives the "
+            "number), or with NODE_RANK, MASTER_ADDR and MASTER_PORT set",
+        ),
+    ] = None,
 ) -> None:
-    """Pretrain BERT: one process of the run (start with torchrun, or alone).
+    """Pretrain BERT: in this process, in several (--processes), or as one process that torchrun or srun has started.
 
     Exit codes: 0 done, 1 error, 2 configuration, 75 stopped by a signal with everything saved, 124 the run hung.
     """
     from pretrain.config.load import find_repeated, load_config
-    from pretrain.parallel.launch import read_launch
+    from pretrain.launcher.rank_side import join_launcher
+    from pretrain.parallel.launch import read_launch, warn_of_idle_tasks
     from pretrain.resilience.machine_limits import machine_limits_explained
+    from pretrain.resilience.stop_request import StopRequest
+    from pretrain.runlog import start_logging
 
-    launch = read_launch()
+    started = _nodes_of(processes, nodes)
+    launch = read_launch() if started is None else started.launch(processes or 1)
     if dry_run:
         if launch.rank == 0:
             _print_plan(config, overrides or [], launch, allow_change or [])
         return
+    if started is not None and launch.world_size > 1:
+        resolved = load_config(config, overrides or (), world_size=launch.world_size)
+        start_logging(None, 0)
+        options = [f"--allow-change={key}" for key in allow_change or ()] + ["--from-scratch"] * from_scratch
+        arguments = [f"--config={config}", *options, "--", *(overrides or ())]
+        with machine_limits_explained(resolved, launch):
+            raise typer.Exit(_start_ranks(launch, started, resolved, arguments))
+    join_launcher()
+    stop = StopRequest(launch.rank)
+    stop.install()
+    start_logging(None, launch.rank)
+    warn_of_idle_tasks(launch)
     resolved = load_config(config, overrides or (), world_size=launch.world_size)
     for line in find_repeated(overrides or ()) if launch.rank == 0 else ():
         typer.echo(f"note: {line}", err=True)
     with machine_limits_explained(resolved, launch):
-        _run(resolved, launch, allow_change or [], from_scratch=from_scratch)
+        _run(resolved, launch, stop, allow_change or [], from_scratch=from_scratch)
+
+
+def _nodes_of(processes: int | None, nodes: int | None) -> Nodes | None:
+    """The machines of a run whose ranks this process starts; None if it is a rank itself."""
+    from pretrain.errors import ConfigError
+    from pretrain.parallel.nodes import read_nodes
+
+    if processes is not None:
+        return read_nodes(nodes)
+    if nodes is not None:
+        raise ConfigError(f"--nodes {nodes} goes with --processes, the number of ranks on each of them; add it")
+    return None
+
+
+def _start_ranks(launch: Launch, nodes: Nodes, config: RunConfig, arguments: list[str]) -> int:
+    """Start the ranks of this machine as `taco train ARGUMENTS`; the exit code of the whole."""
+    from datetime import timedelta
+
+    from pretrain.launcher.agent import launch_ranks
+
+    timeout = timedelta(seconds=config.watchdog.collective_seconds)
+    return launch_ranks(launch.local_world_size, nodes, arguments, timeout)
 
 
 def _print_plan(path: Path, overrides: list[str], launch: Launch, allowed: list[str]) -> None:
@@ -86,7 +137,7 @@ def _print_plan(path: Path, overrides: list[str], launch: Launch, allowed: list[
         raise typer.Exit(2)
 
 
-def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch: bool) -> None:
+def _run(config: RunConfig, launch: Launch, stop: StopRequest, allowed: list[str], *, from_scratch: bool) -> None:
     from datetime import timedelta
 
     from pretrain.parallel.launch import (
@@ -98,14 +149,10 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
     )
     from pretrain.parallel.mesh import start_mesh
     from pretrain.resilience.heartbeat import Heartbeat
-    from pretrain.resilience.stop_request import StopRequest
     from pretrain.resilience.watchdog import lost_contact, start_watchdog
     from pretrain.run_folder import RunFolder
     from pretrain.runlog import start_logging
 
-    stop = StopRequest(launch.rank)
-    stop.install()
-    start_logging(None, launch.rank)
     train_rows, validation_rows = _open_rows(config)
     device = choose_device(config.run.device, launch)
     if config.train.deterministic:
@@ -113,6 +160,7 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
     _check_device(config, device, launch)
     folder = RunFolder(config.run.output_dir)
     start_process_group(launch, device, timedelta(seconds=config.watchdog.collective_seconds))
+    stop.connected()
     heartbeat, watchdog = Heartbeat(), None
     try:
         token, config = _claim(folder, config, allowed)
@@ -135,7 +183,7 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
             allowed=allowed,
             from_scratch=from_scratch,
         )
-        _train(trainer, config.train.steps, folder, allowed, from_scratch=from_scratch)
+        _train(trainer, config.train.steps, folder, stop, allowed, from_scratch=from_scratch)
     except RuntimeError as error:
         if not is_lost_contact(error):
             raise
@@ -151,7 +199,9 @@ def _run(config: RunConfig, launch: Launch, allowed: list[str], *, from_scratch:
             watchdog.stop()
 
 
-def _train(trainer: Trainer, steps: int, folder: RunFolder, allowed: list[str], *, from_scratch: bool) -> None:
+def _train(
+    trainer: Trainer, steps: int, folder: RunFolder, stop: StopRequest, allowed: list[str], *, from_scratch: bool
+) -> None:
     """Continue the run from where it stands, to its end or until a signal stops it."""
     from pretrain.parallel import collectives
     from pretrain.resilience.stop_request import PreemptedError
@@ -161,6 +211,10 @@ def _train(trainer: Trainer, steps: int, folder: RunFolder, allowed: list[str], 
         _mark_done(folder, trainer.state.step)
         log.info("done: all %d steps were there already; checkpoints are in %s", steps, folder.checkpoints)
         return
+    if any(collectives.gather_objects(stop.is_set)):
+        trainer.progress.close()
+        log.info("stopped before step %d; there is nothing to save", trainer.state.step + 1)
+        raise typer.Exit(PreemptedError.exit_code)
     stopped: PreemptedError | None = None
     try:
         if collectives.rank() == 0:

@@ -17,7 +17,7 @@ PRETRAIN = (
     "objectives", "data", "planner", "model", "hf_reading", "optim",
     "metrics", "run_folder", "checkpoint", "hf_writing", "resilience", "engine", "saving", "progress",
     "trainer", "build_run",
-    "init", "train", "preflight", "export", "import_hf", "evaluate", "report", "bench",
+    "launcher", "init", "train", "preflight", "export", "import_hf", "evaluate", "report", "bench",
 )  # fmt: skip
 DATA = ("native_build", "native", "sentences", "order", "masking", "tokenizer", "special_ids", "index_cache", "dataset")
 DATA_TOOLS = (

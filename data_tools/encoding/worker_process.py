@@ -151,7 +151,8 @@ class WorkerHandle:
 
 def serve(descriptor: int) -> None:
     """The child: builds its callable, then processes items until the parent closes the socket or dies."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole process group; the parent decides
+    # They reach the whole process group; the parent decides.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=descriptor)
     threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()

@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING
 
 from pretrain.errors import ConfigError
 from pretrain.parallel.collectives import COLLECTIVE_TIMEOUT
+from pretrain.parallel.meeting import Party, check_interfaces, meet, read_address
+from pretrain.runlog import get_logger
 
 if TYPE_CHECKING:
     import torch
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,66 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     """This process's place as set by torchrun (or a launcher with the same variables); a single process without them.
 
     Raises:
-        ConfigError: some of RANK, WORLD_SIZE, LOCAL_RANK are set and others are missing, or one is not an integer.
+        ConfigError: some of RANK, WORLD_SIZE, LOCAL_RANK are set and others are missing, one is not an integer, or they
+            do not fit together; or another launcher has started several processes that would each be a run of its own.
     """
     variables = os.environ if environment is None else environment
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     present = [name for name in names if variables.get(name)]
     if not present:
+        _refuse_other_launchers(variables)
         return Launch(rank=0, world_size=1, local_rank=0, local_world_size=1)
     if len(present) < len(names):
         missing = ", ".join(name for name in names if name not in present)
-        raise ConfigError(f"environment: {', '.join(present)} set but {missing} missing; start with torchrun, or unset")
+        raise ConfigError(
+            f"environment: {', '.join(present)} set but {missing} missing; start with `taco train --processes N` or "
+            f"torchrun, or unset {', '.join(present)}"
+        )
     try:
         rank, world_size, local_rank = (int(variables[name]) for name in names)
         local_world_size = int(variables.get("LOCAL_WORLD_SIZE", world_size))
     except ValueError as error:
         raise ConfigError(f"environment: RANK, WORLD_SIZE, LOCAL_RANK must be whole numbers: {error}") from None
+    if not (0 <= rank < world_size and 0 <= local_rank < local_world_size <= world_size):
+        raise ConfigError(
+            f"environment: RANK={rank}, WORLD_SIZE={world_size}, LOCAL_RANK={local_rank}, LOCAL_WORLD_SIZE="
+            f"{local_world_size} do not fit together; ranks count from 0; set all four, or start with torchrun"
+        )
     return Launch(rank, world_size, local_rank, local_world_size)
+
+
+# How launchers that set none of torchrun's variables say how many processes they have started. srun sets its own only
+# for the tasks of a step, not in the shell of a job.
+_OTHER_LAUNCHERS = (
+    ("SLURM_STEP_NUM_TASKS", "srun"),
+    ("OMPI_COMM_WORLD_SIZE", "mpirun"),
+    ("PMI_SIZE", "mpiexec"),
+    ("MV2_COMM_WORLD_SIZE", "mpirun"),
+)
+
+
+def _refuse_other_launchers(variables: Mapping[str, str]) -> None:
+    """Processes that do not know their ranks would each be rank 0 of a run in the same folder."""
+    for name, launcher in _OTHER_LAUNCHERS:
+        count = variables.get(name, "")
+        if count.isdigit() and int(count) > 1:
+            raise ConfigError(
+                f"environment: {launcher} has started {count} processes ({name}), but RANK, WORLD_SIZE and LOCAL_RANK "
+                "are missing, so each of them would be a run of its own; start one process per node with "
+                "`taco train --processes N`, or under SLURM use slurm/task.sh, which sets them"
+            )
+
+
+def warn_of_idle_tasks(launch: Launch, environment: Mapping[str, str] | None = None) -> None:
+    """Say so where a job has room for several ranks, but its script has started this one process, without srun."""
+    variables = os.environ if environment is None else environment
+    tasks = variables.get("SLURM_NTASKS", "")
+    if launch.world_size == 1 and not variables.get("SLURM_STEP_NUM_TASKS") and tasks.isdigit() and int(tasks) > 1:
+        log.warning(
+            "this job has %s tasks (SLURM_NTASKS), but this is one process alone: start ranks with --processes on one "
+            "node, with `srun --ntasks-per-node=1 taco train --processes N` on several, or submit slurm/*.sh",
+            tasks,
+        )
 
 
 def choose_device(requested_device: str, launch: Launch) -> torch.device:
@@ -90,7 +138,11 @@ def make_deterministic() -> None:
 def start_process_group(launch: Launch, device: torch.device, timeout: timedelta = COLLECTIVE_TIMEOUT) -> None:
     """Join the process group (gloo on CPU, NCCL on GPUs) and tell DeepSpeed about it; harmless when called again.
 
-    `timeout`: a collective that not all ranks have joined by then fails.
+    `timeout`: a collective that not all ranks have joined by then fails, and so does the start.
+
+    Raises:
+        ConfigError: the environment names no meeting point, or a network interface that is not there.
+        MeetingError: the ranks have not met.
     """
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if device.type == "cpu":
@@ -103,13 +155,32 @@ def start_process_group(launch: Launch, device: torch.device, timeout: timedelta
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         if launch.world_size == 1:
             # A single process has no peers: it opens no port, so two runs on one machine cannot collide.
-            store = distributed.HashStore()
-            distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+            distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
         else:
-            distributed.init_process_group(backend, timeout=timeout)
+            check_interfaces(use_nccl=device.type == "cuda")
+            store = meet(_party(launch), timeout)
+            distributed.init_process_group(
+                backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
+            )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _start_deepspeed(launch)
+
+
+def _party(launch: Launch) -> Party:
+    """All ranks of a run. Under torchrun, or `taco train --processes`, the launcher holds the store."""
+    address, port = read_address()
+    return Party(
+        noun="rank",
+        index=launch.rank,
+        size=launch.world_size,
+        address=address,
+        port=port,
+        is_host=launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+        # Of the ranks that have no contact, one on each machine says so.
+        speaks=launch.local_rank == 0 or launch.rank == 1,
+        round=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+    )
 
 
 def _start_deepspeed(launch: Launch) -> None:

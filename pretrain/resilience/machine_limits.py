@@ -82,6 +82,6 @@ def _explain_port() -> str:
     place = f"{os.environ.get('MASTER_ADDR', 'localhost')}:{os.environ.get('MASTER_PORT', '29500')}"
     return (
         f"{socket.gethostname()}: the port of {place} (MASTER_ADDR, MASTER_PORT), where ranks meet, is in use by "
-        "another program; set MASTER_PORT to a free one, or let torchrun find one: --rdzv-backend c10d "
-        "--rdzv-endpoint localhost:0"
+        "another program; set MASTER_PORT to a free one, or let the launcher find one: `taco train --processes N`, or "
+        "torchrun --rdzv-backend c10d --rdzv-endpoint localhost:0"
     )

@@ -28,7 +28,7 @@ from typing import TextIO
 from pretrain import durable
 from pretrain.checkpoint.manifest import CheckpointUnreadableError, list_checkpoints
 from pretrain.config.sections import WatchdogSection
-from pretrain.errors import TacoError
+from pretrain.errors import TacoError, leave_reason
 from pretrain.parallel.launch import Launch
 from pretrain.resilience import watchdog_guard
 from pretrain.resilience.hang_verdict import describe_hang
@@ -57,6 +57,8 @@ log = get_logger(__name__)
 
 class LostContactError(TacoError):
     """Another rank, or the network to it, disappeared in the middle of a collective."""
+
+    is_consequence = True
 
 
 def lost_contact(error: RuntimeError, heartbeat: Heartbeat, checkpoints: Path) -> LostContactError:
@@ -232,7 +234,9 @@ class Watchdog:
         threading.Thread(target=_exit_after, args=(patience + 1,), daemon=True).start()
         who = "" if self._launch.rank == 0 else f"[rank {self._launch.rank}] "
         # Not through the logger: the thread that hangs may hold its lock.
-        os.write(2, f"{who}error: {verdict}\n".encode())
+        if not leave_reason(f"error: {verdict}"):
+            with contextlib.suppress(OSError):  # the terminal was closed
+                os.write(2, f"{who}error: {verdict}\n".encode())
         with contextlib.suppress(OSError):
             durable.append_line(self._log_file, f"CRITICAL {verdict}".encode())
         with contextlib.suppress(OSError, ValueError):

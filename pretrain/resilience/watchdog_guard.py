@@ -52,7 +52,7 @@ def stop(guard: subprocess.Popen[bytes]) -> None:
 
 def guard_process(process: int, rank: str, stacks: str) -> None:
     """Watch `process` until its pipe is closed."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # meant for the rank, but SLURM sends them to all processes of a task
     limit, silent, last = float("inf"), 0.0, time.monotonic()
     while True:
