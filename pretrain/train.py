@@ -79,7 +79,7 @@ def train(
         resolved = load_config(config, overrides or (), world_size=launch.world_size)
         start_logging(None, 0)
         options = [f"--allow-change={key}" for key in allow_change or ()] + ["--from-scratch"] * from_scratch
-        arguments = [f"--config={config}", *options, "--", *(overrides or ())]
+        arguments = ["--config", str(config), *options, "--", *(overrides or ())]
         with machine_limits_explained(resolved, launch):
             raise typer.Exit(_start_ranks(launch, started, resolved, arguments))
     join_launcher()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import warnings
 from pathlib import Path
 
 import pytest
+from child_process import fork
 
 from pretrain import runlog
 from pretrain.runlog import Eta, format_count, format_seconds, get_logger, start_logging
@@ -37,9 +40,32 @@ def test_every_rank_has_a_file_and_only_the_first_speaks(tmp_path: Path, capsys:
         start_logging(tmp_path, rank)
         get_logger("pretrain.trainer").info("hello from %d", rank)
         get_logger("pretrain.trainer").warning("careful %d", rank)
+        get_logger("pretrain.trainer").error("broken %d", rank)
     logging.getLogger("taco").handlers.clear()
-    assert capsys.readouterr().err == "hello from 0\ncareful 0\n[rank 1] careful 1\n"
-    assert "hello from 1" in (tmp_path / "rank_00001.log").read_text()
+    assert capsys.readouterr().err == "hello from 0\ncareful 0\nbroken 0\n[rank 1] broken 1\n"
+    assert "hello from 1" in (text := (tmp_path / "rank_00001.log").read_text())
+    assert "careful 1" in text
+
+
+def test_warnings_of_libraries_come_from_the_first_rank_alone(tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        library = logging.getLogger("DeepSpeed")
+        library.addHandler(logging.StreamHandler())
+        start_logging(None, rank)
+        start_logging(tmp_path, rank)
+        warnings.warn("old spelling", stacklevel=1)
+        library.warning("no such kernel")
+
+    for rank in (0, 1):
+        process = fork(lambda rank=rank: work(rank), tmp_path / f"console{rank}")  # type: ignore[misc]
+        assert os.waitpid(process, 0)[1] == 0
+    first, second = ((tmp_path / f"console{rank}").read_text() for rank in (0, 1))
+    assert "old spelling" in first
+    assert "no such kernel" in first
+    assert second == ""
+    kept = (tmp_path / "rank_00001.log").read_text()
+    assert "old spelling" in kept
+    assert "no such kernel" in kept
 
 
 @pytest.mark.fault("logging")

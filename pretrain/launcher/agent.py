@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from pretrain.launcher.rank_side import LAUNCHER_PROCESS
 from pretrain.parallel.nodes import Nodes
 from pretrain.resilience.stop_request import (
     ANNOUNCED,
+    ECHO_SECONDS,
     EXIT_PREEMPTED,
     announcement,
     heard_signals,
@@ -102,6 +104,7 @@ class _Launch:
         self._ends = RankEnds(folder)
         self._agent: RankAgent | None = None
         self._asked: signal.Signals | None = None
+        self._since = 0.0
         self._is_over = False
         self._error: BaseException | None = None
 
@@ -151,7 +154,10 @@ class _Launch:
             self._asked = signal.Signals(number)
             with contextlib.suppress(OSError):
                 (self._folder / ANNOUNCED).write_text(name, encoding="ascii")
+            self._since = time.monotonic()
             say(announcement(name))
+        elif time.monotonic() - self._since > ECHO_SECONDS:
+            say(f"{name} again: the ranks stop at once, without saving")
         for process in self._ends.running(processes):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.errors import ConfigError, reason_file
-from pretrain.resilience.stop_request import EXIT_PREEMPTED
+from pretrain.resilience.stop_request import EXIT_PREEMPTED, NOTHING_TO_SAVE
 from pretrain.resilience.watchdog import EXIT_HANG
 
 # After a first rank has ended badly: those that save, write stacks, or only miss another one may end on their own.
@@ -90,7 +90,7 @@ class RankEnds:
             return None
 
     def verdict(self, processes: Mapping[int, int], handed_on: set[int]) -> tuple[int, str | None]:
-        """The exit code of the whole, and the one reason that people read; None where there is none to give.
+        """The exit code of the whole, and the one reason that people read; None where they have read it already.
 
         Args:
             handed_on: the signals that the launcher has passed to the ranks; one that ended of it had not begun.
@@ -99,10 +99,11 @@ class RankEnds:
         if not failed:
             return 0, None
         rank = min(failed, key=self._order)
-        code = self.codes[rank]
-        if code == EXIT_PREEMPTED or -code in handed_on:
-            return EXIT_PREEMPTED, None
-        reason = self.reason(rank)
+        code, reason = self.codes[rank], self.reason(rank)
+        if code == EXIT_PREEMPTED:
+            return code, None if reason is None else reason.text
+        if -code in handed_on:
+            return EXIT_PREEMPTED, NOTHING_TO_SAVE
         who = "" if rank == 0 or code == ConfigError.exit_code else f"[rank {rank}] "
         if reason is not None:
             return code if code > 0 else 128 - code, who + reason.text

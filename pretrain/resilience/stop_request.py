@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from pretrain.errors import LAUNCH_FOLDER, TacoError
+from pretrain.errors import LAUNCH_FOLDER, TacoError, leave_reason
 from pretrain.runlog import get_logger
 from pretrain.step import Action, DoneStep, StepPlan, Watcher
 
@@ -22,6 +22,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, si
 EXIT_PREEMPTED = 75
 # In the launcher's folder: the name of a signal that it has announced already, and hands on to its ranks as SIGTERM.
 ANNOUNCED = "signal"
+NOTHING_TO_SAVE = "stopped before the first step; there is nothing to save"
 
 log = get_logger(__name__)
 
@@ -136,17 +137,15 @@ class StopRequest(Watcher):
             self._since = now
             self.signal_name = self.signal_name or name
             if not self._is_connected:
-                self._say("stops before the first step; there is nothing to save", name, is_known=announced is not None)
+                if announced is None or not leave_reason(NOTHING_TO_SAVE):
+                    say(f"{self._who}{name}: {NOTHING_TO_SAVE}")
                 os._exit(EXIT_PREEMPTED)
             if announced is None:
                 say(self._who + announcement(name))
         elif now - self._since > ECHO_SECONDS:
-            self._say("a later signal: stops at once, without saving", name, is_known=announced is not None)
+            if announced is None:
+                say(f"{self._who}{name} again: stops at once, without saving")
             os._exit(128 + number)
-
-    def _say(self, text: str, name: str, *, is_known: bool) -> None:
-        if not is_known:
-            say(f"{self._who}{name}: {text}")
 
 
 def _announced() -> str | None:

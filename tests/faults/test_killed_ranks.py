@@ -16,6 +16,7 @@ from small_runs import write_small_run
 
 from pretrain.checkpoint.manifest import CheckpointManifest, list_checkpoints
 from pretrain.metrics import read_metrics
+from pretrain.parallel import meeting
 from pretrain.resilience import stop_request
 from pretrain.resilience.stop_request import EXIT_PREEMPTED
 
@@ -79,8 +80,8 @@ def test_a_signal_to_any_rank_stops_all_at_one_step(
     undisturbed: dict[str, str], tmp_path: Path, fault: FaultRecorder
 ) -> None:
     config = write_small_run(tmp_path, **RUN)
-    wishes = ((signal.SIGUSR1, 0), (signal.SIGUSR2, 1), (signal.SIGTERM, 0, 1), (signal.SIGINT, 1))
-    for step, (number, *receivers) in zip((3, 9, 15, 21), wishes, strict=True):
+    wishes = ((signal.SIGUSR1, 0), (signal.SIGUSR2, 1), (signal.SIGTERM, 0, 1), (signal.SIGINT, 1), (signal.SIGHUP, 0))
+    for step, (number, *receivers) in zip((3, 8, 13, 18, 23), wishes, strict=True):
         with live_ranks(2, config) as ranks:
             seconds = ranks.wait_for_new_record()
             ranks.wait_for_step(step)
@@ -138,6 +139,23 @@ def test_a_second_signal_while_saving(undisturbed: dict[str, str], tmp_path: Pat
     assert last_saved(ranks.run) == last_step(ranks.run)
     fault.record("second-signal", injected=2, survived=2)
     finish(config, undisturbed)
+
+
+@pytest.mark.fault("stop-signal")
+def test_a_rank_that_waits_for_another_one_says_so_and_can_be_stopped(tmp_path: Path) -> None:
+    """Rank 1 never comes; rank 0 is in the store's C++ code."""
+
+    def late(rank: int) -> None:
+        meeting.FIRST_WORDS_SECONDS = 0.2
+        time.sleep(60 * rank)
+
+    with live_ranks(2, write_small_run(tmp_path, **RUN), before=late) as ranks:
+        ranks.wait_until(lambda: "waiting for 1 of 2 ranks (1) at 127.0.0.1:" in ranks.output(0))
+        assert " s left" in ranks.output(0)
+        ranks.send(signal.SIGTERM, 0)
+        assert ranks.wait(20, [0]) == [EXIT_PREEMPTED], ranks.output()
+        assert "SIGTERM: stopped before the first step" in ranks.output(0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_second_run_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path, fault: FaultRecorder) -> None:

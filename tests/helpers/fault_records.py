@@ -43,7 +43,7 @@ CATALOGUE = {
         "every save that had returned is intact",
     ),
     "stop-signal": Fault(
-        "SIGTERM, SIGINT, SIGUSR1 or SIGUSR2 to one rank, to all, or to the job",
+        "SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2 to one rank, to all, to their launcher, or to the job",
         "all ranks save the same step once and end with exit code 75; the same command continues",
     ),
     "second-signal": Fault(

@@ -10,7 +10,7 @@ import torch
 
 from pretrain.errors import ConfigError
 from pretrain.parallel import collectives
-from pretrain.parallel.launch import Launch, choose_device, read_launch
+from pretrain.parallel.launch import Launch, choose_device, read_launch, warn_of_idle_tasks
 
 
 def test_alone_without_a_launcher() -> None:
@@ -27,11 +27,24 @@ def test_torchrun_variables() -> None:
     [
         ({"RANK": "0"}, "WORLD_SIZE, LOCAL_RANK missing"),
         ({"RANK": "zero", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "must be whole numbers"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "do not fit together"),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}, "mpirun has started 4 processes"),
+        ({"PMI_SIZE": "2"}, "each of them would be a run of its own"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}, "taco train --processes N"),
     ],
 )
-def test_half_an_environment_is_refused(variables: dict[str, str], words: str) -> None:
+def test_an_environment_that_names_no_rank_is_refused(variables: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         read_launch(variables)
+
+
+def test_a_job_of_several_tasks_with_one_process_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
+    assert read_launch(job) == Launch(0, 1, 0, 1)
+    warn_of_idle_tasks(Launch(0, 1, 0, 1), job)
+    warn_of_idle_tasks(Launch(0, 1, 0, 1), job | {"SLURM_STEP_NUM_TASKS": "1"})
+    (record,) = caplog.records
+    assert "this job has 4 tasks" in record.getMessage()
 
 
 def test_a_gpu_asked_for_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
