@@ -57,8 +57,7 @@ quickstart: install
 	@test -e $(RUN)/data/validation.json || $(BIN)/python data_tools/preprocess.py --input $(CORPUS) \
 	    --tokenizer $(RUN)/vocab.txt --output-prefix $(RUN)/data/validation --hash-range 0.95:1 --workers 2
 	@echo "== 3/5 training: 2 processes, DeepSpeed ZeRO-1"
-	@OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0 \
-	    -m pretrain.train --config configs/taco_tiny.yaml
+	@OMP_NUM_THREADS=1 $(BIN)/taco train --config configs/taco_tiny.yaml --processes 2
 	@$(BIN)/taco report $(RUN)/taco_tiny
 	@echo "== 4/5 export to Hugging Face"
 	@$(BIN)/taco export $(RUN)/taco_tiny $(RUN)/export --overwrite

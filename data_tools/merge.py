@@ -88,7 +88,7 @@ def merge(
         ConfigError: the output is a folder or one of the inputs.
         DataError: an input is damaged, a part is missing or given twice, or the inputs are incompatible; no output that
             looks complete is left behind.
-        StoppedError: SIGTERM or Ctrl-C.
+        StoppedError: SIGTERM, SIGHUP or Ctrl-C.
     """
     from data_tools.output.merge_inputs import merged_command, merged_options, open_inputs
     from data_tools.output.output_files import TokenizerFolder, prepare_output

@@ -86,7 +86,7 @@ def main(
     --output-prefix data/train --workers 8 --hash-range 0:0.95
 
     An interrupted run resumes where its journal ends: start the same command again, with any number of workers. Exit
-    code 75 means that SIGTERM ended it and that it can be resumed.
+    code 75 means that SIGTERM or SIGHUP ended it and that it can be resumed.
 
     Memory use does not grow with the corpus: about 100 MB for this process and for each worker, plus several times the
     longest document, plus --memory.
@@ -185,7 +185,7 @@ def preprocess(
     Raises:
         ConfigError: the prefix is a folder, or an option is invalid.
         DataError: a fault in input, tokenizer or output; no output that looks complete is left behind.
-        StoppedError: SIGTERM or Ctrl-C; finished work is kept.
+        StoppedError: SIGTERM, SIGHUP or Ctrl-C; finished work is kept.
         TacoError: a chunk of the corpus killed three workers.
     """
     from data_tools.output.output_files import TokenizerFolder, prepare_output

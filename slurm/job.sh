@@ -29,6 +29,7 @@ forward() {
 }
 trap 'forward USR1' USR1
 trap 'forward TERM' TERM
+trap 'forward HUP' HUP
 
 # sbatch runs a copy of the script, so its own folder says nothing.
 cd "$SLURM_SUBMIT_DIR"
@@ -234,7 +235,8 @@ preflight() {
     on_one_node "$python" -m pretrain.preflight compare --nodes "${nodes[*]}" \
         <"$scratch/reports" >"$scratch/failing" || code=$?
     if [ "$code" -eq 0 ] && [ "$num_ranks" -gt 1 ]; then
-        on_all_ranks --overlap slurm/task.sh "$python" -m pretrain.preflight all-reduce --nodes "${nodes[*]}" \
+        # By srun, whoever starts the ranks later: here every task has to know which rank it is.
+        TACO_LAUNCHER=srun on_all_ranks --overlap slurm/task.sh "$python" -m pretrain.preflight all-reduce --nodes "${nodes[*]}" \
             --timeout "$((preflight_seconds / 3))" --config "$config" "$@" >"$scratch/failing" || code=1
     fi
     limit=()

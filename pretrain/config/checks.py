@@ -65,7 +65,7 @@ def check_world_size(config: RunConfig, world_size: int) -> list[str]:
         problems.append(
             f"{grid} x parallel.data ({parallel.data}) = {counted(num_processes, 'process', 'processes')}, but "
             f"{world_size} {'was' if world_size == 1 else 'were'} started; start "
-            f"`torchrun --nproc-per-node {num_processes} -m pretrain.train ...` or set "
+            f"`taco train --processes {num_processes} ...` (or torchrun --nproc-per-node {num_processes}) or set "
             f"parallel.data={max(1, world_size // model_parallel)}"
         )
     elif world_size % model_parallel:

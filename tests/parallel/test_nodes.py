@@ -42,7 +42,11 @@ def test_nodes(asked: int | None, variables: dict[str, str], nodes: Nodes) -> No
     [
         (None, {"RANK": "1"}, "this process is rank 1 already"),
         (2, {}, "set NODE_RANK"),
-        (2, {"NODE_RANK": "2", **{name: TWO[name] for name in ("MASTER_ADDR", "MASTER_PORT")}}, "NODE_RANK counts from 0 to 1"),
+        (
+            2,
+            {"NODE_RANK": "2", **{name: TWO[name] for name in ("MASTER_ADDR", "MASTER_PORT")}},
+            "NODE_RANK counts from 0 to 1",
+        ),
         (2, {"NODE_RANK": "1"}, "MASTER_ADDR, MASTER_PORT missing"),
         (2, {"NODE_RANK": "one"}, "NODE_RANK=one is no whole number"),
         (2, {"SLURM_JOB_ID": "7"}, "srun --nodes=2 --ntasks-per-node=1"),
