@@ -35,12 +35,16 @@ def test_time_left_counts_from_where_this_process_began(monkeypatch: pytest.Monk
     assert eta.remaining(60) == pytest.approx(80)
 
 
-def test_every_rank_has_a_file_and_only_the_first_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_rank_has_a_file_and_only_the_first_speaks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     for rank in (0, 1):
         start_logging(tmp_path, rank)
         get_logger("pretrain.trainer").info("hello from %d", rank)
         get_logger("pretrain.trainer").warning("careful %d", rank)
         get_logger("pretrain.trainer").error("broken %d", rank)
+    logging.captureWarnings(False)
     logging.getLogger("taco").handlers.clear()
     assert capsys.readouterr().err == "hello from 0\ncareful 0\nbroken 0\n[rank 1] broken 1\n"
     assert "hello from 1" in (text := (tmp_path / "rank_00001.log").read_text())

@@ -33,7 +33,7 @@ def test_a_closed_terminal_stops_a_run_that_has_saved(tmp_path: Path) -> None:
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
         for descriptor in (0, 1, 2):
             os.dup2(terminal, descriptor)
-        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             os.environ.pop(name, None)
         run_program(app, ["--config", str(config)])
