@@ -137,9 +137,16 @@ class _Batches:
             return
         end, size = self._mapped.tell(), self._mapped.size()
         self._mapped.seek(max(size - len(_END_MARK), 0))
-        if end != size or self._mapped.read(len(_END_MARK)) != _END_MARK:
-            words = f"it ends at byte {end} of {size}, or without an end mark"
-            raise DamagedError(f"{self._path}: damaged or truncated arrow stream ({words}); fetch it again", None)
+        has_mark = self._mapped.read(len(_END_MARK)) == _END_MARK
+        if end != size:
+            words = f"damaged or truncated arrow stream (it ends at byte {end} of {size}); fetch it again"
+        elif not has_mark:  # the format allows that, but a stream that is cut between two batches looks the same
+            words = (
+                "its arrow stream has no end mark: its writer was not closed, or it is truncated; write or fetch it "
+            )
+            words += "again, or keep what it holds with --on-error skip"
+        if end != size or not has_mark:
+            raise DamagedError(f"{self._path}: {words}", None)
 
     def _step(self) -> bool:
         if self.is_file:

@@ -234,3 +234,11 @@ def test_hub_names(monkeypatch: pytest.MonkeyPatch):
         texts_of("hf://gone")
     with pytest.raises(DataError, match="expected hf://NAME"):
         texts_of("hf://a:b:c:d")
+
+
+def test_a_stream_without_end_mark_keeps_its_rows_as_advised(tmp_path: Path):
+    path = write_arrow(tmp_path / "x.arrow", table(["a", "b"]))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(DataError, match=r"x.arrow: its arrow stream has no end mark: .* --on-error skip$"):
+        texts_of(path)
+    assert rejects_of(path, on_error="skip") == (["a", "b"], [("damaged_file", None)], 0)
