@@ -277,7 +277,7 @@ class CheckpointStore:
         if collectives.rank() == 0:
             try:
                 action()
-            except OSError as error:
+            except (OSError, CheckpointError) as error:
                 problem = str(error)
         failure = collectives.first_failure(problem, self._group)
         if failure is not None:

@@ -433,3 +433,14 @@ def test_a_folder_of_another_run_under_the_name_of_a_save_is_set_aside(tmp_path:
     foreign = store.save(replace(manifest(10), run_id="theirs"), write_state)
     assert find_problems(store.save(replace(manifest(10), run_id="ours"), write_state)) == []
     assert CheckpointManifest.load(foreign.with_name("step-0000010.bad")).run_id == "theirs"
+
+
+@pytest.mark.fault("unreadable")
+def test_a_folder_in_the_way_that_may_not_be_read_fails_the_save_and_stays(store: CheckpointStore) -> None:
+    """On all ranks: one that raised alone would leave the others waiting."""
+    path = save(store, 10) / "manifest.json"
+    before = path.stat().st_ino
+    with unreadable(path), pytest.raises(CheckpointError, match=r"step-0000010: not saved: rank 0: .*cannot be read"):
+        save(store, 10)
+    assert path.stat().st_ino == before
+    assert [folder.name for folder in store.root.iterdir() if folder.is_dir()] == ["step-0000010"]
