@@ -49,9 +49,9 @@ def export(
     At the end, the logits of the exported folder are compared with those of the training model; a folder that differs
     is removed.
     """
-    from pretrain.checkpoint.manifest import find_checkpoint
+    from pretrain.checkpoint.run_record import find_own_checkpoint
 
-    source = find_checkpoint(checkpoint)
+    source = find_own_checkpoint(checkpoint)
     result = export_checkpoint(source, out, overwrite=overwrite, max_positions=max_positions)
     for warning in result["warnings"]:
         typer.echo(f"warning: {warning}", err=True)

@@ -154,10 +154,10 @@ def reshape(
     Not needed to continue a run in another layout: `taco train` reads a checkpoint of any tensor, pipeline and
     data-parallel size and ZeRO stage.
     """
-    from pretrain.checkpoint.manifest import find_checkpoint
     from pretrain.checkpoint.reshape import reshape_checkpoint
+    from pretrain.checkpoint.run_record import find_own_checkpoint
 
-    written = reshape_checkpoint(find_checkpoint(checkpoint), out, num_files=files, weights_only=weights_only)
+    written = reshape_checkpoint(find_own_checkpoint(checkpoint), out, num_files=files, weights_only=weights_only)
     typer.echo(f"written: {written}")
 
 

@@ -14,7 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pretrain import durable
-from pretrain.checkpoint.manifest import CheckpointManifest, CheckpointUnreadableError, list_checkpoints, step_folder
+from pretrain.checkpoint.manifest import (
+    CheckpointManifest,
+    CheckpointUnreadableError,
+    find_checkpoint,
+    list_checkpoints,
+    step_folder,
+)
 from pretrain.errors import CheckpointError, TacoError
 from pretrain.metrics import read_metrics
 
@@ -79,12 +85,12 @@ def note_saved(run: Path, run_id: str, step: int) -> None:
 
 
 def own_run_id(root: Path) -> str | None:
-    """The name of the run whose `checkpoints/` is `root`; None if there is no record of it.
+    """The name of the run whose `checkpoints/` is `root`; None if `root` is another folder, or has no record beside it.
 
     Raises:
         TacoError: the record cannot be read.
     """
-    record = RunRecord.load(root.parent)
+    record = RunRecord.load(root.parent) if root.name == "checkpoints" else None
     return None if record is None else record.run_id
 
 
@@ -102,6 +108,32 @@ def is_own(folder: Path, run_id: str | None) -> bool:
         return False
     is_of_run = run_id is None or manifest.run_id in ("", run_id)
     return is_of_run and folder.name == step_folder(folder.parent, manifest.step).name
+
+
+def find_own_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that `path` means: itself, or the newest of the run there, which must be that run's own.
+
+    Raises:
+        CheckpointError: there is none, or the newest one was renamed or is of another run.
+        TacoError: the record of the run cannot be read.
+    """
+    folder = find_checkpoint(path)
+    if folder == path:
+        return folder
+    try:
+        manifest = CheckpointManifest.load(folder)
+    except CheckpointUnreadableError:
+        raise
+    except CheckpointError:
+        return folder  # whoever reads it says what is damaged
+    run_id = own_run_id(folder.parent)
+    if is_own(folder, run_id):
+        return folder
+    whose = "" if run_id is None else f" of run {manifest.run_id or 'without a name'}, and this is run {run_id}"
+    raise CheckpointError(
+        f"{folder}: is the newest here, but its manifest says step {manifest.step}{whose}; move it elsewhere, or name "
+        "the step-NNNNNNN folder that you mean"
+    )
 
 
 def recorded_step(run: Path) -> int:

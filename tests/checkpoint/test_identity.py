@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from reading_rights import unreadable
 
 from pretrain.checkpoint.identity import ALLOWS_OTHER_RUN, check_identity
 from pretrain.checkpoint.manifest import CheckpointManifest
-from pretrain.checkpoint.run_record import RunRecord, note_saved, recorded_step
+from pretrain.checkpoint.run_record import RunRecord, find_own_checkpoint, note_saved, recorded_step
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.load import dump_config
 from pretrain.config.sections import RunConfig
@@ -115,3 +116,19 @@ def test_a_record_that_may_not_be_read_is_no_reason_to_begin_again(tmp_path: Pat
     (tmp_path / name).write_text(json.dumps({"step": 8}))
     with unreadable(tmp_path / name), pytest.raises(TacoError, match=rf"{name}: cannot be read: Permission denied$"):
         recorded_step(tmp_path)
+
+
+@pytest.mark.fault("foreign-checkpoint")
+def test_the_newest_checkpoint_of_a_run_is_not_one_that_was_renamed_or_copied_in(tmp_path: Path) -> None:
+    folder = saved(tmp_path, "ours")
+    assert find_own_checkpoint(tmp_path) == folder  # no record says whose it is
+    assert RunRecord.of(tmp_path).run_id == "ours"
+    assert find_own_checkpoint(tmp_path) == folder
+    foreign = folder.with_name("step-0000020")
+    shutil.copytree(folder, foreign)
+    with pytest.raises(CheckpointError, match=r"step-0000020: is the newest here, but its manifest says step 10"):
+        find_own_checkpoint(tmp_path)
+    assert find_own_checkpoint(foreign) == foreign  # named by itself
+    (foreign / "manifest.json").write_text(replace(manifest(20), run_id="theirs").to_json())
+    with pytest.raises(CheckpointError, match="step 20 of run theirs, and this is run ours; move it elsewhere"):
+        find_own_checkpoint(tmp_path / "checkpoints")
