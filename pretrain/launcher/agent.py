@@ -105,6 +105,7 @@ class _Launch:
         self._agent: RankAgent | None = None
         self._asked: signal.Signals | None = None
         self._since = 0.0
+        self._insisted: int | None = None
         self._is_over = False
         self._error: BaseException | None = None
 
@@ -129,6 +130,8 @@ class _Launch:
         if reason is not None:
             with contextlib.suppress(OSError):
                 print(reason, file=sys.stderr)
+        if self._insisted is not None and code == 128 + signal.SIGTERM:
+            return 128 + self._insisted  # the ranks know it as SIGTERM
         return code
 
     def _run_agent(self) -> None:
@@ -157,6 +160,7 @@ class _Launch:
             self._since = time.monotonic()
             say(announcement(name))
         elif time.monotonic() - self._since > ECHO_SECONDS:
+            self._insisted = number
             say(f"{name} again: the ranks stop at once, without saving")
         for process in self._ends.running(processes):
             with contextlib.suppress(ProcessLookupError):

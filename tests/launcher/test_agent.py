@@ -31,6 +31,7 @@ class Launched:
         variables = {
             name: text for name, text in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         }
+        variables["TMPDIR"] = str(config.parent)  # a launcher that is killed cannot remove its folder
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pretrain.train", "--config", str(config), "--processes", "2", *arguments],
