@@ -16,6 +16,7 @@ from live_ranks import last_step
 from small_runs import write_small_run
 
 from pretrain.checkpoint.captured_state import CapturedState
+from pretrain.checkpoint.manifest import list_checkpoints
 from pretrain.cli import run_program
 from pretrain.data.batches import BatchSource
 from pretrain.engine.engine import Engine
@@ -136,7 +137,7 @@ def stacks_of(run: Path, rank: int) -> str:
 def test_a_stopped_rank_is_named_and_the_others_end(tmp_path: Path) -> None:
     config, run = small_run(tmp_path), tmp_path / "run"
     with started_ranks(3, train_rank, config, None, "train.global_batch_size=12") as ranks:
-        ranks.wait_until(lambda: last_step(run) >= 4)
+        ranks.wait_until(lambda: last_step(run) >= 4 and list_checkpoints(run / "checkpoints"))
         ranks.send(signal.SIGSTOP, 1)
         assert ranks.wait(BOUND, [0, 2]) == [124, 124], ranks.output(0)
         for rank in (0, 2):
@@ -181,7 +182,7 @@ def test_an_evaluation_that_hangs_is_named(tmp_path: Path) -> None:
 def test_survivors_of_a_killed_rank_say_so_in_one_line(tmp_path: Path) -> None:
     config, run = small_run(tmp_path), tmp_path / "run"
     with started_ranks(3, train_rank, config, None, "train.global_batch_size=12") as ranks:
-        ranks.wait_until(lambda: last_step(run) >= 4)
+        ranks.wait_until(lambda: last_step(run) >= 4 and list_checkpoints(run / "checkpoints"))
         ranks.send(signal.SIGKILL, 2)
         assert ranks.wait(20) == [1, 1, -signal.SIGKILL], ranks.output(0)
         for rank in (0, 1):
