@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.checkpoint.manifest import CheckpointManifest, find_checkpoint, list_checkpoints
+from pretrain.checkpoint.manifest import CheckpointManifest, list_checkpoints
+from pretrain.checkpoint.run_record import find_own_checkpoint
 from pretrain.checkpoint.models import compare_models, explain_refused, is_allowed
 from pretrain.checkpoint.tokenizers import OtherTokenizer, compare_tokenizers
 from pretrain.config.sections import RunConfig
@@ -49,7 +50,7 @@ def find_start(path: Path) -> Path:
     if path.is_file():
         raise ConfigError(f"{name}: is a file; give the folder of a checkpoint (`taco import-hf` makes one)")
     try:
-        return find_checkpoint(path)
+        return find_own_checkpoint(path)
     except CheckpointError as error:
         if (path / "config.json").exists():
             raise ConfigError(

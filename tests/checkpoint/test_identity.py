@@ -14,10 +14,11 @@ from reading_rights import unreadable
 from pretrain.checkpoint.identity import ALLOWS_OTHER_RUN, check_identity
 from pretrain.checkpoint.manifest import CheckpointManifest
 from pretrain.checkpoint.run_record import RunRecord, find_own_checkpoint, note_saved, recorded_step
+from pretrain.checkpoint.start_check import find_start
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.load import dump_config
 from pretrain.config.sections import RunConfig
-from pretrain.errors import CheckpointError, TacoError
+from pretrain.errors import CheckpointError, ConfigError, TacoError
 
 EXPECTED = replace(manifest(0), run_id="ours")
 
@@ -132,3 +133,5 @@ def test_the_newest_checkpoint_of_a_run_is_not_one_that_was_renamed_or_copied_in
     (foreign / "manifest.json").write_text(replace(manifest(20), run_id="theirs").to_json())
     with pytest.raises(CheckpointError, match="step 20 of run theirs, and this is run ours; move it elsewhere"):
         find_own_checkpoint(tmp_path / "checkpoints")
+    with pytest.raises(ConfigError, match=r"run\.init_from .*step-0000020: is the newest here"):
+        find_start(tmp_path)
