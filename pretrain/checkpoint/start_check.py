@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.checkpoint.manifest import CheckpointManifest, list_checkpoints
-from pretrain.checkpoint.run_record import find_own_checkpoint
 from pretrain.checkpoint.models import compare_models, explain_refused, is_allowed
+from pretrain.checkpoint.run_record import find_own_checkpoint
 from pretrain.checkpoint.tokenizers import OtherTokenizer, compare_tokenizers
 from pretrain.config.sections import RunConfig
 from pretrain.data.tokenizer.info import TokenizerInfo
