@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pretrain.checkpoint.identity import check_identity
+from pretrain.checkpoint.identity import check_configuration, check_identity
 from pretrain.checkpoint.manifest import CheckpointManifest, step_named
 from pretrain.checkpoint.models import compare_models, explain_refused
 from pretrain.checkpoint.store import CheckpointStore, NoGoodCheckpointError
@@ -92,6 +92,7 @@ class Trainer:
             NoGoodCheckpointError: there are only bad ones, or none although the run has saved, and `from_scratch` is
                 False.
             CheckpointError: the checkpoint is of another run, tokenizer or data, or it cannot be read.
+            ConfigError: it is of another model or configuration.
         """
         folder = None
         try:
@@ -104,6 +105,7 @@ class Trainer:
             manifest = CheckpointManifest.load(folder)
             check_identity(folder, manifest, self.description, self.config, allowed)
             self._check_fits(folder, manifest, allowed)
+            check_configuration(folder, manifest, self.description, self.config, allowed)
             self._load_checkpoint(folder, manifest)
             self.spikes.restore(manifest.spikes)
             log.info("continuing from %s", folder)

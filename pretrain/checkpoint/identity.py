@@ -14,6 +14,7 @@ from pretrain.run_folder import refused_changes
 from pretrain.runlog import get_logger
 
 ALLOWS_OTHER_RUN = "checkpoint.run"
+CONFIG_FILE = "config.yaml"  # of a run, and in every checkpoint
 _MOST_CHANGES = 5
 
 log = get_logger(__name__)
@@ -49,6 +50,31 @@ def check_identity(
     log.warning("continuing all the same, as allowed (--allow-change %s): %s", ALLOWS_OTHER_RUN, problem)
 
 
+def check_configuration(
+    folder: Path,
+    manifest: CheckpointManifest,
+    expected: CheckpointManifest,
+    config: RunConfig,
+    allowed: Collection[str],
+) -> None:
+    """Compare with the checkpoint's configuration if the run has none, as where `checkpoints/` alone was copied.
+
+    Arguments as for `check_identity`.
+
+    Raises:
+        ConfigError: with every key that changes what is trained.
+    """
+    path = folder.parent.parent / CONFIG_FILE
+    if path.exists() or manifest.run_id != expected.run_id:
+        return  # `RunFolder.check_config` compared with that, or `check_identity` with the other run's
+    if changes := _find_changes(folder, manifest, config, allowed):
+        listing = "\n".join(f"  - {text}" for text in changes)
+        raise ConfigError(
+            f"{folder}: was trained with another configuration, and there is no {path}\n{listing}\n"
+            "undo the changes, or add --allow-change KEY for each of them"
+        )
+
+
 def _find_misnomer(folder: Path, manifest: CheckpointManifest) -> str | None:
     right = step_folder(folder.parent, manifest.step)
     if folder.name == right.name:
@@ -80,7 +106,7 @@ def _find_other_run(
 
 def _find_changes(folder: Path, manifest: CheckpointManifest, config: RunConfig, allowed: Collection[str]) -> list[str]:
     """Keys of the configuration in the checkpoint that change what is trained, and differ from the run's."""
-    path = folder / "config.yaml"
+    path = folder / CONFIG_FILE
     if path.name not in {record.name for record in manifest.files}:
         return []
     try:

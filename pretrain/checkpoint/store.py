@@ -17,7 +17,6 @@ therefore complete, and its manifest shows whether it still holds what was writt
 
 from __future__ import annotations
 
-import errno
 import itertools
 import shutil
 import time
@@ -216,8 +215,8 @@ class CheckpointStore:
 
     def _prepare(self) -> None:
         if self.root.is_symlink() and not self.root.exists():
-            reason = f"is a link to {self.root.readlink()}, which is not there; mount that, or remove the link"
-            raise OSError(errno.ENOENT, reason)
+            target = self.root.readlink()
+            raise CheckpointError(f"it is a link to {target}, which is not there; mount that, or remove the link")
         durable.make_folders(self.root)
         for replaced in self.root.glob("step-*.old.tmp"):  # killed between the two renames of `_commit`
             final = replaced.with_name(replaced.name.removesuffix(".old.tmp"))

@@ -21,8 +21,14 @@ def as_weights(tensors: Mapping[str, Tensor], used: Collection[str]) -> tuple[di
     """The tensors, those in `used` as fp32, and what has to be said about their conversion.
 
     Raises:
-        DataError: one of `used` is not of a floating-point type that weights have, or not finite in fp32.
+        DataError: one of `used` is empty, is not of a floating-point type that weights have, or not finite in fp32.
     """
+    empty = [name for name, tensor in tensors.items() if name in used and not tensor.numel()]
+    if empty:
+        raise DataError(
+            f"tensors without values ({len(empty)}): {listing(empty)}; they were saved under ZeRO-3 without being "
+            "gathered: make the file with the checkpoint's zero_to_fp32.py"
+        )
     wrong = [f"{name} is {_kind(tensor)}" for name, tensor in tensors.items() if name in used and not _is_float(tensor)]
     if wrong:
         raise DataError(

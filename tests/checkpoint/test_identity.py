@@ -11,7 +11,7 @@ import pytest
 from checkpoint_builders import manifest, write_state
 from reading_rights import unreadable
 
-from pretrain.checkpoint.identity import ALLOWS_OTHER_RUN, check_identity
+from pretrain.checkpoint.identity import ALLOWS_OTHER_RUN, check_configuration, check_identity
 from pretrain.checkpoint.manifest import CheckpointManifest
 from pretrain.checkpoint.run_record import RunRecord, find_own_checkpoint, note_saved, recorded_step
 from pretrain.checkpoint.start_check import find_start
@@ -37,10 +37,20 @@ def saved(folder: Path, run_id: str, **sections: object) -> Path:
 
 def check(folder: Path, *allowed: str) -> None:
     check_identity(folder, CheckpointManifest.load(folder), EXPECTED, config(), allowed)
+    check_configuration(folder, CheckpointManifest.load(folder), EXPECTED, config(), allowed)
 
 
 def test_the_runs_own_checkpoint_is_taken_also_after_a_change_that_was_allowed(tmp_path: Path) -> None:
     check(saved(tmp_path, "ours", optim={"lr": 0.5}))
+
+
+@pytest.mark.fault("foreign-checkpoint")
+def test_checkpoints_without_their_run_are_not_continued_with_another_configuration(tmp_path: Path) -> None:
+    folder = saved(tmp_path, "ours", optim={"lr": 0.5})
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"no .*config\.yaml\n  - optim\.lr: 0\.5 -> 0\.0001\n.*--allow-change KEY"):
+        check(folder)
+    check(folder, "optim.lr")
 
 
 def test_a_checkpoint_of_a_release_without_names_is_taken_if_its_configuration_fits(tmp_path: Path) -> None:

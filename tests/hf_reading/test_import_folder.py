@@ -120,6 +120,13 @@ def test_types_that_no_weight_has_are_named(kind: torch.dtype, tmp_path: Path) -
         import_folder(folder, tmp_path / "out")
 
 
+def test_the_empty_tensors_of_a_partitioned_model_are_named(tmp_path: Path) -> None:
+    folder = random_bert(tmp_path / "hf")
+    change_tensors(folder, lambda name, tensor: tensor if name == FFN else tensor[:0])
+    with pytest.raises(DataError, match=r"without values \(\d+\): .*saved under ZeRO-3 .*zero_to_fp32\.py"):
+        import_folder(folder, tmp_path / "out")
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floating_point_types_are_converted_and_said(kind: torch.dtype, tmp_path: Path) -> None:
     folder = random_bert(tmp_path / "hf")
