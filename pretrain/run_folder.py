@@ -219,7 +219,7 @@ class RunFolder:
                 f"{path}: is no configuration of a run ({reason}); copy that of a checkpoint over it"
             ) from None
         if not isinstance(old, dict):
-            raise ConfigError(f"{path}: is no configuration of a run; choose another run.output_dir")
+            raise ConfigError(f"{path}: is no configuration of a run; copy that of a checkpoint over it")
         return _with_later_keys(old)
 
     def write_description(self, config: RunConfig, ds_config: dict[str, Any], environment: dict[str, Any]) -> None:

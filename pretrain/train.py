@@ -62,6 +62,8 @@ def train(
 
     Exit codes: 0 done, 1 error, 2 configuration, 75 stopped by a signal with everything saved, 124 the run hung.
     """
+    from pretrain.checkpoint.run_record import ALLOWS_OTHER_RUN
+    from pretrain.config.keys import find_unknown
     from pretrain.config.load import find_repeated, load_config
     from pretrain.launcher.rank_side import join_launcher
     from pretrain.parallel.launch import read_launch, warn_of_idle_tasks
@@ -88,7 +90,8 @@ def train(
     start_logging(None, launch.rank)
     warn_of_idle_tasks(launch)
     resolved = load_config(config, overrides or (), world_size=launch.world_size)
-    for line in find_repeated(overrides or ()) if launch.rank == 0 else ():
+    notes = [*find_repeated(overrides or ()), *find_unknown(allow_change or (), (ALLOWS_OTHER_RUN,))]
+    for line in notes if launch.rank == 0 else ():
         typer.echo(f"note: {line}", err=True)
     with machine_limits_explained(resolved, launch):
         _run(resolved, launch, stop, allow_change or [], from_scratch=from_scratch)
@@ -121,7 +124,9 @@ def _print_plan(path: Path, overrides: list[str], launch: Launch, allowed: list[
 
     Ends with exit code 2 if the run cannot work; that data is missing on this machine need not mean that.
     """
+    from pretrain.checkpoint.run_record import ALLOWS_OTHER_RUN
     from pretrain.checkpoint.start_check import find_problems_of_start
+    from pretrain.config.keys import find_unknown
     from pretrain.config.load import dump_config, find_repeated, load_config
     from pretrain.planner.plan import make_plan
     from pretrain.run_folder import RunFolder
@@ -131,7 +136,8 @@ def _print_plan(path: Path, overrides: list[str], launch: Launch, allowed: list[
     plan = make_plan(config, launch.world_size)
     plan.problems += [f"does not fit: {text}" for text in find_problems_of_start(config, plan.tokenizer, allowed)]
     typer.echo(dump_config(config), nl=False)
-    for line in [*find_repeated(overrides), *plan.lines, *plan.missing, *plan.problems]:
+    notes = [*find_repeated(overrides), *find_unknown(allowed, (ALLOWS_OTHER_RUN,))]
+    for line in [*notes, *plan.lines, *plan.missing, *plan.problems]:
         typer.echo(f"# {line}".encode(errors="backslashreplace").decode())  # names of files need not be UTF-8
     if plan.problems:
         raise typer.Exit(2)

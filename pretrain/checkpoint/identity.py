@@ -8,12 +8,12 @@ from pathlib import Path
 import yaml
 
 from pretrain.checkpoint.manifest import CheckpointManifest, step_folder, step_named
+from pretrain.checkpoint.run_record import ALLOWS_OTHER_RUN
 from pretrain.config.sections import RunConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.run_folder import refused_changes
 from pretrain.runlog import get_logger
 
-ALLOWS_OTHER_RUN = "checkpoint.run"
 CONFIG_FILE = "config.yaml"  # of a run, and in every checkpoint
 _MOST_CHANGES = 5
 

@@ -25,6 +25,7 @@ from pretrain.errors import CheckpointError, TacoError
 from pretrain.metrics import read_metrics
 
 RECORD_FILE = "run.json"
+ALLOWS_OTHER_RUN = "checkpoint.run"  # after --allow-change: a checkpoint of another run, or a renamed one
 
 
 @dataclass(frozen=True)

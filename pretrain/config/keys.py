@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import types
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -55,6 +57,27 @@ def all_keys(section: type[BaseModel] = RunConfig, path: str = "") -> list[str]:
         child = section_type(field.annotation)
         keys += [key, *(all_keys(child, key) if child else [])]
     return keys
+
+
+def find_unknown(allowed: Iterable[str], others: Iterable[str] = ()) -> list[str]:
+    """What to say of names after --allow-change that are no key; `others` are names that it takes besides.
+
+    They are no error: a run of another release may have keys that this one does not know.
+    """
+    known = [*all_keys(), *others]
+    lines = []
+    for name in allowed:
+        if name in known or name.startswith("deepspeed."):
+            continue
+        key, near = name.partition("=")[0], difflib.get_close_matches(name, known, n=1)
+        if key in known:
+            remedy = f"write --allow-change {key}, without a value"
+        elif "," in name:
+            remedy = "write --allow-change once for each key"
+        else:
+            remedy = f"did you mean {near[0]}?" if near else "name keys as the refusal lists them"
+        lines.append(f"--allow-change {name}: there is no such key; {remedy}")
+    return lines
 
 
 def path_keys() -> list[str]:

@@ -41,6 +41,9 @@ def _read(run: Path) -> tuple[list[Record], list[int]]:
 
     records, bad_lines = read_records(run)
     if not records:
+        if not run.is_dir():
+            what = "is a file" if run.exists() else "no such folder"
+            raise DataError(f"{run}: {what}; give the folder of a run, which holds {METRICS_FILE}")
         reason = f" ({describe_bad_lines(run, bad_lines)})" if bad_lines else ""
         raise DataError(
             f"{run / METRICS_FILE}: no records yet; give the folder of a run that has logged a step{reason}"

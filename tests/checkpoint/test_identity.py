@@ -11,9 +11,9 @@ import pytest
 from checkpoint_builders import manifest, write_state
 from reading_rights import unreadable
 
-from pretrain.checkpoint.identity import ALLOWS_OTHER_RUN, check_configuration, check_identity
+from pretrain.checkpoint.identity import check_configuration, check_identity
 from pretrain.checkpoint.manifest import CheckpointManifest
-from pretrain.checkpoint.run_record import RunRecord, find_own_checkpoint, note_saved, recorded_step
+from pretrain.checkpoint.run_record import ALLOWS_OTHER_RUN, RunRecord, find_own_checkpoint, note_saved, recorded_step
 from pretrain.checkpoint.start_check import find_start
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.load import dump_config

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.convert import _OTHER_NAMES
-from pretrain.config.keys import all_keys
+from pretrain.config.keys import all_keys, find_unknown
 from pretrain.config.load import load_config
 from pretrain.errors import ConfigError
 
@@ -144,3 +144,15 @@ def test_the_value_that_a_message_writes_is_accepted(path: Path, override: str, 
         written = re.search(r"write '?([\w.]+)", message)
         assert written is not None, message
         load_config(path, [mended.format(written[1])])
+
+
+def test_names_that_are_no_key_are_told_with_the_one_that_was_meant() -> None:
+    fine = ["optim", "train.steps", "checkpoint.run", "deepspeed.anything"]
+    wrong = {
+        "train.stepz": "did you mean train.steps?",
+        "train.steps=8": "write --allow-change train.steps, without a value",
+        "train.steps,optim.lr": "write --allow-change once for each key",
+        "no": "name keys as the refusal lists them",
+    }
+    expected = [f"--allow-change {name}: there is no such key; {remedy}" for name, remedy in wrong.items()]
+    assert find_unknown([*fine, *wrong], ["checkpoint.run"]) == expected

@@ -64,6 +64,11 @@ def test_a_line_that_is_no_record_is_left_out(tmp_path: Path) -> None:
 def test_a_run_without_records_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"metrics\.jsonl: no records yet"):
         report(tmp_path)
+    with pytest.raises(DataError, match=r"nowhere: no such folder; give the folder of a run"):
+        report(tmp_path / "nowhere")
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(DataError, match=r"metrics\.jsonl: is a file; give the folder of a run"):
+        report(tmp_path / "metrics.jsonl")
 
 
 def test_lines_that_are_no_records_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
