@@ -77,6 +77,8 @@ def read_folder(folder: Path) -> tuple[Path, str, bool | None]:
             return _find_source(folder), folder.name, _casing_beside(folder)
         fields = json.loads(marker.read_text(encoding="utf-8"))
         source, name, cased = fields["source"], fields["name"], fields["cased"]
+    except DataError:  # which is a ValueError
+        raise
     except OSError as error:
         raise DataError(f"{marker}: cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -89,11 +89,22 @@ def load_json(path: Path, name: str, data: bytes, cased: bool) -> Tokenizer:
     check_casing(path, cased, is_cased)
     vocab = pipeline.get_vocab(with_added_tokens=True)
     special = find_special(path, vocab, SPECIAL_NAMES)
+    _check_unknown(path, pipeline)
     pieces = [""] * (max(vocab.values()) + 1)
     for piece, index in vocab.items():
         pieces[index] = piece
     info = TokenizerInfo("tokenizer.json", name, hashlib.sha256(data).hexdigest(), len(pieces), is_cased, special)
     return JsonTokenizer(info, data, pipeline, pieces)
+
+
+def _check_unknown(path: Path, pipeline: Any) -> None:
+    """Refuses a pipeline that fails at text outside its vocabulary, as one whose unk_token is no piece does."""
+    try:
+        pipeline.encode("a \U00016800 \U00010300", add_special_tokens=False)
+    except Exception as error:  # noqa: BLE001 - the library raises plain Exception, nothing narrower
+        raise DataError(
+            f"{path}: cannot encode text outside its vocabulary ({error}); name one of its pieces as unk_token of model"
+        ) from None
 
 
 def _check_ids(path: Path, data: bytes) -> None:

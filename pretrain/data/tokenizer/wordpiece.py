@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from pretrain.errors import DataError
 
 WORDPIECE_SPECIAL = tuple(names[0] for names in SPECIAL_NAMES.values())
 MAX_WORD_CHARACTERS = 100
+_BOM = b"\xef\xbb\xbf"
 # Longer texts are passed to the library in parts: it needs about a hundred times the text's memory.
 _PART_CHARACTERS = 1 << 20
 _WORD_START = re.compile(r"[ \n\u4e00-\u9fff]")
@@ -121,6 +123,11 @@ def _parse_vocab(path: Path, data: bytes) -> dict[str, int]:
         lines = data.decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; a vocab.txt holds one piece per line") from None
+    if data.startswith(_BOM):
+        raise DataError(
+            f"{path}: begins with a byte-order mark, which would belong to its first piece; remove it, for example "
+            f"with `tail -c +{len(_BOM) + 1} {shlex.quote(str(path))} > {shlex.quote(f'{path.stem}.new.txt')}`"
+        )
     vocab: dict[str, int] = {}
     for index, line in enumerate(lines):
         piece = line.removesuffix("\r")

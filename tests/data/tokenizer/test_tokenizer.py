@@ -159,6 +159,7 @@ def test_windows_line_ends_and_odd_pieces_keep_their_ids(tmp_path: Path):
         ("[PAD]\n[UNK]\n\n[CLS]\n[SEP]\n[MASK]\n", ["vocab.txt:3", "empty line"]),
         ("[PAD]\n[UNK]\n[CLS]\na\n", ["vocab.txt", "[SEP], [MASK]", "train-tokenizer"]),
         ("", ["vocab.txt", "empty"]),
+        ("\ufeff[PAD]\n[UNK]\n", ["byte-order mark", "tail -c +4 ", "> vocab.new.txt"]),
         (b"[PAD]\n\xff\n", ["vocab.txt", "byte 6", "UTF-8"]),
     ],
 )
@@ -344,8 +345,18 @@ def test_a_folder_of_transformers_with_only_a_vocabulary_is_read_with_its_casing
 def test_a_folder_without_a_tokenizer_says_what_it_holds(tmp_path: Path, files: list[str], words: str):
     for name in files:
         (tmp_path / name).write_text("x")
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=words) as caught:
         load_tokenizer(tmp_path)
+    assert "damaged" not in str(caught.value)
+
+
+def test_a_pipeline_that_fails_at_unknown_text_is_refused(tmp_path: Path, wordpiece: Tokenizer):
+    wordpiece.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    fields["model"]["unk_token"] = "<none>"
+    (tmp_path / "other.json").write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(DataError, match=r"other.json: cannot encode text outside its vocabulary .*unk_token"):
+        load_tokenizer(tmp_path / "other.json")
 
 
 @pytest.mark.parametrize("name", ["bert-base-uncased", "google/electra-small"])
