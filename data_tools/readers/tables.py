@@ -86,24 +86,20 @@ def text_column(batch: pa.RecordBatch, names: list[str]) -> pa.Array:
     column = batch.column(batch.schema.get_field_index(names[0]))
     if len(names) > 1:
         column = pc.struct_field(column, names[1:])
-    column.validate(full=True)
-    if pa.types.is_dictionary(column.type):
-        if _is_view(column.type.value_type):  # pyarrow cannot take from views
-            column = pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(pa.large_binary()))
-        column = column.dictionary_decode()
-    elif _is_view(column.type):
-        column = column.cast(pa.large_binary())
-    small = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-    if column.type in small:
-        column = column.view(small[column.type])
-    column.validate(full=True)
-    return column
+    if not pa.types.is_dictionary(column.type):
+        return _as_bytes(column)
+    column.indices.validate(full=True)
+    return pa.DictionaryArray.from_arrays(column.indices, _as_bytes(column.dictionary)).dictionary_decode()
 
 
-def _is_view(kind: Any) -> bool:
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """The column as bytes: whether a string is UTF-8 is the matter of its row, not damage of the file."""
     import pyarrow as pa
 
-    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
+    raw = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    column = column.view(raw.get(column.type, column.type))
+    column.validate(full=True)
+    return column.cast(pa.large_binary()) if pa.types.is_binary_view(column.type) else column  # cannot be taken from
 
 
 def texts_of_column(path: str, column: pa.Array, first_row: int, limit: int, faults: Faults) -> list[str]:

@@ -150,6 +150,29 @@ def test_faulty_values(tmp_path: Path, kind: str):
         texts_of(path)
 
 
+@pytest.mark.parametrize("column", ["string", "large_string", "view", "dictionary", "struct"])
+@pytest.mark.parametrize("kind", ["parquet", "stream"])
+def test_strings_that_are_not_utf8_are_faults_of_their_rows(tmp_path: Path, kind: str, column: str):
+    if (kind, column) == ("parquet", "dictionary"):
+        pytest.skip("pyarrow reads no such dictionary from Parquet")
+    raw = pa.array([b"a", b"caf\xe9", None, b"d" * 20])  # as writers that do not check what they are given leave them
+    wide, view = raw.cast(pa.large_binary()), raw.cast(pa.binary_view())
+    text = {"large_string": wide.view(pa.large_string()), "view": view.view(pa.string_view())}.get(
+        column, raw.view(pa.string())
+    )
+    if column == "dictionary":
+        text = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2]), text.filter(text.is_valid()))
+    if column == "struct":
+        text = pa.StructArray.from_arrays([text], ["b"])
+    path = tmp_path / ("x.parquet" if kind == "parquet" else "x.arrow")
+    write(path, kind, pa.table({"text": text}), 10)
+    options = {"json_key": "text.b"} if column == "struct" else {}
+    expected = (["a", "d" * 20], [("not_utf8", 2), ("not_a_string", 3)], 0)
+    assert rejects_of(path, on_error="skip", **options) == expected
+    with pytest.raises(DataError, match=r"row 2: byte 3 of the text \(0xe9\) is not UTF-8"):
+        texts_of(path, **options)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
 def test_truncated_and_damaged_files_are_named(tmp_path: Path, kind: str):
     path = tmp_path / ("x.parquet" if kind == "parquet" else "x.arrow")
