@@ -101,10 +101,14 @@ def _stat(path: str, problems: list[str]) -> os.stat_result | None:
 def explain(path: str, error: OSError) -> str:
     """Why `path` cannot be read, in words."""
     if error.errno in (errno.ENOENT, errno.ELOOP) and os.path.islink(path):
-        return f"{path}: is a broken link to {os.readlink(path)}; mend or remove it"
+        return _broken(path)
     if error.errno == errno.ENOENT:
         return f"{path}: {error.strerror}"
     return f"{path}: cannot be read: {error.strerror or error}"
+
+
+def _broken(link: str) -> str:
+    return f"{link}: is a broken link to {os.readlink(link)}; mend or remove it"
 
 
 def _entries(folder: str, problems: list[str]) -> list[os.DirEntry[str]]:
@@ -131,6 +135,7 @@ def match_pattern(pattern: str) -> Listing:
         is_last = number == len(names) - 1
         places = list(dict.fromkeys(path for place in places for path in _step(place, name, is_last, found)))
         if not is_last:
+            found.problems += [_broken(path) for path in places if os.path.islink(path) and not os.path.exists(path)]
             places = [path for path in places if os.path.isdir(path or os.curdir)]
     for path in sorted(places):
         status = _stat(path, found.problems)

@@ -19,7 +19,9 @@ def missing(name: str) -> str:
     if "://" in name:
         return "; it is an address, not a file: fetch it first, or give its content to standard input, -"
     if name.startswith("~"):
-        return "; the shell replaces ~ only at the beginning of a word without quotes"
+        return "; the shell replaces ~ only at the beginning of a word without quotes: write the folder's whole name"
+    if re.search(r"\{.*(,|\.\.).*\}", name):
+        return "; the shell replaces braces only outside quotes: write one name or pattern for each"
     parent, last = os.path.split(name)
     is_name = _HUB_NAME.fullmatch(name) and not os.path.splitext(last)[1]
     if is_name and not (parent and os.path.isdir(parent)):

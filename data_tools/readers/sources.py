@@ -17,6 +17,7 @@ from pathlib import Path
 from data_tools.own_files import VOCABULARY, identities, identity_of, is_tokenizer_folder, product_at
 from data_tools.readers.chunks import Source
 from data_tools.readers.compression import SUFFIXES, DamagedError
+from data_tools.readers.cutting import BOM
 from data_tools.readers.empty_files import is_empty
 from data_tools.readers.first_look import check_source
 from data_tools.readers.folders import Listing, explain, list_folder, match_pattern, root_of_pattern, sort_key
@@ -64,7 +65,7 @@ def expand_inputs(
     if not finder.problems:
         finder.check_columns()
     if finder.problems:
-        raise DataError("; ".join(finder.problems))
+        raise DataError("; ".join(dict.fromkeys(finder.problems)))  # several inputs may lead to one file
     if not finder.sources and finder.empty:
         verb = "is empty" if len(finder.empty) == 1 else f"all {len(finder.empty)} files are empty"
         raise DataError(f"{first_names(finder.empty)}: {verb}; give files that hold documents")
@@ -176,11 +177,15 @@ class _Finder:
 
     def _add_list(self, path: str) -> None:
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            self.problems.append(f"@{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+            content = Path(path).read_bytes().removeprefix(BOM)
+        except OSError as error:
+            self.problems.append(f"@{path}: cannot be read: {error.strerror or error}")
             return
-        items = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if b"\0" in content:
+            self.problems.append(f"@{path}: holds zero bytes; write one name per line, as UTF-8, without -print0")
+            return
+        lines = [line.strip() for line in content.splitlines()]  # of bytes: a name may hold any
+        items = [os.fsdecode(line) for line in lines if line and not line.startswith(b"#")]
         if not items:
             self.problems.append(f"@{path}: names no file")
         for item in items:

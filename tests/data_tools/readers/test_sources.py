@@ -44,6 +44,14 @@ def test_lists_of_files(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
     (folder / "files.txt").write_text("# what to read\nb.jsonl\n\n  a.*  \n")
     assert texts_of("@files.txt") == ["b.jsonl", "a.jsonl.gz"]
+    odd = os.fsdecode(b"\xff \xc2\x85.jsonl")  # Latin-1, and a line end only for Python's str
+    (folder / "b.jsonl").rename(odd)
+    (folder / "files.txt").write_bytes(b"\xef\xbb\xbf" + os.fsencode(odd) + b"\r\n#x\r\n")
+    assert texts_of("@files.txt") == ["b.jsonl"]
+    (folder / odd).rename("b.jsonl")
+    (folder / "files.txt").write_bytes(b"b.jsonl\0a.jsonl\0")
+    with pytest.raises(DataError, match="@files.txt: holds zero bytes"):
+        expand_inputs(["@files.txt"])
     (folder / "files.txt").write_text("gone.jsonl\nb.jsonl\n")
     with pytest.raises(DataError, match="^gone.jsonl: No such file"):
         expand_inputs(["@files.txt"])
@@ -120,6 +128,11 @@ def test_what_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPa
         expand_inputs([folder])
     with pytest.raises(DataError, match=r"gone.jsonl: is a broken link"):
         expand_inputs([folder / "*.jsonl"])
+    with pytest.raises(DataError, match=r"gone.jsonl: is a broken link") as caught:
+        expand_inputs([folder / "**" / "*.jsonl", folder])
+    assert str(caught.value).count("gone.jsonl: ") == 1
+    with pytest.raises(DataError, match=r"gone: is a broken link"):
+        expand_inputs([folder / "*o*" / "*.jsonl"])
     for name in ("gone", "gone.jsonl"):
         (folder / name).unlink()
     notes: list[str] = []
@@ -262,6 +275,7 @@ def test_standard_input_is_neither_divided_nor_resumed():
         ("https://huggingface.co/datasets/user/corpus", "give hf://user/corpus$"),
         ("https://example.org/x.jsonl", "it is an address, not a file: fetch it first"),
         ("~/x.jsonl", "the shell replaces ~"),
+        ("x{1..3}.jsonl", "the shell replaces braces only outside quotes"),
         ("here/x", "here/x: No such file or directory$"),
         ("a[1]/*.jsonl", r"no file matches; its folder has brackets in its name, so write a\[\[\]1\]/\*\.jsonl$"),
     ],
