@@ -7,6 +7,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from data_tools.readers.cutting import BOM
 from data_tools.readers.options import Compression, Kind
 from pretrain.errors import DataError
 
@@ -82,11 +83,13 @@ _PATTERNS: list[tuple[bytes, Format]] = [
     (rb"\x80[\x02-\x05]", Format("a Python pickle, which can run any program when it is read")),
     (rb"SQLite format 3\0", Format("an SQLite database", remedy="export the table as csv")),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", _OFFICE),
+    (rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a", Format("a picture", remedy="leave it out")),
     (rb"MMIDIDX\0\0|TNTIDX\0\0", Format("the index of a token dataset", remedy="it holds token ids, not texts")),
 ]
 _PDF = Format("PDF", remedy="extract its text, for example with pdftotext")
 _POINTER = Format("a Git LFS pointer, not the file itself", remedy="fetch the file with `git lfs pull`")
-_PAGE = Format("an HTML page, as servers send instead of a file", remedy="fetch the file again")
+_PAGE = Format("a page of HTML or XML, as servers send instead of a file", remedy="fetch the file again")
+_PAGE_BEGINS = re.compile(rb"\s*<(?:!doctype html|html|\?xml[^>]*>\s*<error\b)", re.IGNORECASE)
 _COMPILED = [(re.compile(pattern, re.DOTALL), found) for pattern, found in _PATTERNS]
 _CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 # Suffixes that are read only after unpacking, which some of them cannot be recognised by.
@@ -114,6 +117,17 @@ def recognise(head: bytes) -> Format | None:
     return next((found for pattern, found in _COMPILED if pattern.match(head)), None)
 
 
+def is_page(head: bytes) -> bool:
+    """Whether a file that begins with `head` is a web page, or the message of a file server."""
+    return _PAGE_BEGINS.match(head.removeprefix(BOM)) is not None
+
+
+def refuse_page(path: str, head: bytes) -> None:
+    """Raises DataError if a file of JSON lines begins as a page."""
+    if is_page(head):
+        raise DataError(f"{path}: is {_PAGE.name}; {_PAGE.remedy}")
+
+
 def is_text(head: bytes) -> bool:
     """Whether `head` can be the beginning of UTF-8 text: no control characters, and whole characters but the last."""
     if not head or _CONTROLS.search(head):
@@ -134,7 +148,7 @@ def refuse_other_format(path: str, head: bytes, kind: Kind, compression: Compres
     found = recognise(head)
     is_cut = len(head) < _MAGIC_BYTES or _MAGIC_OF.get(compression or kind, b"").startswith(head)
     if found is None and expected and is_text(head) and not is_cut:
-        found = _PAGE if re.match(rb"\s*<(?:!doctype html|html)", head, re.IGNORECASE) else _TEXT
+        found = _PAGE if is_page(head) else _TEXT
     if found is None or found.reads == (compression or _TABLES.get(kind, "") and kind):
         return
     words = f"is not {expected} but {found.name}" if expected else f"is {found.name}"

@@ -76,10 +76,10 @@ def check_header(source: Source, options: ReadOptions, content: bytes, *, is_who
 
 def _other_delimiter(names: list[str]) -> str:
     """The advice for a header that seems to have another delimiter."""
-    if len(names) != 1:
-        return ""
     if names[0].lower().startswith("sep="):
         return "; remove the line sep= that Excel wrote, and give its character as --delimiter"
+    if len(names) != 1:
+        return ""
     if "\n" in names[0]:
         return "; a quote that opens in the header is not closed: mend it, or see --quoting"
     found = max(_DELIMITERS, key=names[0].count)
@@ -103,6 +103,8 @@ def no_column(path: str, name: str, columns: Sequence[str], more: str = "") -> D
     shown = ", ".join(
         column if column == column.strip() and column.isprintable() else repr(column) for column in columns
     )
+    if not columns:
+        return DataError(f"{path}: no column {name!r}: it has no columns at all; leave it out")
     return DataError(f"{path}: no column {name!r}; the columns are: {shown}; choose one with --json-key{more}")
 
 

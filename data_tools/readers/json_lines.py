@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -145,9 +146,20 @@ class _Lines:
         hint = "mend or remove the line"
         if isinstance(value, dict) and value:
             hint = f"choose one of its keys with --json-key, such as {key}.{next(iter(value))}"
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            hint = f"make a line of each, for example with `jq -c '{_jq_path(tree, key)}[]'`"
         elif isinstance(value, list):
-            hint = f"join its parts, for example with `jq -c '.{key} |= join(\"\\n\")'`, or remove the line"
+            hint = (
+                f"join its parts, for example with `jq -c '{_jq_path(tree, key)} |= join(\"\\n\")'`, or remove the line"
+            )
         return self._fault("not_a_string", f"key {key!r}: {expected_string(value)}; {hint}")
+
+
+def _jq_path(tree: Any, key: str) -> str:
+    """The value at `key`, as jq names it: a name that is no word stands in quotes."""
+    parts = [key] if key in tree else key.split(".")
+    words = (part if re.fullmatch(r"[A-Za-z_]\w*", part, re.ASCII) else json.dumps(part) for part in parts)
+    return "".join(f".{word}" for word in words)
 
 
 def _integer(digits: str) -> int | float:

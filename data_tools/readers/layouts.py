@@ -10,7 +10,7 @@ import re
 
 from data_tools.readers.chunks import Source, excerpt
 from data_tools.readers.cutting import BOM
-from data_tools.readers.formats import HEAD_BYTES, inside_advice, is_text, recognise, unpacked
+from data_tools.readers.formats import HEAD_BYTES, inside_advice, is_text, recognise, refuse_page, unpacked
 from data_tools.readers.options import ReadOptions
 from pretrain.errors import DataError
 
@@ -33,6 +33,7 @@ def refuse_layout(source: Source, options: ReadOptions, content: bytes) -> None:
         raise DataError(f"{source.path}: is {found.name} inside its compression; {remedy}")
     content = content.removeprefix(BOM)
     if source.kind == "jsonl":
+        refuse_page(source.path, content[:HEAD_BYTES])
         _refuse_json_document(source, content)
     start = content.lstrip(b"\r\n")[:HEAD_BYTES]
     if source.kind == "wet" and is_text(start) and start[:5] != _WARC[: len(start)]:
@@ -75,7 +76,9 @@ def _refuse_json_document(source: Source, content: bytes) -> None:
         is_document |= bool(second) and (first.endswith((b"[", b"{", b",")) or second.startswith(b","))
         what, command = "a JSON array", "jq -c '.[]'"
     else:
-        is_document = first.endswith(b"[") or (first.endswith((b"{", b",")) and second.startswith(b'"'))
+        # Without a second line, the first is cut where this function looks, perhaps behind a bracket in a text.
+        is_document = bool(second) and first.endswith(b"[")
+        is_document |= first.endswith((b"{", b",")) and second.startswith(b'"')
         what, command = "JSON on several lines", "jq -c ."
     if is_document and not any(map(_is_record, lines, [*lines[1:], b"]"])):
         remedy = unpacked(source.path, source.compression, command, ".jsonl")

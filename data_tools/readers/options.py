@@ -117,6 +117,8 @@ def parse_format(text: str) -> tuple[Kind, Compression | None]:
             f"--input-format {text}: expected one of {', '.join(kinds)}, or KIND.COMPRESSION with one of "
             f"{', '.join([*compressions, _PLAIN])}"
         )
+    if kind in ("parquet", "arrow") and known[suffix]:
+        raise ConfigError(f"--input-format {text}: {kind} is compressed inside; unpack the file, and give {kind}")
     return kind, known[suffix]  # type: ignore[return-value]
 
 

@@ -107,10 +107,13 @@ def _broken(path: str, error: csv.Error, lines: list[str], first: int, end: int,
         words = f"broken record: a quote that opens at line {line} is not closed before line {last} ({error})"
     else:
         words = f"broken record ({error})"
+    mend = _MEND
+    if '\\"' in lines[first]:
+        mend = "quotes inside a field are written twice, not with a backslash: write the file again so"
     if end > first + 1 and block.num_columns == 1:
         num_bytes = sum(len(lines[number].encode("utf-8", "surrogateescape")) for number in range(first, end))
         words += f": lines {line} to {last} ({num_bytes:,} bytes) are lost"
-    return Reject(path, line, None, "broken_record", excerpt(ascii_safe(lines[first])), f"{words}; {_MEND}")
+    return Reject(path, line, None, "broken_record", excerpt(ascii_safe(lines[first])), f"{words}; {mend}")
 
 
 def ascii_safe(line: str) -> str:

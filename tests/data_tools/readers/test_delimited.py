@@ -80,6 +80,8 @@ def test_records_are_named_with_their_first_line(tmp_path: Path):
         assert rejects_of(path, chunk_bytes=size, on_error="replace")[::2] == (["a\nb", 'c"d', "\ufffd", "e"], 1)
     with pytest.raises(DataError, match=r"y.csv:3: byte 16 \(0xe9\) is not UTF-8"):
         texts_of(write_bytes(tmp_path / "y.csv", b"id,text\n1,a\n2,ab\xe9c\n"))
+    with pytest.raises(DataError, match=r"z.csv:2: .*quotes inside a field are written twice, not with a backslash"):
+        texts_of(write_bytes(tmp_path / "z.csv", b'id,text\n1,"a \\"b\\" c"\n'))
 
 
 def test_quotes_that_never_close(tmp_path: Path):

@@ -10,6 +10,7 @@ from corpora import write_bytes
 from read_texts import rejects_of, texts_of
 
 from data_tools.readers import ReadOptions, expand_inputs, parse_chunk, read_chunks
+from data_tools.readers.layouts import LOOK_BYTES
 from pretrain.errors import DataError
 
 
@@ -38,14 +39,23 @@ def test_byte_order_marks_of_files_behind_one_another(tmp_path: Path):
     assert texts_of(path) == ["a", "b"]
 
 
+def test_a_bracket_where_the_first_look_ends_is_no_document(tmp_path: Path):
+    begin = '{"text": "'
+    for end in "[{,":
+        text = "a" * (LOOK_BYTES - len(begin) - 1) + end + "b"
+        assert texts_of(write_bytes(tmp_path / "x.jsonl", f'{begin}{text}"}}\n'.encode())) == [text]
+
+
 def test_what_is_no_text_is_said_with_a_remedy(tmp_path: Path):
     lines = ['{"text": ["a", "b"]}', '{"text": {"body": "a"}}', '{"body": 1}', '{"text": ' + "[" * 3000, "// a"]
+    lines.append('{"text": [{"text": "a"}]}')
     path = write_bytes(tmp_path / "x.jsonl", "\n".join(lines).encode())
     options = ReadOptions(on_error="skip")
     chunks = read_chunks(expand_inputs([path], options), options)
     messages = [reject.message for chunk in chunks for reject in parse_chunk(chunk, options).rejects]
     expected = ["found list; join its parts", "such as text.body", "the keys are: body", "broken JSON", "broken JSON"]
-    assert [words in message for words, message in zip(expected, messages, strict=True)] == [True] * 5, messages
+    expected.append("`jq -c '.text[]'`")
+    assert [words in message for words, message in zip(expected, messages, strict=True)] == [True] * 6, messages
 
 
 @pytest.mark.parametrize(
