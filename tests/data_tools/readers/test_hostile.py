@@ -185,6 +185,7 @@ def test_a_line_without_end_is_passed_over_in_bounded_memory(tmp_path: Path):
         ({"max_document_bytes": 0}, "--max-document-bytes 0: expected at least 1"),
         ({"delimiter": "ab"}, "--delimiter 'ab': expected one ASCII character"),
         ({"input_format": "pdf"}, "--input-format pdf: expected one of jsonl, txt, csv"),
+        ({"input_format": "parquet.gz"}, "parquet is compressed inside; unpack the file, and give parquet"),
         ({"input_format": "jsonl.rar"}, "--input-format jsonl.rar: expected"),
         ({"json_key": ""}, "--json-key .*: is empty"),
         ({"jsonkey": "a"}, "jsonkey: no such reading options"),
