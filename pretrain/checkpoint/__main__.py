@@ -102,10 +102,13 @@ def prune(
     Folders of another run, under another name than their manifest's step, or with a damaged manifest neither count nor
     go. Not for a run in progress, which prunes by itself (checkpoint.keep, checkpoint.keep_every).
     """
-    from pretrain.checkpoint.manifest import find_problems, list_checkpoints
+    from pretrain.checkpoint.manifest import find_problems, has_manifest, list_checkpoints
     from pretrain.checkpoint.run_record import is_own, own_run_id
     from pretrain.checkpoint.store import superfluous
+    from pretrain.errors import CheckpointError
 
+    if has_manifest(run):  # its neighbours were not named
+        raise CheckpointError(f"{run}: is one checkpoint; name the folder of its run, whose old checkpoints are to go")
     root = _folders(run)[0].parent
     run_id = own_run_id(root)
     checkpoints = []

@@ -91,8 +91,11 @@ def own_run_id(root: Path) -> str | None:
     Raises:
         TacoError: the record cannot be read.
     """
-    record = RunRecord.load(root.parent) if root.name == "checkpoints" else None
-    return None if record is None else record.run_id
+    for place in (root.absolute(), root.resolve()):  # `.`, a link from elsewhere, or a link to elsewhere
+        record = RunRecord.load(place.parent) if place.name == "checkpoints" else None
+        if record is not None:
+            return record.run_id
+    return None
 
 
 def is_own(folder: Path, run_id: str | None) -> bool:

@@ -217,14 +217,30 @@ def test_what_may_not_be_read_is_neither_good_nor_bad(run: Path, capsys: pytest.
     assert (code, "damaged" in listed) == (0, True)
 
 
+def test_prune_leaves_the_neighbours_of_a_checkpoint_that_is_named_itself(
+    long_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = steps_of(long_run)
+    folder = list_checkpoints(long_run / "checkpoints")[0]
+    code, output = tool(capsys, "prune", str(folder), "--keep", "1")
+    assert (code, steps_of(long_run)) == (1, before)
+    assert f"{folder}: is one checkpoint; name the folder of its run" in output
+
+
 @pytest.mark.fault("foreign-checkpoint")
-def test_prune_counts_and_removes_only_the_runs_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("given", ["run", ".", "link"])
+def test_prune_counts_and_removes_only_the_runs_own(
+    given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = RunRecord.of(tmp_path)
     store = CheckpointStore(tmp_path / "checkpoints", keep=9)
     store.prepare()
     for step, run_id in ((10, record.run_id), (20, record.run_id), (30, ""), (40, "another"), (50, record.run_id)):
         store.save(replace(manifest(step), run_id=run_id), write_state)
     (store.root / "step-0000050").rename(store.root / "step-9999999")
-    code, output = tool(capsys, "prune", str(tmp_path), "--keep", "1")
+    (tmp_path / "link").symlink_to(store.root)
+    monkeypatch.chdir(store.root)
+    places = {"run": str(tmp_path), ".": ".", "link": str(tmp_path / "link")}
+    code, output = tool(capsys, "prune", places[given], "--keep", "1")
     assert (code, output.count("does not count")) == (0, 2), output
     assert steps_of(tmp_path) == [9999999, 40, 30]
