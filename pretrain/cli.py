@@ -166,7 +166,7 @@ def _requirement(package: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `taco` console script."""
-    with standard_streams():
+    with standard_streams(), _errors_in_one_line("taco"):
         _main(list(sys.argv[1:] if argv is None else argv))
 
 

@@ -132,6 +132,15 @@ def test_an_ascii_terminal_ends_no_program_in_a_traceback(tmp_path: Path) -> Non
     assert errors.startswith("error: caf\\xe9")
 
 
+def test_an_unbuffered_process_says_each_line_at_once(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pretrain.console.streams import standard_streams\nwith standard_streams():\n"
+        " print('out'); print('err', file=sys.stderr); os._exit(0)"
+    )
+    words = f"PYTHONUNBUFFERED=1 {shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    assert run_shell(words, tmp_path) == (0, "out\n", "err\n")
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

@@ -83,8 +83,8 @@ def _rewrapped(now: TextIO | None, first: TextIO | None, kind: type[io.FileIO], 
         io.BufferedWriter(raw),
         encoding=now.encoding,
         errors="backslashreplace" if now.errors == "strict" else now.errors,  # an ASCII terminal stops no program
-        line_buffering=now.line_buffering,
-        write_through=now.write_through or number == 2,
+        # With PYTHONUNBUFFERED Python's own streams write through and buffer no lines; these have a buffer below.
+        line_buffering=now.line_buffering or now.write_through or number == 2,
     )
 
 
