@@ -30,7 +30,7 @@ def main(
     prefixes: Annotated[list[str], typer.Argument(help="dataset prefixes, with or without .bin, .idx or .json")],
     row_mode: Annotated[str, typer.Option(help="stream, document, pack or sentence")] = "pack",
     seq_length: Annotated[int, typer.Option(min=8, help="tokens per row, [CLS] and [SEP] included")] = 512,
-    splits: Annotated[str, typer.Option(help="like data.splits: train=0.98,validation=0.01,test=0.01")] = "",
+    splits: Annotated[str, typer.Option(help="like data.splits: train=0.98,test=0.02")] = "",
     index_cache: Annotated[Path | None, typer.Option(help="folder to use if PREFIX.index cannot be written")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="threads that build; default: one per CPU")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="report as JSON on standard output")] = False,

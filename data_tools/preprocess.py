@@ -82,7 +82,7 @@ def main(
 ) -> None:
     """Tokenise corpora into a dataset that training maps into memory.
 
-    Example: python data_tools/preprocess.py --input books.jsonl.zst wiki.txt.gz --tokenizer vocab.txt
+    Example: taco data preprocess --input books.jsonl.zst wiki.txt.gz --tokenizer vocab.txt
     --output-prefix data/train --workers 8 --hash-range 0:0.95
 
     An interrupted run resumes where its journal ends: start the same command again, with any number of workers. Exit

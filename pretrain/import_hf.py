@@ -30,7 +30,12 @@ app = new_program()
 
 @app.command(epilog="Example: taco import-hf downloads/bert-base-uncased imported/bert_base")
 def import_hf(
-    folder: Annotated[Path, typer.Argument(help="Hugging Face folder: config.json and model.safetensors")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Hugging Face folder: config.json, and model.safetensors or pytorch_model.bin, whole or in shards"
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="folder for the checkpoint; must not exist")],
     fresh_head: Annotated[
         bool, typer.Option("--fresh-head", help="draw the MLM head from --seed if the folder lacks it; nothing else")

@@ -37,7 +37,10 @@ def describe(report: dict[str, Any]) -> str:
         ]
     if report["dropped"]:
         lines += ["", "left out by preprocessing:"]
-        lines += [f"  {reason:<20} {item['documents']:>10,} documents" for reason, item in report["dropped"].items()]
+        lines += [
+            f"  {reason:<20} {item['documents']:>10,} document{'' if item['documents'] == 1 else 's'}"
+            for reason, item in report["dropped"].items()
+        ]
     return "\n".join(lines)
 
 
