@@ -113,6 +113,10 @@ def _start_ranks(launch: Launch, nodes: Nodes, config: RunConfig, arguments: lis
     """Start the ranks of this machine as `taco train ARGUMENTS`; the exit code of the whole."""
     from datetime import timedelta
 
+    from pretrain.errors import counted
+
+    _check_data_is_here(config)  # each rank would find that after a start of its own
+    typer.echo(f"starting {counted(launch.local_world_size, 'rank')}", err=True)
     from pretrain.launcher.agent import launch_ranks
 
     timeout = timedelta(seconds=config.watchdog.collective_seconds)
@@ -254,15 +258,22 @@ def _mark_done(folder: RunFolder, step: int) -> None:
         ) from None
 
 
+def _check_data_is_here(config: RunConfig) -> None:
+    """Raises DataError: datasets are missing; names all of them."""
+    from pretrain.errors import DataError
+    from pretrain.planner.plan import missing_data
+
+    if missing := missing_data(config):
+        raise DataError("\n".join(missing))
+
+
 def _open_rows(config: RunConfig) -> tuple[RowSource, RowSource | None]:
     """Training and validation rows, checked against each other and the configuration."""
     from pretrain.data.batches import open_source
     from pretrain.errors import DataError
-    from pretrain.planner.plan import missing_data
 
     data = config.data
-    if missing := missing_data(config):
-        raise DataError("\n".join(missing))
+    _check_data_is_here(config)
     train_rows = open_source(config, "train")
     _check_tokenizer(config, train_rows)
     if not (data.splits.validation if data.splits else data.validation):

@@ -46,7 +46,8 @@ def heard_signals() -> list[signal.Signals]:
 
 def announcement(name: str) -> str:
     """What people read when a first signal has arrived."""
-    return f"{name}: will save at the end of this step and stop; a later signal stops at once"
+    later = f"{ECHO_SECONDS:.0f} s or more later"
+    return f"{name}: will save at the end of this step and stop; another signal, {later}, stops at once"
 
 
 def say(text: str) -> None:

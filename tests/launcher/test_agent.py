@@ -109,12 +109,25 @@ def test_a_run_of_two_ranks_under_signals_and_kills(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_error_of_all_ranks_is_read_once(tmp_path: Path) -> None:
     config = write_small_run(tmp_path)
-    launched = Launched(config, f"data.train=[{tmp_path / 'absent'}]")
+    (tmp_path / "train.bin").write_bytes(b"")
+    launched = Launched(config)
     assert launched.end() == 1
     text = launched.output()
     assert text.count("error: ") == 1
-    assert "absent" in text
+    assert "train.bin" in text
     assert "Traceback" not in text
+
+
+def test_data_that_is_not_here_is_named_before_any_rank_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(write_small_run(tmp_path, train__global_batch_size=16))
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--config", config, "--processes", "2", f"data.train=[{tmp_path / 'absent'}]"])
+    assert end.value.code == 1
+    message = capsys.readouterr().err
+    assert "absent.bin .idx .json: no such file" in message
+    assert "starting" not in message
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -56,6 +56,8 @@ def load_tokenizer(path: str | Path, *, cased: bool = False) -> Tokenizer:
         if source.suffix == ".txt" and kept_cased is not None:
             check_casing(source, cased, kept_cased)
             cased = kept_cased
+    elif not source.exists() and Path(f"{path}.tokenizer").is_dir():
+        raise DataError(f"{path}: no such file or folder; the tokenizer of that dataset is {path}.tokenizer")
     elif _HUB_NAME.fullmatch(str(path)) and not source.exists():
         raise DataError(
             f"{path}: no such file or folder, and names of the hub are not downloaded; where there is a network, "

@@ -365,6 +365,12 @@ def test_a_name_of_the_hub_says_how_to_fetch_it(name: str):
         load_tokenizer(name)
 
 
+def test_the_prefix_of_a_dataset_leads_to_its_tokenizer(tmp_path: Path, wordpiece: Tokenizer):
+    wordpiece.save_pretrained(tmp_path / "train.tokenizer")
+    with pytest.raises(DataError, match=r"the tokenizer of that dataset is .*train\.tokenizer$"):
+        load_tokenizer(tmp_path / "train")
+
+
 def test_unwritable_folder_is_an_error(tmp_path: Path, wordpiece: Tokenizer):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot be written"):
