@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from pathlib import Path
 
 # Set by `taco train --processes`: the folder in which each rank leaves why it ended, so that one reason is shown.
@@ -86,7 +85,7 @@ def leave_reason(text: str, *, is_consequence: bool = False) -> bool:
     if not folder:
         return False
     path = reason_file(Path(folder), int(os.environ.get("RANK", "0")))
-    record = {"text": text, "is_consequence": is_consequence, "time": time.time()}
+    record = {"text": text, "is_consequence": is_consequence}
     with contextlib.suppress(OSError):
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text(json.dumps(record), encoding="utf-8")

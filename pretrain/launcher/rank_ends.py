@@ -27,7 +27,6 @@ class Reason:
 
     text: str
     is_consequence: bool
-    time: float
 
 
 class RankEnds:
@@ -85,7 +84,7 @@ class RankEnds:
         """What this rank left; None if it could not."""
         try:
             record = json.loads(reason_file(self._folder, rank).read_text(encoding="utf-8"))
-            return Reason(str(record["text"]), bool(record["is_consequence"]), float(record["time"]))
+            return Reason(str(record["text"]), bool(record["is_consequence"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -19,6 +19,7 @@ from pretrain.checkpoint.manifest import list_checkpoints
 TIMES_OF_DAY = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow"}
 ALLOWED = {
     ("pretrain/checkpoint/__main__.py", "time.time"),  # age of a checkpoint, from the time in its folder
+    ("pretrain/checkpoint/run_record.py", "datetime.now"),  # when a run last saved, in run.json
     ("pretrain/run_folder.py", "datetime.now"),  # when the run was started and done, in env.json and done.json
 }
 

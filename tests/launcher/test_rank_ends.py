@@ -38,7 +38,7 @@ def end(folder: Path, *ranks: str, handed_on: set[int] | None = None) -> tuple[i
 
 
 def leave(folder: Path, rank: int, text: str, *, is_consequence: bool = False) -> None:
-    record = {"text": text, "is_consequence": is_consequence, "time": 1.0}
+    record = {"text": text, "is_consequence": is_consequence}
     reason_file(folder, rank).write_text(json.dumps(record))
 
 
