@@ -313,8 +313,13 @@ def compare(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[
         if isinstance(before, dict) and isinstance(after, dict):
             changes |= compare(before, after, f"{name}.")
         elif before != after:
-            changes[name] = f"{name}: {before!r} -> {after!r}"
+            changes[name] = f"{name}: {_as_written(before)} -> {_as_written(after)}"
     return changes
+
+
+def _as_written(value: Any) -> str:
+    """A value as a configuration spells it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def describe_environment(world_size: int, device: str) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_a_run_of_a_version_without_a_key_had_its_default(tmp_path: Path) -> Non
     del old["train"]["compile"], old["fp16"]
     path.write_text(yaml.safe_dump(old))
     assert run.check_config(config(tmp_path / "run")) == []
-    with pytest.raises(ConfigError, match=r"train\.compile: False -> True"):
+    with pytest.raises(ConfigError, match=r"train\.compile: false -> true"):
         run.check_config(config(tmp_path / "run", train={"compile": True}))
 
 
@@ -96,7 +96,7 @@ def test_everything_about_zero_may_change(tmp_path: Path) -> None:
     """A checkpoint knows no layout and no order of DeepSpeed's buffers."""
     run = started(tmp_path / "run")
     changed = config(tmp_path / "run", zero={"stage": 2, "round_robin_gradients": True})
-    assert run.check_config(changed) == ["zero.round_robin_gradients: False -> True", "zero.stage: 1 -> 2"]
+    assert run.check_config(changed) == ["zero.round_robin_gradients: false -> true", "zero.stage: 1 -> 2"]
 
 
 def test_configuration_and_environment_are_saved_with_the_run(tmp_path: Path) -> None:

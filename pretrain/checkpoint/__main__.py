@@ -105,7 +105,7 @@ def prune(
     from pretrain.checkpoint.manifest import find_problems, has_manifest, list_checkpoints
     from pretrain.checkpoint.run_record import is_own, own_run_id
     from pretrain.checkpoint.store import superfluous
-    from pretrain.errors import CheckpointError
+    from pretrain.errors import CheckpointError, counted
 
     if has_manifest(run):  # its neighbours were not named
         raise CheckpointError(f"{run}: is one checkpoint; name the folder of its run, whose old checkpoints are to go")
@@ -122,6 +122,8 @@ def prune(
     if newest_good is None:
         typer.echo(f"{root}: no checkpoint is good, so none is removed; see `taco checkpoint verify`", err=True)
         raise typer.Exit(1)
+    if not doomed:
+        typer.echo(f"nothing to remove: {root} holds {counted(len(checkpoints), 'checkpoint')} of this run")
     for folder in doomed:
         if folder == newest_good:
             typer.echo(f"kept: {folder} is the newest good one")
