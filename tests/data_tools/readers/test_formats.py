@@ -131,7 +131,7 @@ def test_sound_files_of_another_kind_are_said_before_any_work(tmp_path: Path, na
     [
         ("x.jsonl.gz", zstandard.compress(LINE), "jsonl.zst"),
         ("x.jsonl.gz", LINE * 9, "jsonl.plain"),
-        ("x.jsonl", gzip.compress(LINE), "jsonl.gz"),
+        ("x.jsonl", gzip.compress(LINE, mtime=0), "jsonl.gz"),
     ],
 )
 def test_the_advised_format_reads_the_file(tmp_path: Path, name: str, data: bytes, formats: str):
