@@ -139,6 +139,10 @@ class Target:
         durable.sync_folder(self.path)
 
     def _refuse_wrong_place(self, checkpoint: Path) -> None:
+        if self.named.is_symlink() and not self.named.exists():  # as where a disk is not mounted
+            raise DataError(
+                f"{self.named}: is a link to {self.path}, which is not there; mount or make that, or name a folder"
+            )
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"{self.named}: is a file; name a folder")
         if any(_is_checkpoint(folder) for folder in (self.path, *self.path.parents)):

@@ -67,6 +67,13 @@ def test_what_is_no_place_for_an_export_is_refused_and_kept(checkpoints: tuple[P
     assert names(checkpoint) == before
 
 
+def test_a_link_to_what_is_not_mounted_is_not_made_there(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "export")
+    with pytest.raises(DataError, match=r"link: is a link to .*disk/export, which is not there; mount or make that"):
+        export_checkpoint(find_checkpoint(checkpoints[0]), tmp_path / "link")
+    assert not (tmp_path / "disk").exists()
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
