@@ -45,6 +45,11 @@ $(VENV)/.installed: constraints.txt pyproject.toml setup.py $(shell find csrc -n
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test]'
 	touch $@
 
+# The tests run the GPU kernels in Triton's interpreter. The package is large, and nothing else needs it on a CPU.
+$(VENV)/.triton: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet triton -c constraints.txt
+	touch $@
+
 # -- quickstart: each line is a command that a user types on a corpus of their own -------------------------------------
 
 quickstart: install
@@ -74,10 +79,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint
+check: lint $(VENV)/.triton
 	$(BIN)/python -m pytest -q $(WORKERS) -m "not slow"
 
-test: lint
+test: lint $(VENV)/.triton
 	$(BIN)/python -m pytest -q $(WORKERS) -m "not soak" --durations=40
 
 check-other:

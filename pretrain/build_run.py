@@ -80,7 +80,7 @@ def build_trainer(
     """
     extras = _look_at_data(config, train_rows, validation_rows)
     vocab_size = train_rows.tokenizer.vocab_size
-    model = build_model(config, vocab_size, mesh)
+    model = build_model(config, vocab_size, mesh, device)
     run_id, saved_step = _identify(folder)
     store = _build_store(config, folder, run_id)
     if config.run.init_from is not None:

@@ -266,7 +266,7 @@ def _ours(config: RunConfig, device: torch.device) -> Callable[[int], None]:
     from pretrain.parallel.mesh import Mesh
 
     mesh = Mesh(dp_rank=0, dp_size=1)
-    engine = PlainEngine(config, build_model(config, VOCAB_SIZE, mesh), device, mesh)
+    engine = PlainEngine(config, build_model(config, VOCAB_SIZE, mesh, device), device, mesh)
 
     def run_step(number: int) -> None:
         engine.train_step([_random_batch(config, number)], learning_rate=config.optim.lr)

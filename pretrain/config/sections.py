@@ -125,6 +125,9 @@ class TrainSection(_Section):
         description="skipped steps in a row, each with a non-finite loss or gradient, that end the run",
     )
     compile: bool = Field(False, description="compile the encoder layers with torch.compile")
+    kernels: Literal["auto", "triton", "torch"] = Field(
+        "auto", description="implementation of the step's own kernels; auto: Triton on a GPU where it is installed"
+    )
     deterministic: bool = Field(
         False,
         description="on a GPU: only kernels that repeat bit for bit, even if slower (a CPU always does)",

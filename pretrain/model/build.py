@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from pretrain.config.sections import RunConfig
+from pretrain.kernels.choice import choose_kernels
 from pretrain.model.layer_spec import LayerSpec, plain_layers
 from pretrain.model.pretraining import BertForPretraining
 from pretrain.parallel.mesh import Mesh
@@ -16,10 +20,18 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+_CPU = torch.device("cpu")
 
-def build_model(config: RunConfig, vocab_size: int, mesh: Mesh) -> BertForPretraining | BertPipeline:
-    """The model with its initial weights, which depend on `run.seed` but not on the layout; collective if split."""
+
+def build_model(
+    config: RunConfig, vocab_size: int, mesh: Mesh, device: torch.device = _CPU
+) -> BertForPretraining | BertPipeline:
+    """The model with its initial weights, which depend on `run.seed` but not on the layout; collective if split.
+
+    It is on the CPU; `device` is the one that it will compute on.
+    """
     layers = choose_layers(mesh.tp_size, sequence_parallel=config.parallel.sequence)
+    layers = replace(layers, kernels=choose_kernels(config.train.kernels, device))
     has_padding = config.data.row_mode != "stream"
     separate_documents = config.data.row_mode == "pack"
     if mesh.pp_size == 1:

@@ -17,6 +17,7 @@ import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.kernels.choice import Kernels
 from pretrain.objectives.mlm import VocabularyShard
 
 
@@ -54,6 +55,8 @@ class LayerSpec:
     tensor_group: distributed.ProcessGroup | None = None
     has_split_tokens: bool = False
     """Sequence parallelism."""
+    kernels: Kernels = "torch"
+    """Who computes what is not a matrix product: see `kernels/choice.py`."""
 
     def with_split_tokens(
         self,

@@ -1,0 +1,22 @@
+"""Runs Triton's kernels: on a GPU if there is one, else in Triton's interpreter, on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+try:
+    from triton import knobs
+except ImportError:
+    collect_ignore_glob = ["test_*.py"]
+    knobs = None
+else:
+    # Before any kernel is imported: the decorator of a kernel looks at it. No environment variable, which other tests'
+    # processes would inherit.
+    knobs.runtime.interpret = not torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the kernels run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
