@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -14,6 +16,10 @@ else:
     # Before any kernel is imported: the decorator of a kernel looks at it. No environment variable, which other tests'
     # processes would inherit.
     knobs.runtime.interpret = not torch.cuda.is_available()
+    if knobs.runtime.interpret:
+        # Triton's own library (sum, cumsum, philox, ...) was decorated when triton was imported, here or by others.
+        for name in ("triton.language.standard", "triton.language.random", "triton.language"):
+            importlib.reload(importlib.import_module(name))
 
 
 @pytest.fixture(scope="session")
