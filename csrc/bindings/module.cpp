@@ -15,4 +15,5 @@ PYBIND11_MODULE(_native, module) {
   taco::python::bind_duplicates(module);
   taco::python::bind_text(module);
   taco::python::bind_splits(module);
+  taco::python::bind_step(module);
 }

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.model.attention_cpu import dropout_attention_cpu
+from pretrain.model.attention_cpu import AttentionDropout, dropout_attention_cpu
+
+__all__ = ["AttentionDropout", "attention_mask", "document_positions", "self_attention"]
 
 
 def attention_mask(segment_BL: Tensor, *, has_padding: bool, separate_documents: bool) -> Tensor | None:
@@ -36,15 +38,19 @@ def document_positions(segment_BL: Tensor) -> Tensor:
     return column_L - first_BL
 
 
-def self_attention(qkv_TX: Tensor, num_rows: int, head_size: int, mask: Tensor | None, dropout: float) -> Tensor:
+def self_attention(
+    qkv_TX: Tensor, num_rows: int, head_size: int, mask: Tensor | None, drop: AttentionDropout | None = None
+) -> Tensor:
     """Attention of every row over itself, [T, H * d], from projections [T, H * 3 * d] ordered (head, q | k | v, d).
 
     With the heads outermost, any tensor-parallel size splits the projection's rows into contiguous blocks.
     """
-    if dropout > 0.0 and qkv_TX.device.type == "cpu":
-        return dropout_attention_cpu(qkv_TX, num_rows, head_size, mask, dropout)
+    if drop is not None and qkv_TX.device.type == "cpu":
+        return dropout_attention_cpu(qkv_TX, num_rows, head_size, mask, drop)
     num_tokens = qkv_TX.shape[0]
     qkv = qkv_TX.view(num_rows, num_tokens // num_rows, -1, 3, head_size)
     query, key, value = (part.transpose(1, 2) for part in qkv.unbind(dim=3))
-    output_BHLd = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    output_BHLd = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=drop.probability if drop is not None else 0.0
+    )
     return output_BHLd.transpose(1, 2).reshape(num_tokens, -1)

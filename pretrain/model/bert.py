@@ -62,7 +62,7 @@ class Bert(nn.Module):
         self.tied_modules = nn.ModuleDict({"word": layers.word_embedding(vocab_size, config.hidden_size)})
         self.add_module("1", EmbeddingLayer(config, layers))
         for index in range(config.num_layers):
-            self.add_module(str(2 + index), EncoderLayer(config, layers, 2 + index))
+            self.add_module(str(2 + index), EncoderLayer(config, layers))
         self.add_module(str(config.num_layers + 2), MlmTransform(config, layers))
         self.add_module(str(config.num_layers + 4), VocabularyBias(vocab_size, layers))
         initialise(self, layers, initializer_range=config.initializer_range, seed=seed)
@@ -81,7 +81,7 @@ class Bert(nn.Module):
         Args:
             segment_BL: 0 padding, 1, 2, ... documents of a row.
             token_type_BL: BERT's sentence A (0) and B (1); all 0 if left out.
-            key: determines which units drop; without one, dropout draws from torch's generator in its current state.
+            key: determines which units drop in training; without one, torch's generator of the CPU draws it.
 
         Raises:
             ConfigError: rows longer than the position embeddings.
@@ -97,16 +97,25 @@ class Bert(nn.Module):
         mask = attention_mask(segment_BL, has_padding=self.has_padding, separate_documents=self.separate_documents)
         position_BL = document_positions(segment_BL) if self.separate_documents else None
         word_TD = self.tied_modules["word"](input_ids_BL.flatten())
-        embedding_TD = self._layer(1)(word_TD, token_type_BL, key, position_BL)
+        if key is None and self.training:
+            key = DropoutKey.draw(self.config.num_layers, input_ids_BL.device)
+        embedding_TD = self._layer(1)(word_TD, token_type_BL, None if key is None else key.at(1), position_BL)
         hidden_TD = embedding_TD
         for number, layer in enumerate(self._encoder_layers()):
+            words_PW = None if key is None else key.at(2 + number)
             if number < self.recompute_layers and torch.is_grad_enabled():
-                # No random state to keep: a layer seeds its own dropout.
+                # Random state only for torch's attention on a GPU: all other dropout is a function of its key.
                 hidden_TD = checkpoint(
-                    layer, hidden_TD, num_rows, mask, key, use_reentrant=False, preserve_rng_state=False
+                    layer,
+                    hidden_TD,
+                    num_rows,
+                    mask,
+                    words_PW,
+                    use_reentrant=False,
+                    preserve_rng_state=hidden_TD.is_cuda,
                 )
             else:
-                hidden_TD = layer(hidden_TD, num_rows, mask, key)
+                hidden_TD = layer(hidden_TD, num_rows, mask, words_PW)
         return self.layers.gather_tokens(hidden_TD), self.layers.gather_tokens(embedding_TD)
 
     def compile_layers(self) -> None:

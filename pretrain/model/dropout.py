@@ -1,64 +1,77 @@
-"""Dropout that is cheap on a CPU too, and a function of (seed, micro-batch, place in the model).
+"""Dropout as a function of (seed, micro-batch, place in the model, element): nothing is drawn from a running generator.
 
-Every place that drops units first seeds the generator. So neither the number of ranks nor the split into pipeline
-stages changes which units drop, a layer that is recomputed in the backward pass drops the same units, and a resumed
-run needs no random state.
-
-On a CPU torch draws one 64-bit number per element, on one thread, and keeps the mask as floats: a tenth of a small
-model's step. Here one number serves four elements, and the mask takes one byte each. Other devices use torch's dropout.
+So neither the number of ranks nor the split into tensors, tokens or pipeline stages changes which units drop. A layer
+that is recomputed in the backward pass drops the same units, no mask is stored, a resumed run needs no random state.
+The one exception is attention on a GPU, where torch's own kernels draw: `DropoutKey.seed_generator`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_LEVELS = 1 << 16
+from pretrain.kernels.dropout_mask import NUM_WORDS, keep_mask
+from pretrain.objectives.philox import MASK_32, split_words
+
+__all__ = ["AFTER_ATTENTION", "AFTER_FFN", "ATTENTION_WEIGHTS", "DropoutKey", "keep_mask"]
+
+# The places of one layer; the embedding layer has the first of them only.
+AFTER_ATTENTION, AFTER_FFN, ATTENTION_WEIGHTS = range(3)
+_NUM_PLACES = 4
+# Separates the words drawn here from those that the pairs and the data draw with the same seed.
+_DOMAIN = 0x44524F50
 
 
-class DropoutKey(NamedTuple):
-    """Determines, together with the place in the model, which units drop."""
+@dataclass(eq=False)
+class DropoutKey:
+    """Determines, together with the element, which units drop in one micro-batch, at every place of the model.
+
+    A kernel reads the words from the device's memory, so a captured CUDA graph can take another micro-batch, and
+    torch.compile sees a tensor like any other.
+    """
 
     seed: int
     micro_batch_index: int
     """Number of the micro-batch over all data-parallel ranks and steps."""
+    words_IPW: Tensor
+    """int64 [layers + 2, places of a layer, NUM_WORDS]."""
+
+    @classmethod
+    def of(cls, seed: int, micro_batch_index: int, num_layers: int, device: torch.device) -> DropoutKey:
+        """The key of a micro-batch for a model of `num_layers` encoder layers."""
+        words = torch.zeros(num_layers + 2, _NUM_PLACES, NUM_WORDS, dtype=torch.int64)
+        key_low, key_high = split_words(seed)
+        place_IP = torch.arange(words.shape[0] * _NUM_PLACES).view(-1, _NUM_PLACES)
+        words[..., 2] = place_IP << 16
+        for number, word in zip(
+            (0, 1, 3, 4), (key_low, key_high ^ _DOMAIN, *split_words(micro_batch_index)), strict=True
+        ):
+            words[..., number] = word
+        return cls(seed, micro_batch_index, words.to(device, non_blocking=True))
+
+    @classmethod
+    def draw(cls, num_layers: int, device: torch.device) -> DropoutKey:
+        """A random key, from torch's generator of the CPU."""
+        seed, micro_batch_index = torch.randint(MASK_32, (2,)).tolist()
+        return cls.of(seed, micro_batch_index, num_layers, device)
+
+    def at(self, index: int) -> Tensor:
+        """The words of a layer, [places of a layer, NUM_WORDS], a view; layer 1 is the embedding layer."""
+        return self.words_IPW[index]
+
+    def seed_generator(self, *numbers: int) -> None:
+        """Seed the generator from which torch's own attention on a GPU draws, once for all layers held here.
+
+        `numbers` tell apart the ranks that hold other parts of the model.
+        """
+        device = self.words_IPW.device
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index].manual_seed(_hash(self.seed, self.micro_batch_index, *numbers))
 
 
-def seed_dropout(key: DropoutKey | None, place: str, device: torch.device) -> None:
-    """Seed the default generator of `device` for one place in the model; without a key, leave its state alone."""
-    if key is None:
-        return
-    text = f"dropout {key.seed} {key.micro_batch_index} {place}"
-    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-    # Seed the generator directly: torch.manual_seed visits every kind of device.
-    generator = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
-    generator.manual_seed(seed)
-
-
-def dropout(hidden: Tensor, probability: float, is_training: bool) -> Tensor:
-    """`hidden` with each element set to 0 with `probability` and the others scaled up, in training only.
-
-    Draws from torch's default generator of the device.
-    """
-    if not is_training or probability == 0.0:
-        return hidden
-    if hidden.device.type != "cpu":
-        return F.dropout(hidden, probability)
-    keep, scale = draw_keep(tuple(hidden.shape), probability)
-    return (hidden * keep).mul_(scale)
-
-
-def draw_keep(shape: tuple[int, ...], probability: float) -> tuple[Tensor, float]:
-    """Which elements to keep (bool, on the CPU), and the factor that preserves their mean.
-
-    `probability` is rounded to a multiple of 1 / 65,536; the factor belongs to the rounded probability.
-    """
-    num_elements = torch.Size(shape).numel()
-    words = torch.empty(-(-num_elements // 4), dtype=torch.int64).random_(-(2**63), None)
-    num_dropped = min(round(_LEVELS * probability), _LEVELS - 1)
-    keep = words.view(torch.int16)[:num_elements].view(shape) >= num_dropped - _LEVELS // 2
-    return keep, _LEVELS / (_LEVELS - num_dropped)
+def _hash(*numbers: int) -> int:
+    text = f"dropout {' '.join(map(str, numbers))}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

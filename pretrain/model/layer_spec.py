@@ -88,6 +88,10 @@ class LayerSpec:
         part = padded_vocab_size(vocab_size, self.tp_size) // self.tp_size
         return min(part, max(0, (self.tp_rank + 1) * part - vocab_size))
 
+    def first_token(self, num_tokens: int) -> int:
+        """The number of the first of this rank's `num_tokens` tokens: with split tokens ranks follow each other."""
+        return self.tp_rank * num_tokens if self.has_split_tokens else 0
+
     def own_tokens(self, num_tokens: int, device: torch.device) -> Tensor | None:
         """Bool [T]: the anchors that this rank computes, with split tokens those that it holds; None for all."""
         if self.tp_size == 1:

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.sections import ModelSection
-from pretrain.model.attention import self_attention
-from pretrain.model.dropout import DropoutKey, dropout, seed_dropout
+from pretrain.kernels.dropout import dropout
+from pretrain.model.attention import AttentionDropout, self_attention
+from pretrain.model.dropout import AFTER_ATTENTION, AFTER_FFN, ATTENTION_WEIGHTS
 from pretrain.model.layer_spec import LayerNorm, LayerSpec
 
 
@@ -34,28 +35,28 @@ class EmbeddingLayer(nn.Module):
         self,
         word_TD: Tensor,
         token_type_BL: Tensor,
-        key: DropoutKey | None = None,
+        words_PW: Tensor | None = None,
         position_BL: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings e [T, D] of words [T, D]; without `position_BL` positions count the columns of a row from 0."""
+        """Embeddings e [T, D] of words [T, D]; without `position_BL` positions count the columns of a row from 0.
+
+        `words_PW` key the dropout: `DropoutKey.at`. Without them nothing drops.
+        """
         if position_BL is None:
             position_BL = torch.arange(token_type_BL.shape[1], device=word_TD.device)
         place_TD = (self.token_type(token_type_BL) + self.position(position_BL)).flatten(0, 1)
         sum_TD = word_TD + self.layers.scatter_tokens(place_TD)
-        seed_dropout(key, _hidden_place(1, self.layers), word_TD.device)
-        return dropout(self.norm(sum_TD), self.hidden_dropout, self.training)
+        embedding_TD: Tensor = self.norm(sum_TD)
+        return _drop(
+            embedding_TD, self.hidden_dropout if self.training else 0.0, words_PW, AFTER_ATTENTION, self.layers
+        )
 
 
 class EncoderLayer(nn.Module):
-    """Layers 2 .. N + 1: self-attention and feed-forward, each followed by dropout, residual and LayerNorm.
+    """Layers 2 .. N + 1: self-attention and feed-forward, each followed by dropout, residual and LayerNorm."""
 
-    `index` is its number among all layers of the model; it keys the dropout.
-    """
-
-    def __init__(self, config: ModelSection, layers: LayerSpec, index: int) -> None:
+    def __init__(self, config: ModelSection, layers: LayerSpec) -> None:
         super().__init__()
-        self.attention_place = f"{index} attention {layers.tp_rank}"
-        self.hidden_place = _hidden_place(index, layers)
         size, inner_size = config.hidden_size, config.ffn_hidden_size
         self.qkv = layers.column_linear(size, 3 * size)
         self.attention_out = layers.row_linear(size, size)
@@ -66,26 +67,28 @@ class EncoderLayer(nn.Module):
         self.head_size = config.head_size
         self.hidden_dropout = config.hidden_dropout
         self.attention_dropout = config.attention_dropout
-        self._seed_dropout = seed_dropout
+        self.num_heads = config.num_attention_heads
+        self.layers = layers
 
     def compile_forward(self) -> None:
-        """Let torch.compile make kernels at the first call; with dropout they drop other units, reproducibly."""
-        # Seeding a generator must stay out of the graph: tracing it would recompile for every micro-batch.
-        self._seed_dropout = torch.compiler.disable(seed_dropout)
+        """Let torch.compile make kernels at the first call; they drop the same units."""
         self.compile(dynamic=False)
 
-    def forward(self, hidden_TD: Tensor, num_rows: int, mask: Tensor | None, key: DropoutKey | None = None) -> Tensor:
-        """The next hidden states [T, D]; `mask` is `attention_mask`'s."""
-        attention_dropout = self.attention_dropout if self.training else 0.0
-        self._seed_dropout(key, self.attention_place, hidden_TD.device)
-        context_TD = self_attention(self.qkv(hidden_TD), num_rows, self.head_size, mask, attention_dropout)
-        self._seed_dropout(key, self.hidden_place, hidden_TD.device)
-        hidden_TD = self.attention_norm(hidden_TD + self._drop(self.attention_out(context_TD)))
+    def forward(self, hidden_TD: Tensor, num_rows: int, mask: Tensor | None, words_PW: Tensor | None = None) -> Tensor:
+        """The next hidden states [T, D]; `mask` is `attention_mask`'s, `words_PW` key the dropout: `DropoutKey.at`."""
+        drop = None
+        if self.training and self.attention_dropout > 0.0 and words_PW is not None:
+            first_head = self.layers.tp_rank * (self.num_heads // self.layers.tp_size)
+            drop = AttentionDropout(self.attention_dropout, words_PW[ATTENTION_WEIGHTS], first_head, self.num_heads)
+        context_TD = self_attention(self.qkv(hidden_TD), num_rows, self.head_size, mask, drop)
+        hidden_TD = self.attention_norm(
+            hidden_TD + self._drop(self.attention_out(context_TD), words_PW, AFTER_ATTENTION)
+        )
         inner_TF = F.gelu(self.ffn_in(hidden_TD))
-        return self.ffn_norm(hidden_TD + self._drop(self.ffn_out(inner_TF)))
+        return self.ffn_norm(hidden_TD + self._drop(self.ffn_out(inner_TF), words_PW, AFTER_FFN))
 
-    def _drop(self, hidden_TD: Tensor) -> Tensor:
-        return dropout(hidden_TD, self.hidden_dropout, self.training)
+    def _drop(self, hidden_TD: Tensor, words_PW: Tensor | None, place: int) -> Tensor:
+        return _drop(hidden_TD, self.hidden_dropout if self.training else 0.0, words_PW, place, self.layers)
 
 
 class MlmTransform(nn.Module):
@@ -117,6 +120,7 @@ class VocabularyBias(nn.Module):
         return logits_MV
 
 
-def _hidden_place(index: int, layers: LayerSpec) -> str:
-    """The place that keys the dropout of hidden units: the same on all ranks that hold the same tokens."""
-    return f"{index} {layers.tp_rank}" if layers.has_split_tokens else f"{index}"
+def _drop(hidden_TD: Tensor, probability: float, words_PW: Tensor | None, place: int, layers: LayerSpec) -> Tensor:
+    if probability == 0.0 or words_PW is None:
+        return hidden_TD
+    return dropout(hidden_TD, probability, words_PW[place], first_line=layers.first_token(len(hidden_TD)))

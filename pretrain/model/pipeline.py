@@ -61,7 +61,9 @@ class BertPipeline(PipelineModule):
         self.losses: list[PretrainingLosses] = []
         self._micro_batches: Iterator[int] = iter(())
         self._weigh: Callable[[PretrainingLosses], PretrainingLosses] | None = None
-        self._key = DropoutKey(seed, 0)
+        self._seed = seed
+        self._micro_batch_index = 0
+        self._key: DropoutKey | None = None
         options = StageOptions(lambda: self._key, recompute_layers, has_padding, separate_documents)
         head = LossHead(objective, vocab_size, layers, seed)
         pipe, data, tensor = grid
@@ -90,7 +92,11 @@ class BertPipeline(PipelineModule):
     def forward(self, forward_input: Any) -> Any:
         """This stage's part of the next micro-batch."""
         # Stages see their micro-batches in order, so the number is not sent, and nothing waits for a GPU to read it.
-        self._key = DropoutKey(self._key.seed, next(self._micro_batches))
+        self._micro_batch_index, self._key = next(self._micro_batches), None
+        if self.training:
+            device = next(iter(self.parameters())).device
+            self._key = DropoutKey.of(self._seed, self._micro_batch_index, self.config.num_layers, device)
+            self._key.seed_generator(self.layers.tp_rank, self._local_start)
         return super().forward(forward_input)
 
     def _loss(self, head: LossHead, outputs: Tensors, labels: Tensors) -> Tensor:
@@ -104,7 +110,7 @@ class BertPipeline(PipelineModule):
             valid_BL=valid_BL.bool(),
             masked_index_M=masked_index_M,
             masked_label_M=masked_label_M,
-            micro_batch_index=self._key.micro_batch_index,
+            micro_batch_index=self._micro_batch_index,
         )
         if self._weigh is not None:
             losses = self._weigh(losses)
@@ -121,12 +127,17 @@ class StageOptions:
     """What every layer of a stage needs besides its parameters; `key` gives the key of the current micro-batch."""
 
     def __init__(
-        self, key: Callable[[], DropoutKey], recompute_layers: int, has_padding: bool, separate_documents: bool
+        self, key: Callable[[], DropoutKey | None], recompute_layers: int, has_padding: bool, separate_documents: bool
     ) -> None:
         self.key = key
         self.recompute_layers = recompute_layers
         self.has_padding = has_padding
         self.separate_documents = separate_documents
+
+    def words(self, index: int) -> Tensor | None:
+        """The words that key the dropout of a layer in the current micro-batch; None outside of training."""
+        key = self.key()
+        return None if key is None else key.at(index)
 
 
 class EmbeddingStage(EmbeddingLayer):
@@ -141,7 +152,7 @@ class EmbeddingStage(EmbeddingLayer):
         """(words, segment, masked_index) -> (h, e, segment, masked_index), or without e."""
         word_TD, segment_BL, masked_index_M = inputs
         position_BL = document_positions(segment_BL) if self.options.separate_documents else None
-        embedding_TD = super().forward(word_TD, torch.zeros_like(segment_BL), self.options.key(), position_BL)
+        embedding_TD = super().forward(word_TD, torch.zeros_like(segment_BL), self.options.words(1), position_BL)
         # A copy, because one tensor sent twice would be one buffer with two gradients.
         hidden = (embedding_TD, embedding_TD.clone()) if self.has_embedding else (embedding_TD,)
         return (*hidden, segment_BL, masked_index_M)
@@ -151,7 +162,8 @@ class EncoderStage(EncoderLayer):
     """Layers 2 .. N + 1 in a pipeline."""
 
     def __init__(self, config: ModelSection, layers: LayerSpec, index: int, options: StageOptions) -> None:
-        super().__init__(config, layers, index)
+        super().__init__(config, layers)
+        self.index = index
         self.options = options
         self.is_recomputed = index - 2 < options.recompute_layers
 
@@ -163,10 +175,12 @@ class EncoderStage(EncoderLayer):
         mask = attention_mask(
             segment_BL, has_padding=options.has_padding, separate_documents=options.separate_documents
         )
-        arguments = (hidden_TD, len(segment_BL), mask, options.key())
+        arguments = (hidden_TD, len(segment_BL), mask, options.words(self.index))
         if self.is_recomputed and torch.is_grad_enabled():
-            # No random state to keep: the layer seeds its own dropout.
-            hidden_TD = checkpoint(super().forward, *arguments, use_reentrant=False, preserve_rng_state=False)
+            # Random state only for torch's attention on a GPU: all other dropout is a function of its key.
+            hidden_TD = checkpoint(
+                super().forward, *arguments, use_reentrant=False, preserve_rng_state=hidden_TD.is_cuda
+            )
         else:
             hidden_TD = super().forward(*arguments)
         return (hidden_TD, *rest)

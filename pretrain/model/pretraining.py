@@ -156,7 +156,11 @@ class BertForPretraining(Bert):
             masked_label_M: the words there, -100 in unused entries.
             micro_batch_index: number of the micro-batch over all data-parallel ranks; keys pairs and dropout.
         """
-        hidden_TD, embedding_TD = self.encode(input_ids_BL, segment_BL, key=DropoutKey(self.seed, micro_batch_index))
+        key = None
+        if self.training:
+            key = DropoutKey.of(self.seed, micro_batch_index, self.config.num_layers, input_ids_BL.device)
+            key.seed_generator(self.layers.tp_rank)
+        hidden_TD, embedding_TD = self.encode(input_ids_BL, segment_BL, key=key)
         return self.head(
             self.predict(hidden_TD, masked_index_M),
             hidden_TD,

@@ -16,11 +16,11 @@ _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def philox_4x32(counter: Words, key: tuple[int, int]) -> Words:
+def philox_4x32(counter: Words, key: tuple[int, int] | tuple[Tensor, Tensor], num_rounds: int = _ROUNDS) -> Words:
     """Four random words for every counter; the counter's four int64 tensors broadcast against each other."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(_ROUNDS):
+    for _ in range(num_rounds):
         # A product of two words may exceed 2^63 and wrap to a negative int64; its bits are still right, and the mask
         # after the arithmetic shift removes the copies of the sign.
         product_0, product_1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
