@@ -28,6 +28,7 @@ from pretrain.data.tokenizer.folder import read_verified
 from pretrain.engine.engine import Engine
 from pretrain.engine.plain import PlainEngine
 from pretrain.errors import DataError, TacoError, counted
+from pretrain.meters.speed import SpeedMeter
 from pretrain.metrics import MetricsLog
 from pretrain.model.build import build_model
 from pretrain.model.pretraining import BertForPretraining
@@ -110,7 +111,8 @@ def build_trainer(
     metrics = MetricsLog(folder.path, is_active=collectives.rank() == 0, use_tensorboard=config.run.tensorboard)
     saver = Saver(engine, store, extras, metrics, config.checkpoint)
     spikes = Spikes(config.spike, folder.path)
-    progress = Progress(config, metrics, lambda: saver.unsaved_seconds)
+    meter = SpeedMeter(config, vocab_size, mesh, device, engine.step_clock)
+    progress = Progress(config, metrics, meter, lambda: saver.unsaved_seconds)
     return Trainer(
         config=config,
         engine=engine,

@@ -7,7 +7,6 @@ Failing to log never stops training: it is reported once and the run continues.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -139,22 +138,3 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     return record if isinstance(record, dict) and type(record.get("step")) is int else None
-
-
-class Throughput:
-    """Tokens per second between two reports, by the monotonic clock."""
-
-    def __init__(self) -> None:
-        self._tokens = 0
-        self._since = time.monotonic()
-
-    def add(self, tokens: int) -> None:
-        """Count the tokens of a step (all ranks)."""
-        self._tokens += tokens
-
-    def restart(self) -> float:
-        """Tokens per second since the last call; counting starts anew."""
-        now = time.monotonic()
-        rate = self._tokens / max(now - self._since, 1e-9)
-        self._tokens, self._since = 0, now
-        return rate

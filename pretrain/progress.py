@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from pretrain.config.sections import RunConfig
+from pretrain.data.batches import Batch
 from pretrain.engine.engine import EvalResult
-from pretrain.metrics import MetricsLog, Throughput
+from pretrain.meters.speed import SpeedMeter, describe_speed
+from pretrain.metrics import MetricsLog
 from pretrain.optim import learning_rate
 from pretrain.parallel import collectives
 from pretrain.runlog import Eta, ProgressLine, format_count, format_seconds, get_logger, progress_bar
@@ -20,20 +22,24 @@ class Progress(Watcher):
     """Counts steps and reports them; every rank has one, but only rank 0's reports appear.
 
     Args:
+        meter: measures the speed of the run.
         unsaved_seconds: gives the work that a crash would lose now.
     """
 
-    def __init__(self, config: RunConfig, metrics: MetricsLog, unsaved_seconds: Callable[[], float]) -> None:
+    def __init__(
+        self, config: RunConfig, metrics: MetricsLog, meter: SpeedMeter, unsaved_seconds: Callable[[], float]
+    ) -> None:
         self._config = config
         self._metrics = metrics
         self._unsaved_seconds = unsaved_seconds
-        self._throughput = Throughput()
+        self._meter = meter
         self._bar = ProgressLine(None, None)
         self._eta = Eta(0, config.train.steps)
 
     @contextmanager
     def shown_from(self, step: int) -> Iterator[None]:
         """Training begins at `step`, now; while this context lasts a terminal shows a progress bar."""
+        self._meter.measure_device()
         self.go_back_to(step)
         with progress_bar("training", step, self._config.train.steps, is_shown=collectives.rank() == 0) as self._bar:
             yield
@@ -42,11 +48,14 @@ class Progress(Watcher):
         """Training goes on from the state of `step`, now; reports on later steps are replaced by those to come."""
         self._eta = Eta(step, self._config.train.steps)
         self._metrics.begin(step)
-        self._throughput.restart()
+        self._meter.restart()
+
+    def count(self, micro_batches: Sequence[Batch]) -> None:
+        """This rank has taken a step on these micro-batches."""
+        self._meter.count(micro_batches)
 
     def after_step(self, step: DoneStep) -> Action:
-        """Count the step, and report it if it is one of every `train.log_every` or the last."""
-        self._throughput.add(self._config.train.global_batch_size * self._config.data.seq_length)
+        """Report the step if it is one of every `train.log_every` or the last."""
         self._bar.update(step.number)
         if step.number % self._config.train.log_every == 0 or step.number == self._config.train.steps:
             self._report_step(step)
@@ -58,11 +67,11 @@ class Progress(Watcher):
 
     def restart_clock(self) -> None:
         """Leave the time since the last logged step out of the throughput: it was not spent on steps."""
-        self._throughput.restart()
+        self._meter.restart()
 
     def _report_step(self, done: DoneStep) -> None:
         step, result, total = done.number, done.result, self._config.train.steps
-        rate = self._throughput.restart()
+        speed = self._meter.take()
         lr = learning_rate(step - 1, self._config.optim, total)
         self._metrics.write(
             {
@@ -72,7 +81,7 @@ class Progress(Watcher):
                 "contrastive_loss": result.contrastive_loss,
                 "lr": lr,
                 "grad_norm": result.grad_norm,
-                "tokens_per_second": rate,
+                **speed,
                 "consumed_samples": done.end_row,
                 "skipped_steps": result.num_skipped,
             }
@@ -84,7 +93,8 @@ class Progress(Watcher):
             f"taco {result.contrastive_loss:.4f}",
             f"lr {lr:.2e}",
             f"grad norm {result.grad_norm:.3f}",
-            f"{format_count(rate)} tokens/s",
+            f"{format_count(speed['tokens_per_second'])} tokens/s",
+            describe_speed(speed),
             f"skipped {result.num_skipped}",
             f"unsaved {format_seconds(self._unsaved_seconds())}",
             f"eta {format_seconds(self._eta.remaining(step))}",

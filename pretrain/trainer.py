@@ -188,14 +188,16 @@ class Trainer:
         for watcher in self.watchers:
             watcher.before_step(plan)
         num_micro_batches = self.config.grad_accum_steps(self.engine.mesh.dp_size)
+        own_batches = [next(micro_batches) for _ in range(num_micro_batches)]
         result = self.engine.train_step(
-            [next(micro_batches) for _ in range(num_micro_batches)],
+            own_batches,
             learning_rate=learning_rate(self.state.step, self.config.optim, self.config.train.steps),
             requests=plan.requests,
             work_seconds=plan.work_seconds,
             may_not_update=plan.may_not_update,
         )
         self.heartbeat.end_step()
+        self.progress.count(own_batches)
         first_row = self.state.consumed_samples
         return DoneStep(plan.number, first_row, first_row + self.config.train.global_batch_size, result)
 

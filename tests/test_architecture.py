@@ -14,7 +14,7 @@ from project import ROOT
 # From the bottom up; a room imports itself and the rooms before it. docs/architecture.md says what each holds.
 PRETRAIN = (
     "errors", "step", "config", "console", "cli", "runlog", "durable", "parallel",
-    "objectives", "data", "kernels", "planner", "model", "hf_reading", "optim",
+    "objectives", "data", "kernels", "planner", "meters", "model", "hf_reading", "optim",
     "metrics", "run_folder", "checkpoint", "hf_writing", "resilience", "engine", "saving", "progress",
     "trainer", "build_run",
     "launcher", "init", "train", "preflight", "export", "import_hf", "evaluate", "report", "bench",

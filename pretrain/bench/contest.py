@@ -1,4 +1,4 @@
-"""What every benchmark shares: contenders in separate processes, interleaved, and a report of their medians.
+"""What every benchmark shares: contenders in separate processes, interleaved, and a report of their medians and spread.
 
 A noisy machine is then noisy for all of them. Figures are CPU seconds (user + system) if a contender should use one
 core, since other work on the machine stretches wall-clock time; only ratios within one run count.
@@ -14,8 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import typer
@@ -62,6 +63,34 @@ def run_contest(
 def medians(runs: Runs, key: str) -> dict[str, float]:
     """The median of `key` over the rounds of every contender that answered with it."""
     return {name: median(run[key] for run in answers) for name, answers in runs.items() if key in answers[0]}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some values and their quartiles, between which the middle half lies."""
+
+    median: float
+    lower: float
+    upper: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The same in JSON types."""
+        return {"median": self.median, "lower": self.lower, "upper": self.upper}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles of at least one value."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    lower, middle, upper = quantiles(values, n=4, method="inclusive")
+    return Spread(middle, lower, upper)
+
+
+def spreads(runs: Runs, key: str) -> dict[str, dict[str, float]]:
+    """Median and quartiles of `key` over the rounds of every contender that answered with it."""
+    return {
+        name: spread([run[key] for run in answers]).as_dict() for name, answers in runs.items() if key in answers[0]
+    }
 
 
 def cpu_seconds() -> float:

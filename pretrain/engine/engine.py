@@ -26,6 +26,7 @@ from pretrain.engine.device_clock import DeviceClock
 from pretrain.engine.token_mean import TokenMean
 from pretrain.engine.zero_state import describe_parameters, read_loss_scale, set_loss_scale, zero_state
 from pretrain.errors import CheckpointError, TacoError
+from pretrain.meters.step_clock import StepClock
 from pretrain.model.pretraining import PretrainingLosses
 from pretrain.optim import Holdable, build_optimizer, parameter_groups
 from pretrain.parallel import collectives
@@ -93,6 +94,9 @@ class Engine(ABC):
             ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
         self.ds_config = build_ds_config(config, mesh.dp_size)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.ds_config, mpu=mesh.mpu)
+        self.step_clock = StepClock(device)
+        self.step_clock.watch(deepspeed.comm.comm.cdb)
+        self.heartbeat.listener = self.step_clock.enter
         self.num_skipped = 0
         self.other_counts: dict[str, int] = {}
         self.clock = DeviceClock(device)
@@ -183,7 +187,9 @@ class Engine(ABC):
         # All tensor ranks of the last stage compute the same losses.
         losses /= num_micro_batches * self.mesh.dp_size * self.mesh.tp_size
         messages = losses.new_tensor([*map(float, requests.values()), *_rank_slots(work_seconds)])
-        sums: list[float] = collectives.sum_over_ranks(torch.cat([losses, messages])).tolist()
+        summed = collectives.sum_over_ranks(torch.cat([losses, messages]))
+        self.step_clock.reading_back()
+        sums: list[float] = summed.tolist()
         votes, work = sums[3 : 3 + len(requests)], sums[3 + len(requests) :]
         granted = frozenset(name for name, count in zip(requests, votes, strict=True) if count > 0)
         return _Report(sums[0], sums[1], sums[2], granted, tuple(work))

@@ -30,7 +30,8 @@ class PlainEngine(Engine):
                 losses = self._forward(batch)
             self.heartbeat.enter("backward")
             if token_mean is not None:  # here and not in forward, whose time is this rank's own
-                losses = token_mean.weigh(losses)
+                with self.step_clock.communicating():
+                    losses = token_mean.weigh(losses)
             self.engine.backward(losses.total)
             own_losses.append(PretrainingLosses(*(value.detach() for value in losses)))
             if number < len(micro_batches):

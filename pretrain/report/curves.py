@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
+PARTS = ("data", "forward", "backward", "optimizer", "communication", "host")  # of a step: fields PART_seconds
+
 
 def without_undone(records: Sequence[Record]) -> list[Record]:
     """What counts of a run that returned to a checkpoint, after a kill or by a rollback.
@@ -37,13 +39,14 @@ def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]
 
 
 def draw(records: Sequence[Record], path: Path) -> Path:
-    """Write the curves of a run as a PNG with four panels."""
+    """Write the curves of a run as a PNG with four panels, and two of its speed if the run measured it."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(12, 7.5), constrained_layout=True)
+    has_parts = bool(series(records, "step_seconds")[0])
+    figure, axes = pyplot.subplots(2 + has_parts, 2, figsize=(12, 7.5 + 3.5 * has_parts), constrained_layout=True)
     panels = (
         ("masked language modelling loss", {"train": "mlm_loss", "validation": "validation_mlm_loss"}),
         ("contrastive loss (TACO)", {"train": "contrastive_loss", "validation": "validation_contrastive_loss"}),
@@ -53,10 +56,14 @@ def draw(records: Sequence[Record], path: Path) -> Path:
         ),
         ("gradient norm", {"train": "grad_norm"}),
     )
-    for axis, (title, lines) in zip(axes.flat, panels, strict=True):
+    for axis, (title, lines) in zip(axes.flat, panels, strict=False):
         _draw_panel(axis, title, records, lines)
     _show_small_values(axes.flat[1], records)
     _draw_learning_rate(axes.flat[3], records)
+    if has_parts:
+        _draw_panel(axes.flat[4], "tokens per second", records, {"train": "tokens_per_second"})
+        axes.flat[4].set_ylim(bottom=0)
+        _draw_parts(axes.flat[5], records)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path
@@ -73,6 +80,18 @@ def _draw_panel(axis: Axes, title: str, records: Sequence[Record], lines: dict[s
     axis.grid(alpha=0.3)
     if axis.lines:
         axis.legend()
+
+
+def _draw_parts(axis: Axes, records: Sequence[Record]) -> None:
+    """Where the time of a step goes, one part above the other."""
+    measured = [record for record in records if all(f"{part}_seconds" in record for part in PARTS)]
+    steps = [record["step"] for record in measured]
+    layers = [[1e3 * record[f"{part}_seconds"] for record in measured] for part in PARTS]
+    axis.stackplot(steps, layers, labels=PARTS)
+    axis.set_title("ms of a step")
+    axis.set_xlabel("optimizer step")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower left", ncols=3, fontsize="small")
 
 
 def _show_small_values(axis: Axes, records: Sequence[Record]) -> None:

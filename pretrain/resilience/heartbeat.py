@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ class Heartbeat:
         pulse: changes whenever anything begins.
         ticks: how many stages have begun that all ranks go through in the same order: a rank with fewer is behind.
         work_stages: the stages that no other rank can delay; their seconds add up.
+        listener: hears of every stage that begins, and when (monotonic clock).
     """
 
     def __init__(self, step: int = 0) -> None:
@@ -41,6 +42,7 @@ class Heartbeat:
         self.pulse = 0
         self.ticks = 0
         self.work_stages: frozenset[str] = frozenset({"data", "forward"})
+        self.listener: Callable[[str, float], None] | None = None
         self._durations: dict[Kind, deque[float]] = {}
         self._since = self._step_since = time.monotonic()
         self._work_seconds = self._step_seconds = 0.0
@@ -54,6 +56,8 @@ class Heartbeat:
         self.stage, self._since = stage, now
         self.pulse += 1
         self.ticks += in_lockstep
+        if self.listener is not None:
+            self.listener(stage, now)
 
     def begin_step(self, step: int) -> None:
         """Note that the next optimizer step begins, with its data; until the first one has ended, this is the start."""

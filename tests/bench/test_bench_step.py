@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.bench.step import CONTENDERS, authors_loss, step
+from pretrain.bench.step import step
+from pretrain.bench.step_contenders import CONTENDERS, authors_loss
 from pretrain.objectives.taco import sample_pairs, token_contrastive_loss
 
 

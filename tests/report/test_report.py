@@ -49,6 +49,18 @@ def test_picture_and_page_are_written_and_named(tmp_path: Path, capsys: pytest.C
     assert "<script>" not in text
 
 
+def test_the_page_says_how_fast_the_run_was(tmp_path: Path) -> None:
+    parts = {"data": 1, "forward": 2, "backward": 4, "optimizer": 2, "communication": 0, "host": 1}
+    times = {f"{part}_seconds": seconds / 100 for part, seconds in parts.items()}
+    speed = {"tokens_per_second": 12345.0, "model_tflops": 0.5, "mfu": 0.4123, "step_seconds": 0.1, **times}
+    records = [{"step": step, "mlm_loss": 1.0, "lr": 0.1, **speed} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    report(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    for words in ("12,345", "41.2%", "data 10.0 %, forward 20.0 %, backward 40.0 %"):
+        assert words in text
+
+
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (write_run(tmp_path) / "loss_curves.png").mkdir()
     with pytest.raises(DataError, match="cannot be written"):

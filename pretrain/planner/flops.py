@@ -1,0 +1,113 @@
+"""Floating-point operations of training, a pure function of configuration and counts; imports no torch.
+
+Counted as Megatron-LM does (Narayanan et al. 2021, appendix): two operations per multiplication of the matrix products,
+backward twice as much as forward. The vocabulary head works on the masked tokens alone; the contrastive loss, softmax,
+norms and the optimizer count nothing.
+
+    model operations     what the objective needs: real tokens, each attending to its document or row, nothing twice.
+                         Over time and peak they give the MFU (model FLOPs utilisation).
+    hardware operations  what is carried out: padding too, whole rows, and layers that are recomputed in backward.
+                         Over time and peak they give the HFU (hardware FLOPs utilisation).
+
+That an attention kernel recomputes its weights in backward is counted in neither, as is usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pretrain.config.sections import RunConfig
+from pretrain.data.masking import predictions_per_row
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """What of some rows goes into matrix products.
+
+    Attributes:
+        tokens: that are not padding.
+        pairs: of a token and one that it attends to: the sum of squared lengths of what is attended to as a whole.
+        labels: masked tokens to predict.
+        places, place_pairs, label_places: the same with padding: B L, B L L, and B P for P predictions per row.
+    """
+
+    tokens: int = 0
+    pairs: int = 0
+    labels: int = 0
+    places: int = 0
+    place_pairs: int = 0
+    label_places: int = 0
+
+    def __add__(self, other: TokenCounts) -> TokenCounts:
+        return TokenCounts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """Operations of the whole model, forward and backward."""
+
+    model: float
+    hardware: float
+
+
+def full_rows(config: RunConfig, num_rows: int) -> TokenCounts:
+    """The counts of rows without padding, each one document and with all its predictions: those of row_mode=stream."""
+    length = config.data.seq_length
+    labels = num_rows * predictions_per_row(config.objective.mask_rate, length - 2)
+    places, pairs = num_rows * length, num_rows * length**2
+    return TokenCounts(places, pairs, labels, places, pairs, labels)
+
+
+def count_rows(segment_BL: np.ndarray, label_M: np.ndarray, *, by_document: bool) -> TokenCounts:
+    """The counts of a micro-batch.
+
+    Args:
+        segment_BL: the number of the document of each token in its row, 0 in padding.
+        label_M: the word of each masked token, negative in unused entries.
+        by_document: tokens attend to their own document (row_mode=pack); otherwise to all tokens of their row.
+    """
+    num_rows, length = segment_BL.shape
+    is_token_BL = segment_BL > 0
+    lengths = np.count_nonzero(is_token_BL, axis=1)
+    tokens = int(lengths.sum())
+    if by_document:
+        # A document lies in one piece: its length is the distance between the places where the number changes.
+        keys_T = (segment_BL + (np.arange(num_rows) * (int(segment_BL.max(initial=0)) + 1))[:, None])[is_token_BL]
+        ends = np.flatnonzero(np.diff(keys_T, append=-1)) + 1
+        lengths = np.diff(ends, prepend=0)
+    return TokenCounts(
+        tokens=tokens,
+        pairs=int((lengths.astype(np.int64) ** 2).sum()),
+        labels=int(np.count_nonzero(label_M >= 0)),
+        places=num_rows * length,
+        place_pairs=num_rows * length**2,
+        label_places=len(label_M),
+    )
+
+
+def step_flops(config: RunConfig, vocab_size: int, counts: TokenCounts) -> StepFlops:
+    """Operations for rows with these counts, forward and backward, on all devices that share them."""
+    encoder, head = _forward(config, vocab_size, counts.tokens, counts.pairs, counts.labels)
+    all_encoder, all_head = _forward(config, vocab_size, counts.places, counts.place_pairs, counts.label_places)
+    recomputed = all_encoder * config.recompute_layers / config.model.num_layers
+    return StepFlops(model=3 * (encoder + head), hardware=3 * (all_encoder + all_head) + recomputed)
+
+
+def model_flops(config: RunConfig, vocab_size: int) -> float:
+    """Model operations of one micro-batch of full rows, forward and backward."""
+    return step_flops(config, vocab_size, full_rows(config, config.train.micro_batch_size)).model
+
+
+def _forward(config: RunConfig, vocab_size: int, tokens: int, pairs: int, labels: int) -> tuple[float, float]:
+    """Operations of the forward pass: of the encoder layers, and of the vocabulary head with its transform."""
+    size, inner = config.model.hidden_size, config.model.ffn_hidden_size
+    encoder = config.model.num_layers * (tokens * (8 * size**2 + 4 * size * inner) + pairs * 4 * size)
+    return float(encoder), float(labels * (2 * size**2 + 2 * size * vocab_size))
+
+
+def add_counts(counts: Iterable[TokenCounts]) -> TokenCounts:
+    """The sum."""
+    return sum(counts, TokenCounts())
