@@ -70,22 +70,23 @@ def count_rows(segment_BL: np.ndarray, label_M: np.ndarray, *, by_document: bool
         by_document: tokens attend to their own document (row_mode=pack); otherwise to all tokens of their row.
     """
     num_rows, length = segment_BL.shape
-    is_token_BL = segment_BL > 0
-    lengths = np.count_nonzero(is_token_BL, axis=1)
-    tokens = int(lengths.sum())
-    if by_document:
-        # A document lies in one piece: its length is the distance between the places where the number changes.
-        keys_T = (segment_BL + (np.arange(num_rows) * (int(segment_BL.max(initial=0)) + 1))[:, None])[is_token_BL]
-        ends = np.flatnonzero(np.diff(keys_T, append=-1)) + 1
-        lengths = np.diff(ends, prepend=0)
+    lengths = _document_lengths(segment_BL) if by_document else np.count_nonzero(segment_BL, axis=1)
     return TokenCounts(
-        tokens=tokens,
-        pairs=int((lengths.astype(np.int64) ** 2).sum()),
+        tokens=int(lengths.sum()),
+        pairs=int(np.dot(lengths, lengths)),
         labels=int(np.count_nonzero(label_M >= 0)),
         places=num_rows * length,
         place_pairs=num_rows * length**2,
         label_places=len(label_M),
     )
+
+
+def _document_lengths(segment_BL: np.ndarray) -> np.ndarray:
+    """Tokens of each document of each row, which lies there in one piece; int64."""
+    is_start_BL = np.ones(segment_BL.shape, np.bool_)
+    np.not_equal(segment_BL[:, 1:], segment_BL[:, :-1], out=is_start_BL[:, 1:])
+    starts = np.flatnonzero(is_start_BL)
+    return np.diff(starts, append=segment_BL.size)[segment_BL.ravel()[starts] > 0]
 
 
 def step_flops(config: RunConfig, vocab_size: int, counts: TokenCounts) -> StepFlops:

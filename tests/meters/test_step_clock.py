@@ -122,13 +122,13 @@ def test_listening_costs_microseconds() -> None:
     for number in range(100):
         heartbeat.begin_step(number)
         heartbeat.end_step()
-    start = time.perf_counter()
+    start = time.thread_time()
     for number in range(1000):
         heartbeat.begin_step(number)
         for stage in ("forward", "backward", "optimizer", "losses"):
             heartbeat.enter(stage)
         heartbeat.end_step()
-    assert (time.perf_counter() - start) / 1000 < 2e-4  # ten times what it takes, for a machine under load
+    assert (time.thread_time() - start) / 1000 < 2e-4  # ten times what it takes; of this thread alone
     times = clock.take()
     assert times is not None
     assert set(times.parts) == set(PARTS)
