@@ -20,6 +20,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.token_mean import TokenMean
 from pretrain.model.pipeline import BertPipeline
 from pretrain.model.pretraining import PretrainingLosses
+from pretrain.model.token_rows import TokenRows
 from pretrain.parallel.mesh import Mesh
 from pretrain.resilience.heartbeat import Heartbeat
 
@@ -83,7 +84,7 @@ class PipelinedEngine(Engine):
         self, micro_batches: Sequence[Batch], token_mean: TokenMean | None
     ) -> list[PretrainingLosses]:
         engine, self._token_mean = self.engine, token_mean
-        engine.module.expect((batch.micro_batch_index for batch in micro_batches), token_mean and token_mean.weigh)
+        engine.module.expect(self._announced(micro_batches), token_mean and token_mean.weigh)
         engine.module.train()
         engine.set_dataiterator(map(_inputs_and_labels, micro_batches))
         engine.total_loss = engine.total_additional_losses = None
@@ -92,6 +93,11 @@ class PipelinedEngine(Engine):
         engine._exec_schedule(engine._train_schedule())
         losses: list[PretrainingLosses] = engine.module.losses
         return losses
+
+    def _announced(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[int, TokenRows]]:
+        for batch in micro_batches:
+            rows = self.engine.module.plan_rows(batch.segment_BL).to(self.device, non_blocking=True)
+            yield batch.micro_batch_index, rows
 
     def _await_counts(self) -> None:
         """Wait for the other data-parallel ranks' masked tokens outside the forward pass, whose time is the rank's own.
@@ -110,7 +116,7 @@ class PipelinedEngine(Engine):
 
     def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
         batches = list(micro_batches)  # DeepSpeed's schedule must know how many there are
-        self.engine.module.expect(batch.micro_batch_index for batch in batches)
+        self.engine.module.expect(self._announced(batches))
         self.engine.eval_batch(
             data_iter=map(_inputs_and_labels, batches), bcast_loss=False, num_micro_batches=len(batches)
         )

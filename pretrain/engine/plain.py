@@ -57,7 +57,8 @@ class PlainEngine(Engine):
         # until it has waited for the losses; an evaluation releases them one by one, so it waits for each copy.
         is_held = self.engine.module.training
         tensors = [torch.from_numpy(array).to(self.device, non_blocking=is_held) for array in arrays]
-        return PretrainingLosses(*self.engine(*tensors, batch.micro_batch_index))
+        rows = self.engine.module.plan_rows(batch.segment_BL).to(self.device, non_blocking=is_held)
+        return PretrainingLosses(*self.engine(*tensors, batch.micro_batch_index, rows))
 
     def _plain_grad_norm(self) -> float | None:
         """The gradient norm if DeepSpeed keeps none: fp32 without ZeRO. Gradients are averaged over ranks by now."""

@@ -4,7 +4,8 @@ Runs the layers of `layers.py` in order. Parameters are named by the position of
 DeepSpeed's PipelineModule, so a checkpoint can move between both wrappers: tied_modules.word (0 and N + 3), 1
 (embeddings), 2 .. N + 1 (encoder), N + 2 (transform of the vocabulary head), N + 4 (vocabulary bias).
 
-Shape letters: B rows, L tokens per row, T = B * L, D hidden, M masked positions, V vocabulary.
+Shape letters: B rows, L tokens per row, G = B * L places, T computed tokens (those that are no padding), D hidden, M
+masked positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.sections import ModelSection
 from pretrain.errors import ConfigError
-from pretrain.model.attention import attention_mask, document_positions
+from pretrain.model.attention import with_mask
 from pretrain.model.dropout import DropoutKey
 from pretrain.model.initialise import initialise
 from pretrain.model.layer_spec import LayerSpec
 from pretrain.model.layers import EmbeddingLayer, EncoderLayer, MlmTransform, VocabularyBias
+from pretrain.model.token_rows import TokenRows, plan_rows
 
 
 class Bert(nn.Module):
@@ -33,7 +36,7 @@ class Bert(nn.Module):
         layers: the classes to build from.
         seed: for the initial weights, see `initialise`.
         recompute_layers: this many of the first encoder layers keep no activations and are recomputed in backward.
-        has_padding: False promises rows without padding, which makes attention faster.
+        has_padding: False promises rows without padding; otherwise padding is left out of the computation.
         separate_documents: rows may hold several documents: a token attends to its own only, with positions from 0.
 
     Raises:
@@ -67,6 +70,13 @@ class Bert(nn.Module):
         self.add_module(str(config.num_layers + 4), VocabularyBias(vocab_size, layers))
         initialise(self, layers, initializer_range=config.initializer_range, seed=seed)
 
+    def plan_rows(self, segment_BL: np.ndarray) -> TokenRows:
+        """Which tokens of a micro-batch this model computes, on the CPU; made from what the host has anyway."""
+        if not self.has_padding and not self.separate_documents:
+            return TokenRows(*segment_BL.shape)
+        multiple = self.layers.tp_size if self.layers.has_split_tokens else 1
+        return plan_rows(segment_BL, separate_documents=self.separate_documents, multiple=multiple)
+
     def encode(
         self,
         input_ids_BL: Tensor,
@@ -74,9 +84,9 @@ class Bert(nn.Module):
         token_type_BL: Tensor | None = None,
         key: DropoutKey | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Last hidden states h and embeddings e (as the encoder saw them, dropout included), both [T, D].
+        """Last hidden states h and embeddings e (as the encoder saw them, dropout included), both [G, D].
 
-        Both are whole on every rank that shares the rows.
+        Both are whole on every rank that shares the rows, and 0 at padding. Waits for a GPU to tell the segments.
 
         Args:
             segment_BL: 0 padding, 1, 2, ... documents of a row.
@@ -86,51 +96,60 @@ class Bert(nn.Module):
         Raises:
             ConfigError: rows longer than the position embeddings.
         """
-        num_rows, length = input_ids_BL.shape
+        rows = self._rows_of(segment_BL)
+        hidden_TD, embedding_TD = self.encode_tokens(input_ids_BL, segment_BL, rows, token_type_BL, key)
+        return rows.spread(hidden_TD), rows.spread(embedding_TD)
+
+    def encode_tokens(
+        self,
+        input_ids_BL: Tensor,
+        segment_BL: Tensor,
+        rows: TokenRows,
+        token_type_BL: Tensor | None = None,
+        key: DropoutKey | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """h and e as `encode` gives them, but of the tokens that `rows` (from `plan_rows`) computes only, [T, D]."""
+        length = input_ids_BL.shape[1]
         if length > self.config.max_position_embeddings:
             raise ConfigError(
                 f"rows of {length} tokens are longer than model.max_position_embeddings "
                 f"({self.config.max_position_embeddings}); shorten data.seq_length or raise the latter"
             )
-        if token_type_BL is None:
-            token_type_BL = torch.zeros_like(input_ids_BL)
-        mask = attention_mask(segment_BL, has_padding=self.has_padding, separate_documents=self.separate_documents)
-        position_BL = document_positions(segment_BL) if self.separate_documents else None
-        word_TD = self.tied_modules["word"](input_ids_BL.flatten())
+        rows = with_mask(rows, segment_BL, separate_documents=self.separate_documents)
+        word_TD = self.tied_modules["word"](rows.take(input_ids_BL))
         if key is None and self.training:
             key = DropoutKey.draw(self.config.num_layers, input_ids_BL.device)
-        embedding_TD = self._layer(1)(word_TD, token_type_BL, None if key is None else key.at(1), position_BL)
+        embedding_TD = self._layer(1)(word_TD, rows, token_type_BL, None if key is None else key.at(1))
         hidden_TD = embedding_TD
         for number, layer in enumerate(self._encoder_layers()):
             words_PW = None if key is None else key.at(2 + number)
             if number < self.recompute_layers and torch.is_grad_enabled():
                 # Random state only for torch's attention on a GPU: all other dropout is a function of its key.
                 hidden_TD = checkpoint(
-                    layer,
-                    hidden_TD,
-                    num_rows,
-                    mask,
-                    words_PW,
-                    use_reentrant=False,
-                    preserve_rng_state=hidden_TD.is_cuda,
+                    layer, hidden_TD, rows, words_PW, use_reentrant=False, preserve_rng_state=hidden_TD.is_cuda
                 )
             else:
-                hidden_TD = layer(hidden_TD, num_rows, mask, words_PW)
+                hidden_TD = layer(hidden_TD, rows, words_PW)
         return self.layers.gather_tokens(hidden_TD), self.layers.gather_tokens(embedding_TD)
 
     def compile_layers(self) -> None:
         """Compile every encoder layer, see `EncoderLayer.compile_forward`; parameters keep their names."""
+        has_varying_sizes = self.has_padding or self.separate_documents
         for layer in self._encoder_layers():
-            layer.compile_forward()
+            layer.compile_forward(dynamic=has_varying_sizes)
 
     def predict(self, hidden_TD: Tensor, masked_index_M: Tensor) -> Tensor:
-        """Vocabulary logits [M, V] at the flat positions row * L + column; no others are computed."""
+        """Vocabulary logits [M, V] of the hidden states with these numbers; no others are computed."""
         return self._decode(hidden_TD.index_select(0, masked_index_M))
 
     def logits(self, input_ids_BL: Tensor, segment_BL: Tensor, token_type_BL: Tensor | None = None) -> Tensor:
-        """Vocabulary logits [B, L, V] of every position, for exports and tests."""
-        hidden_TD, _ = self.encode(input_ids_BL, segment_BL, token_type_BL)
-        return self._decode(hidden_TD).view(*input_ids_BL.shape, -1)
+        """Vocabulary logits [B, L, V] of every position, 0 at padding, for exports and tests."""
+        rows = self._rows_of(segment_BL)
+        hidden_TD, _ = self.encode_tokens(input_ids_BL, segment_BL, rows, token_type_BL)
+        return rows.spread(self._decode(hidden_TD)).view(*input_ids_BL.shape, -1)
+
+    def _rows_of(self, segment_BL: Tensor) -> TokenRows:
+        return self.plan_rows(segment_BL.cpu().numpy()).to(segment_BL.device)
 
     def _decode(self, hidden_MD: Tensor) -> Tensor:
         transformed_MD = self._layer(self.config.num_layers + 2)(hidden_MD)

@@ -1,10 +1,10 @@
 """The post-LN BERT layers (Devlin et al. 2019), one class per kind; they do not know whether they are parallel.
 
 Each class belongs to one place in the sequence that `bert.py` runs on one stage and a pipeline splits over several. The
-classes of the linears come from a `LayerSpec`. Hidden states are token-flat: T = B * L tokens in (row, column) order,
-so a linear is one plain product, `row * L + column` indexes a token, and sequence parallelism is a split of dim 0.
+classes of the linears come from a `LayerSpec`. Hidden states are token-flat: the T tokens of `TokenRows`, which are no
+padding, so a linear is one plain product, and sequence parallelism is a split of dim 0.
 
-Shape letters: B rows, L tokens per row, T = B * L, D hidden, F feed-forward, M masked positions, V vocabulary.
+Shape letters: B rows, L tokens per row, T computed tokens, D hidden, F feed-forward, M masked positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.sections import ModelSection
+from pretrain.kernels.attention_dropout import AttentionDropout
 from pretrain.kernels.dropout import dropout
-from pretrain.model.attention import AttentionDropout, self_attention
+from pretrain.model.attention import self_attention
 from pretrain.model.dropout import AFTER_ATTENTION, AFTER_FFN, ATTENTION_WEIGHTS
 from pretrain.model.layer_spec import LayerNorm, LayerSpec
+from pretrain.model.token_rows import TokenRows
 
 
 class EmbeddingLayer(nn.Module):
@@ -34,22 +36,29 @@ class EmbeddingLayer(nn.Module):
     def forward(
         self,
         word_TD: Tensor,
-        token_type_BL: Tensor,
+        rows: TokenRows,
+        token_type_BL: Tensor | None = None,
         words_PW: Tensor | None = None,
-        position_BL: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings e [T, D] of words [T, D]; without `position_BL` positions count the columns of a row from 0.
+        """Embeddings e [T, D] of words [T, D] at the positions that `rows` says; all of type 0 if none are given.
 
         `words_PW` key the dropout: `DropoutKey.at`. Without them nothing drops.
         """
-        if position_BL is None:
-            position_BL = torch.arange(token_type_BL.shape[1], device=word_TD.device)
-        place_TD = (self.token_type(token_type_BL) + self.position(position_BL)).flatten(0, 1)
-        sum_TD = word_TD + self.layers.scatter_tokens(place_TD)
+        sum_TD = word_TD + self.layers.scatter_tokens(self._places(rows, token_type_BL, word_TD.device))
         embedding_TD: Tensor = self.norm(sum_TD)
-        return _drop(
-            embedding_TD, self.hidden_dropout if self.training else 0.0, words_PW, AFTER_ATTENTION, self.layers
-        )
+        probability = self.hidden_dropout if self.training else 0.0
+        return _drop(embedding_TD, probability, words_PW, AFTER_ATTENTION, self.layers, rows)
+
+    def _places(self, rows: TokenRows, token_type_BL: Tensor | None, device: torch.device) -> Tensor:
+        """Sum of the position and token-type embeddings of every token, [T, D]."""
+        if token_type_BL is None:
+            token_type_BL = torch.zeros(rows.num_rows, rows.length, dtype=torch.int64, device=device)
+        if rows.position_T is not None:
+            token_type_TD: Tensor = self.token_type(rows.take(token_type_BL))
+            return token_type_TD + self.position(rows.position_T)
+        position_L = torch.arange(rows.length, device=device)
+        place_BLD: Tensor = self.token_type(token_type_BL) + self.position(position_L)
+        return place_BLD.flatten(0, 1)
 
 
 class EncoderLayer(nn.Module):
@@ -70,25 +79,28 @@ class EncoderLayer(nn.Module):
         self.num_heads = config.num_attention_heads
         self.layers = layers
 
-    def compile_forward(self) -> None:
-        """Let torch.compile make kernels at the first call; they drop the same units."""
-        self.compile(dynamic=False)
+    def compile_forward(self, *, dynamic: bool) -> None:
+        """Let torch.compile make kernels at the first call; they drop the same units.
 
-    def forward(self, hidden_TD: Tensor, num_rows: int, mask: Tensor | None, words_PW: Tensor | None = None) -> Tensor:
-        """The next hidden states [T, D]; `mask` is `attention_mask`'s, `words_PW` key the dropout: `DropoutKey.at`."""
+        `dynamic` makes one graph for any number of tokens.
+        """
+        self.compile(dynamic=dynamic)
+
+    def forward(self, hidden_TD: Tensor, rows: TokenRows, words_PW: Tensor | None = None) -> Tensor:
+        """The next hidden states [T, D]; `words_PW` key the dropout: `DropoutKey.at`."""
         drop = None
         if self.training and self.attention_dropout > 0.0 and words_PW is not None:
             first_head = self.layers.tp_rank * (self.num_heads // self.layers.tp_size)
-            drop = AttentionDropout(self.attention_dropout, words_PW[ATTENTION_WEIGHTS], first_head, self.num_heads)
-        context_TD = self_attention(self.qkv(hidden_TD), num_rows, self.head_size, mask, drop)
-        hidden_TD = self.attention_norm(
-            hidden_TD + self._drop(self.attention_out(context_TD), words_PW, AFTER_ATTENTION)
-        )
+            words = words_PW[ATTENTION_WEIGHTS]
+            drop = AttentionDropout(self.attention_dropout, words, first_head, self.num_heads, rows.length)
+        context_TD = self_attention(self.qkv(hidden_TD), rows, self.head_size, drop)
+        context_TD = self._drop(self.attention_out(context_TD), words_PW, AFTER_ATTENTION, rows)
+        hidden_TD = self.attention_norm(hidden_TD + context_TD)
         inner_TF = F.gelu(self.ffn_in(hidden_TD))
-        return self.ffn_norm(hidden_TD + self._drop(self.ffn_out(inner_TF), words_PW, AFTER_FFN))
+        return self.ffn_norm(hidden_TD + self._drop(self.ffn_out(inner_TF), words_PW, AFTER_FFN, rows))
 
-    def _drop(self, hidden_TD: Tensor, words_PW: Tensor | None, place: int) -> Tensor:
-        return _drop(hidden_TD, self.hidden_dropout if self.training else 0.0, words_PW, place, self.layers)
+    def _drop(self, hidden_TD: Tensor, words_PW: Tensor | None, place: int, rows: TokenRows) -> Tensor:
+        return _drop(hidden_TD, self.hidden_dropout if self.training else 0.0, words_PW, place, self.layers, rows)
 
 
 class MlmTransform(nn.Module):
@@ -120,7 +132,10 @@ class VocabularyBias(nn.Module):
         return logits_MV
 
 
-def _drop(hidden_TD: Tensor, probability: float, words_PW: Tensor | None, place: int, layers: LayerSpec) -> Tensor:
+def _drop(
+    hidden_TD: Tensor, probability: float, words_PW: Tensor | None, place: int, layers: LayerSpec, rows: TokenRows
+) -> Tensor:
     if probability == 0.0 or words_PW is None:
         return hidden_TD
-    return dropout(hidden_TD, probability, words_PW[place], first_line=layers.first_token(len(hidden_TD)))
+    first = layers.first_token(len(hidden_TD))
+    return dropout(hidden_TD, probability, words_PW[place], first_line=first, line_N=rows.places(first, len(hidden_TD)))

@@ -5,7 +5,11 @@ drop other units; without the contrastive loss e is not sent. Parameters have th
 stage has the embeddings, the last one the head and the losses; the encoder layers are distributed so that the slowest
 stage is as fast as possible.
 
-Shape letters: B rows, L tokens per row, T = B * L, D hidden, M masked positions, V vocabulary.
+DeepSpeed's stages exchange tensors of one shape, so padding is computed too: it stands after all other tokens, in
+documents of its own.
+
+Shape letters: B rows, L tokens per row, T = B * L tokens in the order of `TokenRows`, D hidden, M masked positions, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -13,8 +17,10 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from deepspeed.pipe import LayerSpec as StageLayer
 from deepspeed.pipe import PipelineModule, TiedLayerSpec
@@ -23,12 +29,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.sections import ModelSection, ObjectiveSection
-from pretrain.model.attention import attention_mask, document_positions
+from pretrain.model.attention import with_mask
 from pretrain.model.dropout import DropoutKey
 from pretrain.model.initialise import initialise
 from pretrain.model.layer_spec import LayerSpec
 from pretrain.model.layers import EmbeddingLayer, EncoderLayer, MlmTransform, VocabularyBias
 from pretrain.model.pretraining import LossHead, PretrainingLosses
+from pretrain.model.token_rows import TokenRows, plan_rows
 
 Tensors = tuple[Tensor, ...]
 
@@ -59,12 +66,15 @@ class BertPipeline(PipelineModule):
         self.config = config
         self._bounds = _layer_bounds(stage_layers)
         self.losses: list[PretrainingLosses] = []
-        self._micro_batches: Iterator[int] = iter(())
+        self._micro_batches: Iterator[tuple[int, TokenRows]] = iter(())
         self._weigh: Callable[[PretrainingLosses], PretrainingLosses] | None = None
         self._seed = seed
         self._micro_batch_index = 0
         self._key: DropoutKey | None = None
-        options = StageOptions(lambda: self._key, recompute_layers, has_padding, separate_documents)
+        self._rows = TokenRows(0, 0)
+        self._options = options = StageOptions(
+            lambda: self._key, lambda: self._rows, recompute_layers, has_padding, separate_documents
+        )
         head = LossHead(objective, vocab_size, layers, seed)
         pipe, data, tensor = grid
         topology = PipeModelDataParallelTopology(num_pp=pipe, num_dp=data, num_mp=tensor)
@@ -77,22 +87,32 @@ class BertPipeline(PipelineModule):
         self.layers = layers
         initialise(self, layers, initializer_range=config.initializer_range, seed=seed)
 
+    def plan_rows(self, segment_BL: np.ndarray) -> TokenRows:
+        """Which tokens of a micro-batch stand where in this model, on the CPU; all of them are computed."""
+        options = self._options
+        if not options.has_padding and not options.separate_documents:
+            return TokenRows(*segment_BL.shape)
+        return plan_rows(segment_BL, separate_documents=options.separate_documents, multiple=segment_BL.size)
+
     def expect(
         self,
-        micro_batch_indices: Iterable[int],
+        micro_batches: Iterable[tuple[int, TokenRows]],
         weigh: Callable[[PretrainingLosses], PretrainingLosses] | None = None,
     ) -> None:
-        """Announce the next micro-batches, whose numbers key dropout and pairs, and forget the losses so far.
+        """Announce the next micro-batches, and forget the losses so far.
 
-        `weigh` changes the losses of each of them before anything else sees them.
+        Args:
+            micro_batches: their numbers, which key dropout and pairs, and their `plan_rows` on the device.
+            weigh: changes the losses of each of them before anything else sees them.
         """
-        self._micro_batches, self._weigh = iter(micro_batch_indices), weigh
+        self._micro_batches, self._weigh = iter(micro_batches), weigh
         self.losses = []
 
     def forward(self, forward_input: Any) -> Any:
         """This stage's part of the next micro-batch."""
         # Stages see their micro-batches in order, so the number is not sent, and nothing waits for a GPU to read it.
-        self._micro_batch_index, self._key = next(self._micro_batches), None
+        self._micro_batch_index, self._rows = next(self._micro_batches)
+        self._key = None
         if self.training:
             device = next(iter(self.parameters())).device
             self._key = DropoutKey.of(self._seed, self._micro_batch_index, self.config.num_layers, device)
@@ -111,6 +131,7 @@ class BertPipeline(PipelineModule):
             masked_index_M=masked_index_M,
             masked_label_M=masked_label_M,
             micro_batch_index=self._micro_batch_index,
+            rows=self._rows,
         )
         if self._weigh is not None:
             losses = self._weigh(losses)
@@ -124,12 +145,18 @@ class BertPipeline(PipelineModule):
 
 
 class StageOptions:
-    """What every layer of a stage needs besides its parameters; `key` gives the key of the current micro-batch."""
+    """What every layer of a stage needs besides its parameters; `key` and `rows` belong to the current micro-batch."""
 
     def __init__(
-        self, key: Callable[[], DropoutKey | None], recompute_layers: int, has_padding: bool, separate_documents: bool
+        self,
+        key: Callable[[], DropoutKey | None],
+        rows: Callable[[], TokenRows],
+        recompute_layers: int,
+        has_padding: bool,
+        separate_documents: bool,
     ) -> None:
         self.key = key
+        self.rows = rows
         self.recompute_layers = recompute_layers
         self.has_padding = has_padding
         self.separate_documents = separate_documents
@@ -151,8 +178,7 @@ class EmbeddingStage(EmbeddingLayer):
     def forward(self, inputs: Tensors) -> Tensors:  # type: ignore[override]
         """(words, segment, masked_index) -> (h, e, segment, masked_index), or without e."""
         word_TD, segment_BL, masked_index_M = inputs
-        position_BL = document_positions(segment_BL) if self.options.separate_documents else None
-        embedding_TD = super().forward(word_TD, torch.zeros_like(segment_BL), self.options.words(1), position_BL)
+        embedding_TD = super().forward(word_TD, self.options.rows(), words_PW=self.options.words(1))
         # A copy, because one tensor sent twice would be one buffer with two gradients.
         hidden = (embedding_TD, embedding_TD.clone()) if self.has_embedding else (embedding_TD,)
         return (*hidden, segment_BL, masked_index_M)
@@ -170,12 +196,9 @@ class EncoderStage(EncoderLayer):
     def forward(self, inputs: Tensors) -> Tensors:  # type: ignore[override]
         """(h, e, segment, masked_index) -> the same with the next h."""
         hidden_TD, *rest = inputs
-        segment_BL = rest[-2]
         options = self.options
-        mask = attention_mask(
-            segment_BL, has_padding=options.has_padding, separate_documents=options.separate_documents
-        )
-        arguments = (hidden_TD, len(segment_BL), mask, options.words(self.index))
+        rows = with_mask(options.rows(), rest[-2], separate_documents=options.separate_documents)
+        arguments = (hidden_TD, rows, options.words(self.index))
         if self.is_recomputed and torch.is_grad_enabled():
             # Random state only for torch's attention on a GPU: all other dropout is a function of its key.
             hidden_TD = checkpoint(
@@ -189,15 +212,17 @@ class EncoderStage(EncoderLayer):
 class TransformStage(MlmTransform):
     """Layer N + 2 in a pipeline: leaves sequence parallelism, and selects the masked positions."""
 
-    def __init__(self, config: ModelSection, layers: LayerSpec) -> None:
+    def __init__(self, config: ModelSection, layers: LayerSpec, options: StageOptions) -> None:
         super().__init__(config, layers)
         self.layers = layers
+        self.options = options
 
     def forward(self, inputs: Tensors) -> Tensors:  # type: ignore[override]
         """(h, e, segment, masked_index) -> (transformed, h, e), e only if it was sent."""
         *hidden, _, masked_index_M = inputs
         hidden = [self.layers.gather_tokens(part) for part in hidden]
-        return (super().forward(hidden[0].index_select(0, masked_index_M)), *hidden)
+        token_M = self.options.rows().find(masked_index_M)
+        return (super().forward(hidden[0].index_select(0, token_M)), *hidden)
 
 
 class BiasStage(VocabularyBias):
@@ -208,9 +233,9 @@ class BiasStage(VocabularyBias):
         return (super().forward(inputs[0]), *inputs[1:])
 
 
-def _embed(word: nn.Module, inputs: Tensors) -> Tensors:
+def _embed(options: StageOptions, word: nn.Module, inputs: Tensors) -> Tensors:
     input_ids_BL, segment_BL, masked_index_M = inputs
-    return word(input_ids_BL.flatten()), segment_BL, masked_index_M
+    return word(options.rows().take(input_ids_BL)), segment_BL, masked_index_M
 
 
 def _decode(word: nn.Module, inputs: Tensors) -> Tensors:
@@ -237,10 +262,10 @@ def _stage_layers(
 
     encoder = [StageLayer(EncoderStage, config, layers, 2 + index, options) for index in range(config.num_layers)]
     return [
-        _Word(word, _embed),
+        _Word(word, partial(_embed, options)),
         StageLayer(EmbeddingStage, config, layers, options, has_embedding),
         *encoder,
-        StageLayer(TransformStage, config, layers),
+        StageLayer(TransformStage, config, layers, options),
         _Word(word, _decode),
         StageLayer(BiasStage, vocab_size, layers),
     ]

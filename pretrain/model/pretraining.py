@@ -15,6 +15,7 @@ from pretrain.config.sections import ModelSection, ObjectiveSection
 from pretrain.model.bert import Bert
 from pretrain.model.dropout import DropoutKey
 from pretrain.model.layer_spec import LayerSpec
+from pretrain.model.token_rows import TokenRows
 from pretrain.objectives.mlm import IGNORED_LABEL, masked_lm_loss
 from pretrain.objectives.taco import anchor_mask, has_pairs, sample_pairs, token_contrastive_loss
 
@@ -55,14 +56,18 @@ class LossHead:
         masked_index_M: Tensor,
         masked_label_M: Tensor,
         micro_batch_index: int,
+        rows: TokenRows,
     ) -> PretrainingLosses:
-        """The losses of a micro-batch, see `BertForPretraining.forward`; e may be None if the weight is 0."""
+        """The losses of a micro-batch, see `BertForPretraining.forward`; e may be None if the weight is 0.
+
+        The hidden states are those of the tokens of `rows`, the other arguments count places of the grid.
+        """
         shard = self.layers.vocabulary_shard(self.vocab_size)
         mlm, num_correct, num_labels = masked_lm_loss(logits_MV, masked_label_M, shard)
         if self.objective.contrastive_weight == 0 or embedding_TD is None:
             return PretrainingLosses(mlm, mlm, torch.zeros_like(mlm.detach()), num_correct, num_labels)
         anchor_BL = self._anchors(valid_BL, masked_index_M, masked_label_M)
-        contrastive = self._contrast(hidden_TD, embedding_TD, valid_BL, segment_BL, anchor_BL, micro_batch_index)
+        contrastive = self._contrast(hidden_TD, embedding_TD, valid_BL, segment_BL, anchor_BL, micro_batch_index, rows)
         total = mlm + self.objective.contrastive_weight * contrastive
         return PretrainingLosses(total, mlm, contrastive.detach(), num_correct, num_labels)
 
@@ -80,6 +85,7 @@ class LossHead:
         segment_BL: Tensor,
         anchor_BL: Tensor,
         micro_batch_index: int,
+        rows: TokenRows,
     ) -> Tensor:
         positive_BL, negative_BLK = sample_pairs(
             valid_BL,
@@ -91,12 +97,13 @@ class LossHead:
         )
         hidden_TD, embedding_TD = self.layers.share_contrast(hidden_TD, embedding_TD)
         own_anchor_BL = anchor_BL = anchor_BL & has_pairs(positive_BL, negative_BLK)
-        own_token_T = self.layers.own_tokens(anchor_BL.numel(), anchor_BL.device)
+        own_token_T = self.layers.own_tokens(len(hidden_TD), anchor_BL.device)
         if own_token_T is not None:
-            own_anchor_BL = anchor_BL & own_token_T.view_as(anchor_BL)
+            own_anchor_BL = anchor_BL & rows.spread(own_token_T).view_as(anchor_BL)
+        # Padding is no anchor and no candidate, so the zeros that stand for it are never read.
         loss = token_contrastive_loss(
-            hidden_TD.view(*valid_BL.shape, -1),
-            embedding_TD.view(*valid_BL.shape, -1),
+            rows.spread(hidden_TD).view(*valid_BL.shape, -1),
+            rows.spread(embedding_TD).view(*valid_BL.shape, -1),
             positive_BL,
             negative_BLK,
             temperature=self.objective.temperature,
@@ -147,6 +154,7 @@ class BertForPretraining(Bert):
         masked_index_M: Tensor,
         masked_label_M: Tensor,
         micro_batch_index: int,
+        rows: TokenRows | None = None,
     ) -> PretrainingLosses:
         """Both losses of a micro-batch as `data.batches.Batch` holds it.
 
@@ -155,14 +163,17 @@ class BertForPretraining(Bert):
             masked_index_M: flat positions row * L + column to predict.
             masked_label_M: the words there, -100 in unused entries.
             micro_batch_index: number of the micro-batch over all data-parallel ranks; keys pairs and dropout.
+            rows: `plan_rows` of the segments, on their device; made from them if left out, which waits for a GPU.
         """
+        if rows is None:
+            rows = self._rows_of(segment_BL)
         key = None
         if self.training:
             key = DropoutKey.of(self.seed, micro_batch_index, self.config.num_layers, input_ids_BL.device)
             key.seed_generator(self.layers.tp_rank)
-        hidden_TD, embedding_TD = self.encode(input_ids_BL, segment_BL, key=key)
+        hidden_TD, embedding_TD = self.encode_tokens(input_ids_BL, segment_BL, rows, key=key)
         return self.head(
-            self.predict(hidden_TD, masked_index_M),
+            self.predict(hidden_TD, rows.find(masked_index_M)),
             hidden_TD,
             embedding_TD,
             segment_BL=segment_BL,
@@ -170,4 +181,5 @@ class BertForPretraining(Bert):
             masked_index_M=masked_index_M,
             masked_label_M=masked_label_M,
             micro_batch_index=micro_batch_index,
+            rows=rows,
         )

@@ -1,4 +1,4 @@
-"""Dropout as a function of a key: rate, mean, independence, equality with the definition; attention with dropout."""
+"""Dropout as a function of a key: rate, mean, independence, equality with the definition."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch.testing import assert_close
 
 from pretrain.kernels.dropout import dropout
 from pretrain.kernels.dropout_mask import draw_levels, drop_threshold, keep_scale
-from pretrain.model.attention import AttentionDropout, attention_mask, self_attention
-from pretrain.model.dropout import AFTER_ATTENTION, AFTER_FFN, ATTENTION_WEIGHTS, DropoutKey, keep_mask
+from pretrain.model.dropout import AFTER_ATTENTION, AFTER_FFN, DropoutKey, keep_mask
 
 CPU = torch.device("cpu")
 LARGE = 2**40 + 5  # block numbers beyond 32 bits
@@ -113,54 +112,3 @@ def test_it_keeps_the_type_and_takes_other_layouts() -> None:
     hidden = torch.rand(7, 5).t()
     assert torch.equal(dropout(hidden, 0.25, _words()), dropout(hidden.contiguous(), 0.25, _words()))
     assert dropout(torch.rand(0, 7), 0.25, _words()).shape == (0, 7)
-
-
-def _plain(qkv: Tensor, mask: Tensor | None, keep_BHLL: Tensor, scale: float) -> Tensor:
-    """Attention from the formula; qkv [B, L, H, 3, d]."""
-    query, key, value = (part.transpose(1, 2) for part in qkv.unbind(dim=3))
-    score = query @ key.transpose(-1, -2) / qkv.shape[-1] ** 0.5
-    if mask is not None:
-        score = score.masked_fill(~mask, -torch.inf)
-    weight = score.softmax(dim=-1) * keep_BHLL * scale
-    return (weight @ value).transpose(1, 2).reshape(qkv.shape[0] * qkv.shape[1], -1)
-
-
-def _attention_drop(probability: float, first_head: int = 0, num_heads: int = 2) -> AttentionDropout:
-    return AttentionDropout(probability, _words(place=ATTENTION_WEIGHTS), first_head, num_heads)
-
-
-@pytest.mark.parametrize("kind", ["none", "padding", "documents"])
-def test_attention_equals_the_formula(kind: str) -> None:
-    num_rows, length, num_heads, size = 3, 7, 2, 5
-    segment_BL = torch.tensor([[1, 1, 1, 2, 2, 3, 0], [1] * 7, [0] * 7])
-    mask = attention_mask(segment_BL, has_padding=kind == "padding", separate_documents=kind == "documents")
-    qkv = torch.randn(num_rows * length, num_heads * 3 * size, dtype=torch.float64, requires_grad=True)
-    drop = _attention_drop(0.4)
-    output = self_attention(qkv, num_rows, size, mask, drop)
-    token_BL = torch.arange(num_rows * length).view(num_rows, length)
-    line_BHL = token_BL[:, None] * num_heads + torch.arange(num_heads)[:, None]
-    keep_BHLL, scale = keep_mask(drop.words, line_BHL, length, 0.4), keep_scale(drop_threshold(0.4))
-    expected = _plain(qkv.view(num_rows, length, num_heads, 3, size), mask, keep_BHLL, scale)
-    assert_close(output, expected)
-    slope = torch.randn_like(output)
-    assert_close(torch.autograd.grad(output, qkv, slope)[0], torch.autograd.grad(expected, qkv, slope)[0])
-
-
-def test_attention_of_a_share_of_the_heads_drops_the_same() -> None:
-    qkv = torch.randn(2 * 9, 4 * 3 * 8)
-    whole = self_attention(qkv, 2, 8, None, _attention_drop(0.2, num_heads=4))
-    half = self_attention(qkv[:, 48:], 2, 8, None, _attention_drop(0.2, first_head=2, num_heads=4))
-    assert_close(half, whole[:, 16:])
-
-
-def test_attention_in_bf16_follows_fp32() -> None:
-    half = torch.randn(2 * 9, 4 * 3 * 8).bfloat16().requires_grad_()
-    single = half.detach().float().requires_grad_()
-    results = []
-    for qkv in (half, single):
-        output = self_attention(qkv, 2, 8, None, _attention_drop(0.2, num_heads=4))
-        output.float().square().sum().backward()
-        assert output.dtype == qkv.dtype
-        results.append((output.float(), qkv.grad.float()))  # type: ignore[union-attr]
-    assert_close(results[0][0], results[1][0], rtol=0.01, atol=0.02)
-    assert_close(results[0][1], results[1][1], rtol=0.05, atol=0.1)

@@ -1,0 +1,34 @@
+"""Which attention weights drop: the same in every implementation that is our own, on every device and in every layout.
+
+A line of `dropout_mask` is the weights of one query and head, numbered by the place of the query in its micro-batch and
+the head's number in the whole model. Its elements are the keys, counted from the first token of the query's document.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pretrain.kernels.dropout_mask import keep_mask
+
+
+class AttentionDropout(NamedTuple):
+    """Dropout of the attention weights in one layer and micro-batch."""
+
+    probability: float
+    words: Tensor | None
+    """Of the place in the model: `DropoutKey.at`; None only where nothing drops."""
+    first_head: int
+    """The number of the first head held here, among all `num_heads` of the model."""
+    num_heads: int
+    row_length: int
+    """Elements of a line, whatever the document's length."""
+
+    def keep(self, place_nl: Tensor, num_heads_here: int) -> Tensor:
+        """Which weights of some documents to keep, bool [n, H, l, l]; `place_nl` are the places of their tokens."""
+        assert self.words is not None
+        head_H1 = torch.arange(self.first_head, self.first_head + num_heads_here, device=place_nl.device)[:, None]
+        line_nHl = place_nl[:, None] * self.num_heads + head_H1
+        return keep_mask(self.words, line_nHl, self.row_length, self.probability)[..., : place_nl.shape[1]]
