@@ -28,7 +28,7 @@ from pretrain.engine.zero_state import describe_parameters, read_loss_scale, set
 from pretrain.errors import CheckpointError, TacoError
 from pretrain.meters.step_clock import StepClock
 from pretrain.model.pretraining import PretrainingLosses
-from pretrain.optim import Holdable, build_optimizer, parameter_groups
+from pretrain.optim import Holdable, Lamb, build_optimizer, choose_update_kernels, parameter_groups
 from pretrain.parallel import collectives
 from pretrain.parallel.mesh import Mesh
 from pretrain.resilience.heartbeat import Heartbeat
@@ -78,8 +78,6 @@ class Engine(ABC):
         self.device = device
         self.mesh = mesh
         shapes = describe_parameters(model)
-        is_sharded = zero_stage(config) > 0 and mesh.dp_size > 1
-        shard_group = (mesh.data_group or distributed.group.WORLD) if is_sharded else None
         self.optimizer: Holdable
         optimizer: torch.optim.Optimizer
         if config.optim.implementation == "deepspeed":
@@ -87,7 +85,11 @@ class Engine(ABC):
             self.optimizer = _DeepSpeedHold(optimizer)
         else:
             optimizer = self.optimizer = build_optimizer(
-                model, config.optim, shard_group=shard_group, tensor_group=mesh.tensor_group
+                model,
+                config.optim,
+                norm_group=_norm_group(config, mesh),
+                adds_whole=mesh.tp_rank == 0,
+                kernels=choose_update_kernels(config, device),
             )
         # DeepSpeed warns of classes that it does not know; tests compare ours under ZeRO with one plain process.
         if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
@@ -103,6 +105,8 @@ class Engine(ABC):
         if self.clock.is_used:  # the host only queues what a GPU does
             self.heartbeat.work_stages = frozenset({"data"})
         self.state = zero_state(self.engine, zero_stage(config), mesh, shapes)
+        if isinstance(optimizer, Lamb):
+            optimizer.set_segments(*self.state.segments())
         self._replicas = ReplicaCheck(self.engine.module, mesh, device)
         self._host_memory = HostMemory(is_page_locked=device.type == "cuda")
 
@@ -347,6 +351,13 @@ def _non_finite(own_losses: Sequence[PretrainingLosses], micro_batches: Sequence
     return tuple(batch.micro_batch_index for losses, batch in pairs if not math.isfinite(float(losses.total)))
 
 
+def _norm_group(config: RunConfig, mesh: Mesh) -> distributed.ProcessGroup | None:
+    """The ranks that hold parts of this rank's parameters, split by ZeRO or by tensor parallelism."""
+    if zero_stage(config) == 0 or mesh.dp_size == 1:
+        return mesh.tensor_group
+    return mesh.stage_group or mesh.data_group or distributed.group.WORLD
+
+
 class _DeepSpeedHold(Holdable):
     """Holds the step of one of DeepSpeed's own optimizers.
 
@@ -369,7 +380,7 @@ def _deepspeed_adamw(model: torch.nn.Module, config: RunConfig) -> torch.optim.O
 
     adam_class = FusedAdam if config.zero.offload_optimizer.device == "none" else DeepSpeedCPUAdam
     optim = config.optim
-    groups = parameter_groups(model, optim.weight_decay, one_each=False)
+    groups = parameter_groups(model, optim.weight_decay)
     try:
         optimizer: torch.optim.Optimizer = adam_class(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
     except (ImportError, OSError, RuntimeError, ValueError) as error:  # any failure of its builder

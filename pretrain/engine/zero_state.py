@@ -20,6 +20,7 @@ from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, Range, StateReader
 from pretrain.errors import CheckpointError
 from pretrain.model.parameter_shape import ParameterShape, parameter_shape
 from pretrain.optim import initial_state
+from pretrain.optim.segments import Segment
 from pretrain.parallel.mesh import Mesh
 
 TIED_WORD = "tied_modules.word.weight"
@@ -106,6 +107,17 @@ class ZeroState(ABC):
         if len(counts) > 1:
             raise RuntimeError(f"optimizer steps differ between parameters: {sorted(counts)}")
         return counts.pop() if counts else 0
+
+    def segments(self) -> tuple[dict[Tensor, list[Segment]], list[bool]]:
+        """Where the parameters are in each tensor that the optimizer updates, and which tensor parallelism splits.
+
+        They are numbered in the order of the model, the same on all ranks of a pipeline stage.
+        """
+        numbers = {name: number for number, name in enumerate(self.shapes)}
+        segments: dict[Tensor, list[Segment]] = {tensor: [] for tensor in self._optimized()}
+        for piece in self._pieces.values():
+            segments[piece.optimized].append(Segment(numbers[piece.name], piece.offset, piece.length))
+        return segments, [shape.split_dim is not None for shape in self.shapes.values()]
 
     @abstractmethod
     def refresh(self) -> None:

@@ -1,7 +1,7 @@
 """Parameter groups, learning-rate schedules and optimizers."""
 
 from pretrain.optim.adamw import AdamW, flat_adamw
-from pretrain.optim.build import build_optimizer, initial_state
+from pretrain.optim.build import build_optimizer, choose_update_kernels, initial_state
 from pretrain.optim.groups import is_decayed, is_tensor_parallel, parameter_groups
 from pretrain.optim.holdable import Holdable
 from pretrain.optim.lamb import Lamb
@@ -13,6 +13,7 @@ __all__ = [
     "Holdable",
     "Lamb",
     "build_optimizer",
+    "choose_update_kernels",
     "flat_adamw",
     "initial_state",
     "is_decayed",

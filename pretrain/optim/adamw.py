@@ -6,7 +6,7 @@ Shape letters: N elements of a flat buffer, which holds many parameters one afte
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,41 @@ def flat_adamw(
         skip: [] bool; if true, weights, moments and step stay as they are, whatever the gradient holds. None: false.
         kernels: who computes.
     """
+    update: Callable[..., None] = _torch_adamw
+    if kernels == "triton":
+        from pretrain.kernels.adamw import fused_adamw as update
+    update(
+        weight_N,
+        gradient_N,
+        exp_avg_N,
+        exp_avg_sq_N,
+        step,
+        copy_N,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        gradient_scale=gradient_scale,
+        skip=skip,
+    )
+
+
+def _torch_adamw(
+    weight_N: Tensor,
+    gradient_N: Tensor,
+    exp_avg_N: Tensor,
+    exp_avg_sq_N: Tensor,
+    step: Tensor,
+    copy_N: Tensor | None,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    gradient_scale: Tensor | None,
+    skip: Tensor | None,
+) -> None:
+    """The definition: torch's own fused kernel between a product and a copy."""
     if skip is not None and skip.device.type == "cpu" and skip:
         return
     gradient_N = gradient_N.float()

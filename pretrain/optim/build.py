@@ -7,7 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 
-from pretrain.config.sections import OptimSection
+from pretrain.config.deepspeed import zero_stage
+from pretrain.config.sections import OptimSection, RunConfig
+from pretrain.kernels.choice import Kernels, choose_kernels
 from pretrain.optim.adamw import AdamW
 from pretrain.optim.groups import parameter_groups
 from pretrain.optim.lamb import Lamb
@@ -17,32 +19,43 @@ def build_optimizer(
     model: torch.nn.Module,
     optim: OptimSection,
     *,
-    shard_group: distributed.ProcessGroup | None,
-    tensor_group: distributed.ProcessGroup | None = None,
+    norm_group: distributed.ProcessGroup | None = None,
+    adds_whole: bool = True,
+    kernels: Kernels = "torch",
 ) -> AdamW | Lamb:
     """AdamW or LAMB over the model's parameters, on whichever device ZeRO keeps the state.
 
-    `shard_group` is the group over which ZeRO will split each parameter group, `tensor_group` the one whose ranks hold
-    parts of the tensor-parallel parameters; None if nothing is split.
+    Args:
+        norm_group, adds_whole: see `Lamb`.
+        kernels: who updates flat buffers on the device where the state is.
     """
-    groups = parameter_groups(model, optim.weight_decay, one_each=optim.name == "lamb")
+    groups = parameter_groups(model, optim.weight_decay)
+    settings: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
+    optimizer: AdamW | Lamb
     if optim.name == "lamb":
-        return Lamb(
-            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, shard_group=shard_group, tensor_group=tensor_group
-        )
-    # One fused kernel per step instead of several passes over all state; torch has it for CPU and CUDA.
-    return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+        optimizer = Lamb(groups, **settings, norm_group=norm_group, adds_whole=adds_whole)
+    else:
+        # One fused kernel per step instead of several passes over all state; torch has it for CPU and CUDA.
+        optimizer = AdamW(groups, **settings, fused=True)
+    optimizer.kernels = kernels
+    return optimizer
+
+
+def choose_update_kernels(config: RunConfig, device: torch.device) -> Kernels:
+    """Who updates the optimizer's buffers of a run that computes on `device`.
+
+    Triton works on the buffers of a GPU. Without ZeRO there are none, but as many tensors as parameters, which torch's
+    foreach functions update in fewer launches.
+    """
+    is_offloaded = config.zero.offload_optimizer.device != "none"
+    if is_offloaded or zero_stage(config) == 0:
+        return "torch"
+    return choose_kernels(config.train.kernels, device)
 
 
 def initial_state(optimizer: torch.optim.Optimizer, tensor: torch.Tensor, num_steps: int) -> dict[str, Any]:
     """State of a tensor that was updated `num_steps` times, with moments that are still to be filled in (zeros)."""
     moments = {kind: torch.zeros_like(tensor, requires_grad=False) for kind in ("exp_avg", "exp_avg_sq")}
-    if isinstance(optimizer, torch.optim.AdamW):
-        step: Any = torch.tensor(
-            float(num_steps), dtype=torch.float32, device=tensor.device
-        )  # fused kernels need it there
-    elif isinstance(optimizer, Lamb):
-        step = torch.tensor(float(num_steps), dtype=torch.float32)
-    else:  # DeepSpeed's Adams count in Python
-        step = num_steps
-    return {"step": step, **moments}
+    if isinstance(optimizer, AdamW | Lamb):  # on the device, where fused kernels read it
+        return {"step": torch.tensor(float(num_steps), dtype=torch.float32, device=tensor.device), **moments}
+    return {"step": num_steps, **moments}  # DeepSpeed's Adams count in Python

@@ -17,18 +17,12 @@ def is_tensor_parallel(parameter: torch.Tensor) -> bool:
     return bool(getattr(parameter, "tensor_model_parallel", False))
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float, *, one_each: bool) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay; with `one_each`, a group per parameter (see `_LambUpdate`)."""
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay."""
     decayed: list[torch.nn.Parameter] = []
     plain: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (decayed if is_decayed(name, parameter) else plain).append(parameter)
-    if one_each:
-        return [
-            {"params": [parameter], "weight_decay": decay, "is_tensor_parallel": is_tensor_parallel(parameter)}
-            for decay, parameters in ((weight_decay, decayed), (0.0, plain))
-            for parameter in parameters
-        ]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

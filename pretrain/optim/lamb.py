@@ -1,24 +1,44 @@
-"""LAMB (You et al. 2020), exact where ZeRO splits the parameters."""
+"""LAMB (You et al. 2020, algorithm 2), exact where ZeRO and tensor parallelism split the parameters.
+
+A step has two halves with one collective between them: the first updates the moments and adds up the squares of weights
+and updates per parameter; the second takes the step of each parameter by the ratio of its two norms.
+
+Shape letters: P parameters of this pipeline stage.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 import torch.distributed as distributed
+from torch import Tensor
 
+from pretrain.kernels.choice import Kernels
 from pretrain.optim.holdable import Holdable
+from pretrain.optim.lamb_halves import LambBuffer, LambStep
+from pretrain.optim.segments import Segment, SegmentTable
+
+# The tensors of a parameter group, each with its gradient and its copy.
+_Inputs = list[tuple[Tensor, Tensor | None, Tensor | None]]
 
 
 class _LambUpdate(torch.optim.Optimizer):
-    """LAMB (You et al. 2020, algorithm 2) that stays exact when ZeRO splits the parameters.
+    """LAMB over whole parameters or over ZeRO's buffers.
 
-    ZeRO hands an optimizer flat slices, over which a trust ratio per layer would silently become a ratio per slice.
-    With one parameter per group (`parameter_groups(one_each=True)`) a slice belongs to one parameter, and the norms are
-    summed over `shard_group`: in one collective per step, or one per parameter under ZeRO-3, which steps each group by
-    itself. Padding in a slice is zero and adds nothing.
+    ZeRO hands an optimizer flat slices, over which a trust ratio per layer would silently become a ratio per slice. So
+    `set_segments` says which parameters are where, and the squares of each parameter's parts are summed over
+    `norm_group`: once per step, or once per sub-group of parameters where DeepSpeed steps each by itself (ZeRO-3,
+    offload).
+
+    Args:
+        norm_group: the ranks that hold parts of this rank's parameters; None if this rank has all of each.
+        adds_whole: whether this rank adds the parameters that tensor parallelism does not split: all ranks of a
+            tensor-parallel group hold those, so one of them does.
     """
+
+    kernels: Kernels = "torch"
 
     def __init__(
         self,
@@ -28,12 +48,28 @@ class _LambUpdate(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.0,
-        shard_group: distributed.ProcessGroup | None = None,
-        tensor_group: distributed.ProcessGroup | None = None,
+        norm_group: distributed.ProcessGroup | None = None,
+        adds_whole: bool = True,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.shard_group = shard_group
-        self.tensor_group = tensor_group
+        self.norm_group = norm_group
+        self.adds_whole = adds_whole
+        tensors = [tensor for group in self.param_groups for tensor in group["params"]]
+        self.set_segments(
+            {tensor: [Segment(number, 0, tensor.numel())] for number, tensor in enumerate(tensors)},
+            [False] * len(tensors),
+        )
+
+    def set_segments(self, segments: Mapping[Tensor, Sequence[Segment]], is_split: Sequence[bool]) -> None:
+        """Say where the parameters are, once ZeRO has replaced them by its buffers.
+
+        Args:
+            segments: of each tensor that this optimizer will update.
+            is_split: of each parameter by its number, whether tensor parallelism splits it. All ranks of `norm_group`
+                number the same parameters.
+        """
+        self._tables = {tensor: SegmentTable(found, tensor.numel()) for tensor, found in segments.items()}
+        self._is_split_P = torch.tensor(is_split, dtype=torch.bool)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -42,57 +78,79 @@ class _LambUpdate(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter."""
+        """One update of every parameter that has a gradient."""
         loss = closure() if closure is not None else None
-        shards = [(p, group) for group in self.param_groups for p in group["params"]]
-        if not shards:
-            return loss
-        updates = [self._update(p, group) if p.grad is not None else None for p, group in shards]
-        is_split = [group.get("is_tensor_parallel", False) for _, group in shards]
-        norms = self._norms([p for p, _ in shards], updates, is_split)
-        for (parameter, group), update, (weight_norm, update_norm) in zip(shards, updates, norms.unbind(), strict=True):
-            if update is None:
-                continue
-            is_defined = (weight_norm > 0) & (update_norm > 0)
-            ratio = torch.where(is_defined, weight_norm / update_norm, torch.ones_like(weight_norm))
-            parameter.sub_(update.mul_((ratio * group["lr"]).to(update.dtype)))
+        self._update([[(tensor, tensor.grad, None) for tensor in group["params"]] for group in self.param_groups])
         return loss
 
-    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        beta1, beta2 = group["betas"]
-        gradient = parameter.grad
-        assert gradient is not None
-        state["exp_avg"].lerp_(gradient, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        step = float(state["step"])
-        mean = state["exp_avg"] / (1 - beta1**step)
-        deviation = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        return mean.div_(deviation).add_(parameter, alpha=group["weight_decay"])
+    @torch.no_grad()
+    def update_flat(
+        self,
+        gradients: Sequence[Tensor],
+        copies: Sequence[Tensor | None],
+        *,
+        gradient_scale: Tensor | None = None,
+        skip: Tensor | None = None,
+    ) -> None:
+        """One update of every tensor of the parameter groups, in their order; collective over `norm_group`.
 
-    def _norms(
-        self, parameters: list[torch.Tensor], updates: list[torch.Tensor | None], is_split: list[bool]
-    ) -> torch.Tensor:
-        """Norms of weight and update, shape [number of parameters, 2], over all slices and parts of each parameter."""
-        squares = torch.stack(
+        Args:
+            gradients: of the tensors (their own `.grad` is not looked at), fp32 or 16-bit; may be overwritten.
+            copies: the weights in the precision that the model computes with, written in the same pass, or None.
+            gradient_scale: [] fp32 by which gradients are multiplied first; None: 1.
+            skip: [] bool, the same on all ranks: if true, nothing changes, whatever the gradients hold.
+        """
+        rest = iter(zip(gradients, copies, strict=True))
+        found: list[_Inputs] = [[(tensor, *next(rest)) for tensor in group["params"]] for group in self.param_groups]
+        self._update(found, gradient_scale, skip)
+
+    def _update(
+        self,
+        found: list[_Inputs],
+        gradient_scale: Tensor | None = None,
+        skip: Tensor | None = None,
+    ) -> None:
+        """One update of the tensors of each group, each with its gradient and its copy."""
+        groups = [
             [
-                torch.stack([p.float().square().sum(), p.new_zeros(()) if u is None else u.float().square().sum()])
-                for p, u in zip(parameters, updates, strict=True)
+                self._buffer(tensor, gradient, copy, settings)
+                for tensor, gradient, copy in tensors
+                if gradient is not None
             ]
+            for tensors, settings in zip(found, self.param_groups, strict=True)
+        ]
+        groups = [buffers for buffers in groups if buffers]
+        device = groups[0][0].weight_N.device if groups else None
+        squares_P2 = torch.zeros(len(self._is_split_P), 2, dtype=torch.float64, device=device)
+        step = LambStep(groups, squares_P2, self.kernels)
+        step.take_first_half(gradient_scale, skip)
+        self._sum_over_ranks(squares_P2)
+        step.take_second_half(skip)
+
+    def _buffer(self, tensor: Tensor, gradient: Tensor, copy: Tensor | None, settings: dict[str, Any]) -> LambBuffer:
+        state = self.state[tensor]
+        if not state:
+            state["step"] = torch.zeros((), device=tensor.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(tensor), torch.zeros_like(tensor)
+        names = ("lr", "betas", "eps", "weight_decay")
+        return LambBuffer(
+            tensor,
+            gradient,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            state["step"],
+            copy,
+            self._tables[tensor],
+            **{name: settings[name] for name in names},
         )
-        if self.shard_group is not None:
-            distributed.all_reduce(squares, group=self.shard_group)
-        if self.tensor_group is not None:
-            is_split_N1 = torch.tensor(is_split, device=squares.device)[:, None]
-            total = squares * is_split_N1
-            distributed.all_reduce(total, group=self.tensor_group)
-            squares = torch.where(is_split_N1, total, squares)
-        return squares.sqrt()
+
+    def _sum_over_ranks(self, squares_P2: Tensor) -> None:
+        """Sum in place what the ranks of `norm_group` found about each parameter."""
+        if self.norm_group is None:
+            return
+        if not self.adds_whole:
+            squares_P2.mul_(self._is_split_P.to(squares_P2.device)[:, None])
+        distributed.all_reduce(squares_P2, group=self.norm_group)
 
 
 class Lamb(Holdable, _LambUpdate):  # type: ignore[misc]

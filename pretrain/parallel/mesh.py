@@ -19,7 +19,8 @@ class Mesh:
     """This rank's place in the grid of pipeline x data x tensor, and the groups in which it communicates.
 
     The tensor rank varies fastest, then data, then pipeline, as in megatron-core and DeepSpeed's topology: the ranks
-    that communicate most are neighbours. A group of one rank is None; `data_group` None means all ranks.
+    that communicate most are neighbours. A group of one rank is None; `data_group` None means all ranks. `stage_group`,
+    the ranks of this pipeline stage, is there where tensor parallelism is.
     """
 
     dp_rank: int
@@ -30,6 +31,7 @@ class Mesh:
     pp_size: int = 1
     tensor_group: distributed.ProcessGroup | None = None
     data_group: distributed.ProcessGroup | None = None
+    stage_group: distributed.ProcessGroup | None = None
 
     @property
     def mpu(self) -> Any:
@@ -98,4 +100,5 @@ def start_mesh(section: ParallelSection, device: torch.device) -> Mesh:
         pp_size=section.pipeline,
         tensor_group=parallel_state.get_tensor_model_parallel_group() if section.tensor > 1 else None,
         data_group=parallel_state.get_data_parallel_group(),
+        stage_group=parallel_state.get_tensor_and_data_parallel_group() if section.tensor > 1 else None,
     )

@@ -131,7 +131,7 @@ def plain_process(config: RunConfig) -> tuple[Figures, Weights]:
     model, source = build(config)
     model.train()
     optim, per_step = config.optim, config.train.global_batch_size // config.train.micro_batch_size
-    groups = parameter_groups(model, optim.weight_decay, one_each=optim.name == "lamb")
+    groups = parameter_groups(model, optim.weight_decay)
     kind: Any = Lamb if optim.name == "lamb" else torch.optim.AdamW
     optimizer = kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
     figures: Figures = []
