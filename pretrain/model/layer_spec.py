@@ -92,11 +92,10 @@ class LayerSpec:
         """The number of the first of this rank's `num_tokens` tokens: with split tokens ranks follow each other."""
         return self.tp_rank * num_tokens if self.has_split_tokens else 0
 
-    def own_tokens(self, num_tokens: int, device: torch.device) -> Tensor | None:
-        """Bool [T]: the anchors that this rank computes, with split tokens those that it holds; None for all."""
-        if self.tp_size == 1:
-            return None
-        return torch.arange(num_tokens, device=device) * self.tp_size // num_tokens == self.tp_rank
+    def own_tokens(self, num_tokens: int) -> range:
+        """Flat indices of the anchors that this rank computes; with split tokens those that it holds."""
+        first, end = (-(-rank * num_tokens // self.tp_size) for rank in (self.tp_rank, self.tp_rank + 1))
+        return range(first, end)
 
 
 def padded_vocab_size(vocab_size: int, tp_size: int) -> int:

@@ -72,12 +72,29 @@ class LossHead:
         return PretrainingLosses(total, mlm, contrastive.detach(), num_correct, num_labels)
 
     def _anchors(self, valid_BL: Tensor, masked_index_M: Tensor, masked_label_M: Tensor) -> Tensor:
+        if self.objective.anchors == "all":
+            return valid_BL
         # Unused entries all point at token 0, so labels are counted: assigning could overwrite a real one there.
         is_label_M = (masked_label_M != IGNORED_LABEL).to(torch.int32)
         count_T = is_label_M.new_zeros(valid_BL.numel()).index_add_(0, masked_index_M, is_label_M)
         return anchor_mask(self.objective.anchors, (count_T > 0).view_as(valid_BL), valid_BL)
 
     def _contrast(
+        self,
+        hidden_TD: Tensor,
+        embedding_TD: Tensor,
+        valid_BL: Tensor,
+        segment_BL: Tensor,
+        anchor_BL: Tensor,
+        micro_batch_index: int,
+        rows: TokenRows,
+    ) -> Tensor:
+        hidden_TD, embedding_TD = self.layers.share_contrast(hidden_TD, embedding_TD)
+        contrast = self._contrast_in_triton if self.layers.kernels == "triton" else self._contrast_in_torch
+        loss = contrast(hidden_TD, embedding_TD, valid_BL, segment_BL, anchor_BL, micro_batch_index, rows)
+        return self.layers.sum_contrast(loss)
+
+    def _contrast_in_torch(
         self,
         hidden_TD: Tensor,
         embedding_TD: Tensor,
@@ -95,11 +112,12 @@ class LossHead:
             micro_batch_index=micro_batch_index,
             segment_BL=segment_BL,
         )
-        hidden_TD, embedding_TD = self.layers.share_contrast(hidden_TD, embedding_TD)
         own_anchor_BL = anchor_BL = anchor_BL & has_pairs(positive_BL, negative_BLK)
-        own_token_T = self.layers.own_tokens(len(hidden_TD), anchor_BL.device)
-        if own_token_T is not None:
-            own_anchor_BL = anchor_BL & rows.spread(own_token_T).view_as(anchor_BL)
+        if self.layers.tp_size > 1:
+            own = self.layers.own_tokens(len(hidden_TD))
+            is_own_T = anchor_BL.new_zeros(len(hidden_TD))
+            is_own_T[own.start : own.stop] = True
+            own_anchor_BL = anchor_BL & rows.spread(is_own_T).view_as(anchor_BL)
         # Padding is no anchor and no candidate, so the zeros that stand for it are never read.
         loss = token_contrastive_loss(
             rows.spread(hidden_TD).view(*valid_BL.shape, -1),
@@ -109,9 +127,37 @@ class LossHead:
             temperature=self.objective.temperature,
             anchor_mask_BL=own_anchor_BL,
         )
-        if own_token_T is None:
+        if self.layers.tp_size == 1:
             return loss
-        return self.layers.sum_contrast(loss * (own_anchor_BL.sum() / anchor_BL.sum().clamp(min=1)))
+        return loss * (own_anchor_BL.sum() / anchor_BL.sum().clamp(min=1))
+
+    def _contrast_in_triton(
+        self,
+        hidden_TD: Tensor,
+        embedding_TD: Tensor,
+        valid_BL: Tensor,
+        segment_BL: Tensor,
+        anchor_BL: Tensor,
+        micro_batch_index: int,
+        rows: TokenRows,
+    ) -> Tensor:
+        from pretrain.kernels.contrast import drawn_contrastive_loss
+        from pretrain.kernels.pairs import pair_key
+
+        return drawn_contrastive_loss(
+            hidden_TD,
+            embedding_TD,
+            valid_BL,
+            segment_BL,
+            anchor_BL,
+            pair_key(self.seed, micro_batch_index, valid_BL.device),
+            window=self.objective.positive_window,
+            num_negatives=self.objective.num_negatives,
+            temperature=self.objective.temperature,
+            place_T=rows.place_T,
+            token_G=rows.token_G,
+            own_tokens=self.layers.own_tokens(len(hidden_TD)),
+        )
 
 
 class BertForPretraining(Bert):

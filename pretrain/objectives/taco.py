@@ -28,7 +28,7 @@ SHORTEST = 1e-8
 """A global semantics vector below this norm has no direction: its cosines and its gradient are 0."""
 
 # Separates the words drawn here from those that the data order and the masks draw with the same seed.
-_DOMAIN = 0x5441434F
+PAIR_DOMAIN = 0x5441434F
 _NO_GROUP = torch.iinfo(torch.int64).max
 
 
@@ -64,7 +64,7 @@ def sample_pairs(
         ConfigError: fewer than two rows.
         ValueError: a wrong shape, dtype or range. Nothing is read back from the device.
     """
-    _check_sampling(valid_BL, window, num_negatives, seed, micro_batch_index, segment_BL)
+    check_sampling(valid_BL, window, num_negatives, seed, micro_batch_index, segment_BL)
     with torch.no_grad():
         num_blocks = 1 + -(-num_negatives // 4)  # four words each; the first block is the positive's
         words = _draw(valid_BL, num_blocks, seed, micro_batch_index)
@@ -82,7 +82,7 @@ def _draw(valid_BL: Tensor, num_blocks: int, seed: int, micro_batch_index: int) 
     low, high = (torch.full((1,), word, device=device) for word in split_words(micro_batch_index))
     key_low, key_high = split_words(seed)
     counter = (token_BL1, torch.arange(num_blocks, device=device), low, high)
-    return philox_4x32(counter, (key_low, key_high ^ _DOMAIN))
+    return philox_4x32(counter, (key_low, key_high ^ PAIR_DOMAIN))
 
 
 def _positives(
@@ -275,9 +275,10 @@ def _dot_products(vector_AD: Tensor, table_TD: Tensor, row_AC: Tensor) -> Tensor
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 
-def _check_sampling(
+def check_sampling(
     valid_BL: Tensor, window: int, num_negatives: int, seed: int, micro_batch_index: int, segment_BL: Tensor | None
 ) -> None:
+    """Raises what `sample_pairs` says it raises."""
     if valid_BL.dim() != 2 or valid_BL.dtype != torch.bool:
         raise ValueError(f"valid_BL must be bool [B, L], found {valid_BL.dtype} {list(valid_BL.shape)}")
     if valid_BL.shape[0] < 2:
@@ -324,5 +325,10 @@ def _check_loss(
         raise ValueError(
             f"anchor_mask_BL must be bool {list(rows)}, found {anchor_mask_BL.dtype} {list(anchor_mask_BL.shape)}"
         )
+    check_temperature(temperature)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises ValueError for a temperature that is not positive."""
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, found {temperature}")
