@@ -9,6 +9,7 @@
 #   make reliability  inject every fault that the tests know, and write the table of docs/reliability.md
 #   make parity       compare layouts of up to four processes with one process, and write the table of docs/parallelism.md
 #   make gpu          tests that need a GPU, on one
+#   make gpu-bench    BERT-large's step on one GPU in many settings, within 6 minutes, into gpu-bench.jsonl
 #   make soak         long tests; then random faults, for SECONDS (600) each, into preprocessing and a job: bytes compared
 
 SHELL := /bin/bash
@@ -24,7 +25,7 @@ BIN := $(VENV)/bin
 WORKERS := -n 3 --dist worksteal
 CORPUS := data_tools/sample_corpus/public_domain_en.jsonl.zst
 
-.PHONY: install quickstart test check check-other lint moves parity reliability sanitize soak gpu clean help
+.PHONY: install quickstart test check check-other lint moves parity reliability sanitize soak gpu gpu-bench clean help
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -111,6 +112,10 @@ soak: install
 # Needs the CUDA release of torch (README), so it installs nothing: GPU_PYTHON=... names another interpreter than .venv's.
 gpu:
 	DS_ACCELERATOR=cuda $(or $(GPU_PYTHON),$(BIN)/python) -m pytest tests/gpu -q -rA -n 4
+
+# The same interpreter as for `make gpu`. MINUTES=... changes the deadline.
+gpu-bench:
+	DS_ACCELERATOR=cuda $(or $(GPU_PYTHON),$(BIN)/python) -m pretrain.bench.gpu --minutes $(or $(MINUTES),6) --out gpu-bench.jsonl
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -64,6 +64,7 @@ VERBS = {
     "bench index": Verb("pretrain.bench.index", "CPU time and memory of the sample index against megatron-core"),
     "bench loader": Verb("pretrain.bench.loader", "CPU time of a masked row against megatron-core and Hugging Face"),
     "bench step": Verb("pretrain.bench.step", "a training step against Hugging Face and the authors' loss"),
+    "bench gpu": Verb("pretrain.bench.gpu", "BERT-large's step on one GPU in many settings, within minutes"),
 }
 
 # Packages of others by the module that is imported: what pip calls them. Where some are not installed, as on a machine

@@ -27,13 +27,13 @@ from pretrain.bench.contest import Runs, machine, publish, run_contest, spread
 from pretrain.bench.step_contenders import CONTENDERS, Shape, config_of, measure
 from pretrain.bench.step_profile import show_profile
 from pretrain.cli import new_program, run_program
-from pretrain.config.sections import RowMode
 from pretrain.errors import ConfigError
 
 app = new_program()
 
 Device = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
+RowMode = Literal["stream", "document", "pack", "sentence"]
 
 
 @app.command(epilog="Example: taco bench step --threads 2 --json")

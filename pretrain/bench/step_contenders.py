@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pretrain.bench.contest import peak_bytes, versions
-from pretrain.config.load import resolve_config
-from pretrain.data.batches import Batch
-from pretrain.planner.flops import add_counts, count_rows, step_flops
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from pretrain.config.sections import RunConfig
+    from pretrain.data.batches import Batch
 
 CONTENDERS = ("taco", "mlm", "peer", "peer_best")
 OURS = ("taco", "mlm")
@@ -63,6 +60,8 @@ def config_of(shape: Shape, *, is_contrastive: bool) -> RunConfig:
     Raises:
         ConfigError: a setting is wrong; names it.
     """
+    from pretrain.config.load import resolve_config
+
     tree = {
         "run": {"output_dir": "unused", "device": shape.device},
         "data": {"train": ["unused"], "seq_length": shape.seq_length, "row_mode": shape.row_mode},
@@ -136,6 +135,8 @@ def measure(
 
 def _work(config: RunConfig, numbers: range) -> dict[str, float]:
     """What a step computes on average: operations, places and real tokens."""
+    from pretrain.planner.flops import add_counts, count_rows, step_flops
+
     by_document = config.data.row_mode == "pack"
     batches = [random_batch(config, number, VOCAB_SIZE) for number in numbers]
     counts = add_counts(count_rows(b.segment_BL, b.masked_label_M, by_document=by_document) for b in batches)
@@ -179,6 +180,9 @@ def random_batch(config: RunConfig, index: int, vocab_size: int) -> Batch:
 
     Documents of `document`, `sentence` and `pack` rows have lognormal lengths, half a row in the median.
     """
+    import numpy as np
+
+    from pretrain.data.batches import Batch
     from pretrain.data.masking import predictions_per_row
 
     generator = np.random.default_rng(index)
@@ -202,6 +206,8 @@ def random_batch(config: RunConfig, index: int, vocab_size: int) -> Batch:
 
 
 def _segments(generator: np.random.Generator, row_mode: str, rows: int, length: int) -> np.ndarray:
+    import numpy as np
+
     if row_mode == "stream":
         return np.ones((rows, length), np.int64)
     lengths = np.clip(generator.lognormal(np.log(length / 2), 0.6, (rows, length)), 8, length).astype(np.int64)

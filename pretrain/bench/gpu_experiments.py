@@ -1,0 +1,69 @@
+"""What `taco bench gpu` measures, the most important first, on BERT-large or, to try the script, a tiny model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pretrain.bench.step_contenders import Shape
+
+BERT_LARGE = Shape(
+    rows=64, seq_length=256, num_layers=24, hidden_size=1024, device="cuda", precision="bf16",
+    settings=("zero.stage=1",),
+)  # fmt: skip
+TINY = replace(
+    BERT_LARGE, rows=4, seq_length=32, num_layers=2, hidden_size=64, num_negatives=4, device="cpu", precision="fp32"
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One contender with some settings; `limit` is the most seconds that it may take.
+
+    `rows` and `row_mode` replace those of the base; `settings` are keys of the configuration. One that does not exist
+    is not an error: the experiment is left out, with the reason.
+    """
+
+    name: str
+    contender: str = "taco"
+    rows: float = 1.0  # times those of the base
+    row_mode: str = "stream"
+    settings: tuple[str, ...] = ()
+    limit: float = 40.0
+
+    def shape(self, base: Shape) -> Shape:
+        """What it computes, as a change of `base`."""
+        settings = (*base.settings, *self.settings)
+        return replace(base, rows=max(2, round(base.rows * self.rows)), row_mode=self.row_mode, settings=settings)
+
+
+_GRAPHS = ("train.cuda_graphs=true",)
+_COMPILED = ("train.compile=layers",)
+
+EXPERIMENTS = (
+    Experiment("taco"),
+    Experiment("mlm", contender="mlm"),
+    Experiment("compile=layers", settings=_COMPILED, limit=70),
+    Experiment("compile=layers, mlm", contender="mlm", settings=_COMPILED, limit=50),
+    Experiment("compile=layers, graphs", settings=(*_COMPILED, *_GRAPHS), limit=70),
+    Experiment("compile=off", settings=("train.compile=off",)),
+    Experiment("graphs", settings=("train.compile=off", *_GRAPHS)),
+    Experiment("128 rows", rows=2),
+    Experiment("128 rows, compile=layers", rows=2, settings=_COMPILED, limit=50),
+    Experiment("32 rows", rows=0.5),
+    Experiment("32 rows, compile=layers, graphs", rows=0.5, settings=(*_COMPILED, *_GRAPHS), limit=50),
+    Experiment("peer", contender="peer"),
+    Experiment("peer_best", contender="peer_best", limit=80),
+    Experiment("compile=full", settings=("train.compile=full",), limit=90),
+    Experiment("recompute=elementwise", settings=("train.recompute=elementwise",)),
+    Experiment("recompute=layers:12", settings=("train.recompute=layers:12",)),
+    Experiment("recompute=layers:24", settings=("train.recompute=layers:24",)),
+    Experiment("pack rows", row_mode="pack"),
+    Experiment("document rows", row_mode="document"),
+    Experiment("kernels=torch", settings=("train.kernels=torch",)),
+    Experiment("fp8", settings=("precision=fp8",), limit=80),
+    Experiment("LAMB", settings=("optim.name=lamb",)),
+    Experiment("ZeRO-0", settings=("zero.stage=0",)),
+    Experiment("ZeRO-2", settings=("zero.stage=2",)),
+    Experiment("ZeRO-3", settings=("zero.stage=3",)),
+    Experiment("compile=full, graphs", settings=("train.compile=full", *_GRAPHS), limit=90),
+)
