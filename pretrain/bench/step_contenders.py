@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,40 +105,40 @@ def measure(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     say("building")
+    # The first steps set up the allocator, optimizer state, thread pools and kernels; a GPU also settles its clock.
+    num_warm_up = 1 if device.type == "cpu" else 4
+    # Beforehand: a run prepares its rows in a thread.
+    batches = [_held_for(device, random_batch(config, number, VOCAB_SIZE)) for number in range(num_warm_up + steps)]
     if contender in OURS:
         run_step, parts_of = _ours(config, device)
     else:
-        run_step, parts_of = _peer(config, device, shape, is_best=contender == "peer_best"), dict
+        run_step, parts_of = _peer(config, device, shape, batches[0], is_best=contender == "peer_best"), dict
     say("warming up")
-    # The first steps set up the allocator, optimizer state, thread pools and kernels; a GPU also settles its clock.
-    num_warm_up = 1 if device.type == "cpu" else 4
-    for number in range(num_warm_up):
-        _time(run_step, number, device)
+    for batch in batches[:num_warm_up]:
+        _time(run_step, batch, device)
     parts_of()
     say("timing")
-    batches = range(num_warm_up, num_warm_up + steps)
-    seconds = [_time(run_step, number, device) for number in batches]
+    seconds = [_time(run_step, batch, device) for batch in batches[num_warm_up:]]
     parts = parts_of()
     answer = {
         "seconds": seconds,
         "peak_bytes": peak_bytes() if device.type == "cpu" else torch.cuda.max_memory_allocated(device),
         "device_name": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         "versions": versions("torch", "deepspeed", "transformers"),
-        **_work(config, batches),
+        **_work(config, batches[num_warm_up:]),
         **({"parts": parts} if parts else {}),
     }
     if profile or device.type == "cuda":
         say("profiling")
-        answer["profile"] = profile_step(lambda: run_step(batches.stop), device)
+        answer["profile"] = profile_step(lambda: run_step(batches[-1]), device)
     return answer
 
 
-def _work(config: RunConfig, numbers: range) -> dict[str, float]:
+def _work(config: RunConfig, batches: Sequence[Batch]) -> dict[str, float]:
     """What a step computes on average: operations, places and real tokens."""
     from pretrain.planner.flops import add_counts, count_rows, step_flops
 
     by_document = config.data.row_mode == "pack"
-    batches = [random_batch(config, number, VOCAB_SIZE) for number in numbers]
     counts = add_counts(count_rows(b.segment_BL, b.masked_label_M, by_document=by_document) for b in batches)
     flops = step_flops(config, VOCAB_SIZE, counts)
     totals = {"model_flops": flops.model, "hardware_flops": flops.hardware, "real_tokens": counts.tokens}
@@ -161,12 +161,33 @@ def _start(config: RunConfig) -> torch.device:
     return device
 
 
-def _time(run_step: Callable[[int], None], number: int, device: torch.device) -> float:
+def _held_for(device: torch.device, batch: Batch) -> Batch:
+    """The batch in page-locked memory if a GPU reads it, as in a run."""
+    if device.type == "cpu":
+        return batch
+    import torch
+
+    from pretrain.data.batches import Batch
+
+    def held(array: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(array).pin_memory().numpy()
+
+    return Batch(
+        held(batch.input_ids_BL),
+        held(batch.segment_BL),
+        held(batch.valid_BL),
+        held(batch.masked_index_M),
+        held(batch.masked_label_M),
+        batch.micro_batch_index,
+    )
+
+
+def _time(run_step: Callable[[Batch], None], batch: Batch, device: torch.device) -> float:
     """Seconds of one step, with the work that it queued on the GPU."""
     import torch
 
     start = time.perf_counter()
-    run_step(number)
+    run_step(batch)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
@@ -223,7 +244,7 @@ def _segments(generator: np.random.Generator, row_mode: str, rows: int, length: 
 # -- ours --------------------------------------------------------------------------------------------------------------
 
 
-def _ours(config: RunConfig, device: torch.device) -> tuple[Callable[[int], None], Callable[[], dict[str, float]]]:
+def _ours(config: RunConfig, device: torch.device) -> tuple[Callable[[Batch], None], Callable[[], dict[str, float]]]:
     """A step of our engine, and what takes the seconds of the parts of its steps."""
     from pretrain.engine.plain import PlainEngine
     from pretrain.model.build import build_model
@@ -235,9 +256,8 @@ def _ours(config: RunConfig, device: torch.device) -> tuple[Callable[[int], None
     assert isinstance(model, BertForPretraining)
     engine = PlainEngine(config, model, device, mesh)
 
-    def run_step(number: int) -> None:
-        engine.heartbeat.begin_step(number)
-        batch = random_batch(config, number, VOCAB_SIZE)
+    def run_step(batch: Batch) -> None:
+        engine.heartbeat.begin_step(batch.micro_batch_index + 1)
         engine.train_step([batch], learning_rate=config.optim.lr)
         engine.heartbeat.end_step()
 
@@ -251,7 +271,9 @@ def _ours(config: RunConfig, device: torch.device) -> tuple[Callable[[int], None
 # -- Hugging Face ------------------------------------------------------------------------------------------------------
 
 
-def _peer(config: RunConfig, device: torch.device, shape: Shape, *, is_best: bool) -> Callable[[int], None]:
+def _peer(
+    config: RunConfig, device: torch.device, shape: Shape, first: Batch, *, is_best: bool
+) -> Callable[[Batch], None]:
     """A step of transformers' BERT with the authors' loss, as it comes or with its own best settings.
 
     At its best: SDPA, the vocabulary head on masked positions alone, on a GPU bf16 weights (which train worse than
@@ -264,7 +286,6 @@ def _peer(config: RunConfig, device: torch.device, shape: Shape, *, is_best: boo
     model = _peer_model(config, device, is_best=is_best)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr, weight_decay=0.01, fused=True)
     objective = config.objective
-    first = random_batch(config, 0, VOCAB_SIZE)
     pairs = sample_pairs(
         torch.from_numpy(first.valid_BL).to(device),
         window=objective.positive_window,
@@ -284,12 +305,12 @@ def _peer(config: RunConfig, device: torch.device, shape: Shape, *, is_best: boo
     in_16_bits = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16" and not is_best)
     is_padded = config.data.row_mode != "stream"
 
-    def run_step(number: int) -> None:
+    def run_step(batch: Batch) -> None:
         # Rows with padding are the same in each step, for the pairs were drawn for them.
-        batch = random_batch(config, 0 if is_padded else number, VOCAB_SIZE)
+        batch = first if is_padded else batch
         mask_BL = torch.from_numpy(batch.valid_BL).to(device) if is_padded else None
         arrays = (batch.input_ids_BL, batch.masked_index_M, batch.masked_label_M)
-        ids_BL, index_M, label_M = (torch.from_numpy(array).to(device) for array in arrays)
+        ids_BL, index_M, label_M = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
         with in_16_bits:
             loss = loss_of(ids_BL, mask_BL, index_M, label_M)
         loss.backward()

@@ -13,7 +13,7 @@ from pretrain.meters.matmul import arithmetic_of, measure_matmul
 from pretrain.meters.step_clock import StepClock
 from pretrain.parallel.mesh import Mesh
 from pretrain.planner.devices import find_device
-from pretrain.planner.flops import TokenCounts, add_counts, count_rows, step_flops
+from pretrain.planner.flops import TokenCounts, count_rows, step_flops
 from pretrain.runlog import get_logger
 
 log = get_logger(__name__)
@@ -30,6 +30,7 @@ class SpeedMeter:
         self._config, self._vocab_size, self._device, self._clock = config, vocab_size, device, clock
         self._num_devices = mesh.tp_size * mesh.pp_size
         self._is_padded = config.data.row_mode != "stream"
+        self._rows = 0
         self._counts = TokenCounts()
         self._steps = 0
         self._since = time.monotonic()
@@ -53,24 +54,28 @@ class SpeedMeter:
 
     def count(self, micro_batches: Iterable[Batch]) -> None:
         """A step was taken on these, the rank's own."""
-        by_document = self._config.data.row_mode == "pack"
-        counted = (count_rows(b.segment_BL, b.masked_label_M, by_document=by_document) for b in micro_batches)
-        self._counts = add_counts((self._counts, *counted))
+        by_document, in_stages = self._config.data.row_mode == "pack", self._config.parallel.pipeline > 1
+        for batch in micro_batches:
+            counted = count_rows(
+                batch.segment_BL, batch.masked_label_M, by_document=by_document, computes_padding=in_stages
+            )
+            self._counts += counted
+            self._rows += len(batch.segment_BL)
         self._steps += 1
 
     def restart(self) -> None:
         """Leave the time since the last report out: it was not spent on steps."""
-        self._counts, self._steps, self._since = TokenCounts(), 0, time.monotonic()
+        self._counts, self._rows, self._steps, self._since = TokenCounts(), 0, 0, time.monotonic()
 
     def take(self) -> dict[str, float]:
         """The fields of a record, over the steps since the last call; what is not known is left out."""
         now = time.monotonic()
-        seconds, counts, steps = max(now - self._since, 1e-9), self._counts, self._steps
+        seconds, counts, places = max(now - self._since, 1e-9), self._counts, self._rows * self._config.data.seq_length
+        rate = self._steps * self._config.train.global_batch_size * self._config.data.seq_length / seconds
         self.restart()
-        tokens = steps * self._config.train.global_batch_size * self._config.data.seq_length
-        fields = {"tokens_per_second": tokens / seconds}
-        if self._is_padded and counts.places:
-            fields["real_tokens_per_second"] = tokens / seconds * counts.tokens / counts.places
+        fields = {"tokens_per_second": rate}
+        if self._is_padded and places:
+            fields["real_tokens_per_second"] = rate * counts.tokens / places
         return fields | self._operations(counts, seconds) | self._parts()
 
     def _operations(self, counts: TokenCounts, seconds: float) -> dict[str, float]:

@@ -6,10 +6,12 @@ norms and the optimizer count nothing.
 
     model operations     what the objective needs: real tokens, each attending to its document or row, nothing twice.
                          Over time and peak they give the MFU (model FLOPs utilisation).
-    hardware operations  what is carried out: padding too, whole rows, and layers that are recomputed in backward.
+    hardware operations  what is carried out: also layers that are recomputed in backward, unused predictions, and
+                         padding where it is computed (pipelines).
                          Over time and peak they give the HFU (hardware FLOPs utilisation).
 
-That an attention kernel recomputes its weights in backward is counted in neither, as is usual.
+Neither counts, as is usual, that an attention kernel recomputes its weights in backward or masks part of what it has
+computed.
 """
 
 from __future__ import annotations
@@ -31,14 +33,14 @@ class TokenCounts:
         tokens: that are not padding.
         pairs: of a token and one that it attends to: the sum of squared lengths of what is attended to as a whole.
         labels: masked tokens to predict.
-        places, place_pairs, label_places: the same with padding: B L, B L L, and B P for P predictions per row.
+        places: tokens that the layers compute, with padding if they compute it.
+        label_places: predictions, with those that are unused.
     """
 
     tokens: int = 0
     pairs: int = 0
     labels: int = 0
     places: int = 0
-    place_pairs: int = 0
     label_places: int = 0
 
     def __add__(self, other: TokenCounts) -> TokenCounts:
@@ -58,25 +60,27 @@ def full_rows(config: RunConfig, num_rows: int) -> TokenCounts:
     length = config.data.seq_length
     labels = num_rows * predictions_per_row(config.objective.mask_rate, length - 2)
     places, pairs = num_rows * length, num_rows * length**2
-    return TokenCounts(places, pairs, labels, places, pairs, labels)
+    return TokenCounts(places, pairs, labels, places, labels)
 
 
-def count_rows(segment_BL: np.ndarray, label_M: np.ndarray, *, by_document: bool) -> TokenCounts:
+def count_rows(
+    segment_BL: np.ndarray, label_M: np.ndarray, *, by_document: bool, computes_padding: bool = False
+) -> TokenCounts:
     """The counts of a micro-batch.
 
     Args:
         segment_BL: the number of the document of each token in its row, 0 in padding.
         label_M: the word of each masked token, negative in unused entries.
         by_document: tokens attend to their own document (row_mode=pack); otherwise to all tokens of their row.
+        computes_padding: the layers compute padding too.
     """
-    num_rows, length = segment_BL.shape
     lengths = _document_lengths(segment_BL) if by_document else np.count_nonzero(segment_BL, axis=1)
+    tokens = int(lengths.sum())
     return TokenCounts(
-        tokens=int(lengths.sum()),
+        tokens=tokens,
         pairs=int(np.dot(lengths, lengths)),
         labels=int(np.count_nonzero(label_M >= 0)),
-        places=num_rows * length,
-        place_pairs=num_rows * length**2,
+        places=segment_BL.size if computes_padding else tokens,
         label_places=len(label_M),
     )
 
@@ -92,7 +96,7 @@ def _document_lengths(segment_BL: np.ndarray) -> np.ndarray:
 def step_flops(config: RunConfig, vocab_size: int, counts: TokenCounts) -> StepFlops:
     """Operations for rows with these counts, forward and backward, on all devices that share them."""
     encoder, head = _forward(config, vocab_size, counts.tokens, counts.pairs, counts.labels)
-    all_encoder, all_head = _forward(config, vocab_size, counts.places, counts.place_pairs, counts.label_places)
+    all_encoder, all_head = _forward(config, vocab_size, counts.places, counts.pairs, counts.label_places)
     recomputed = all_encoder * config.recompute_layers / config.model.num_layers
     return StepFlops(model=3 * (encoder + head), hardware=3 * (all_encoder + all_head) + recomputed)
 
