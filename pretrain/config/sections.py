@@ -128,6 +128,9 @@ class TrainSection(_Section):
     kernels: Literal["auto", "triton", "torch"] = Field(
         "auto", description="implementation of the step's own kernels; auto: Triton on a GPU where it is installed"
     )
+    attention: Literal["auto", "torch", "varlen", "triton", "flash_attn"] = Field(
+        "auto", description="implementation of attention; auto: the fastest that can do what the run needs"
+    )
     deterministic: bool = Field(
         False,
         description="on a GPU: only kernels that repeat bit for bit, even if slower (a CPU always does)",

@@ -24,7 +24,7 @@ def choose_kernels(wanted: WantedKernels, device: torch.device) -> Kernels:
     """
     if wanted == "torch" or (wanted == "auto" and device.type == "cpu"):
         return "torch"
-    problem = _triton_problem(device)
+    problem = triton_problem(device)
     if problem is None:
         return "triton"
     if wanted == "auto":
@@ -32,7 +32,7 @@ def choose_kernels(wanted: WantedKernels, device: torch.device) -> Kernels:
     raise ConfigError(f"train.kernels=triton: {problem}; set train.kernels=auto or train.kernels=torch")
 
 
-def _triton_problem(device: torch.device) -> str | None:
+def triton_problem(device: torch.device) -> str | None:
     """Why Triton's kernels cannot run on a device; None if they can."""
     try:
         from triton import knobs

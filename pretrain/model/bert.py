@@ -25,7 +25,7 @@ from pretrain.model.dropout import DropoutKey
 from pretrain.model.initialise import initialise
 from pretrain.model.layer_spec import LayerSpec
 from pretrain.model.layers import EmbeddingLayer, EncoderLayer, MlmTransform, VocabularyBias
-from pretrain.model.token_rows import TokenRows, plan_rows
+from pretrain.model.token_rows import TokenRows, full_rows, plan_rows
 
 
 class Bert(nn.Module):
@@ -73,7 +73,7 @@ class Bert(nn.Module):
     def plan_rows(self, segment_BL: np.ndarray) -> TokenRows:
         """Which tokens of a micro-batch this model computes, on the CPU; made from what the host has anyway."""
         if not self.has_padding and not self.separate_documents:
-            return TokenRows(*segment_BL.shape)
+            return full_rows(*segment_BL.shape)
         multiple = self.layers.tp_size if self.layers.has_split_tokens else 1
         return plan_rows(segment_BL, separate_documents=self.separate_documents, multiple=multiple)
 
@@ -115,7 +115,7 @@ class Bert(nn.Module):
                 f"rows of {length} tokens are longer than model.max_position_embeddings "
                 f"({self.config.max_position_embeddings}); shorten data.seq_length or raise the latter"
             )
-        rows = with_mask(rows, segment_BL, separate_documents=self.separate_documents)
+        rows = with_mask(rows, segment_BL, self.layers.attention, separate_documents=self.separate_documents)
         word_TD = self.tied_modules["word"](rows.take(input_ids_BL))
         if key is None and self.training:
             key = DropoutKey.draw(self.config.num_layers, input_ids_BL.device)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pretrain.config.sections import RunConfig
+from pretrain.kernels.attention_choice import AttentionNeeds, choose_attention
 from pretrain.kernels.choice import choose_kernels
 from pretrain.model.layer_spec import LayerSpec, plain_layers
 from pretrain.model.pretraining import BertForPretraining
@@ -31,8 +32,12 @@ def build_model(
     It is on the CPU; `device` is the one that it will compute on.
     """
     layers = choose_layers(mesh.tp_size, sequence_parallel=config.parallel.sequence)
-    layers = replace(layers, kernels=choose_kernels(config.train.kernels, device))
+    kernels = choose_kernels(config.train.kernels, device)
     has_padding = config.data.row_mode != "stream"
+    needs = AttentionNeeds(
+        device, config.precision, config.model.attention_dropout, config.model.head_size, has_padding
+    )
+    layers = replace(layers, kernels=kernels, attention=choose_attention(config.train.attention, kernels, needs))
     separate_documents = config.data.row_mode == "pack"
     if mesh.pp_size == 1:
         model = BertForPretraining(

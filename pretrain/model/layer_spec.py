@@ -17,6 +17,7 @@ import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.kernels.attention_choice import Attention
 from pretrain.kernels.choice import Kernels
 from pretrain.objectives.mlm import VocabularyShard
 
@@ -57,6 +58,8 @@ class LayerSpec:
     """Sequence parallelism."""
     kernels: Kernels = "torch"
     """Who computes what is not a matrix product: see `kernels/choice.py`."""
+    attention: Attention = "torch"
+    """Who computes attention: see `kernels/attention_choice.py`."""
 
     def with_split_tokens(
         self,

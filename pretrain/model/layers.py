@@ -93,7 +93,7 @@ class EncoderLayer(nn.Module):
             first_head = self.layers.tp_rank * (self.num_heads // self.layers.tp_size)
             words = words_PW[ATTENTION_WEIGHTS]
             drop = AttentionDropout(self.attention_dropout, words, first_head, self.num_heads, rows.length)
-        context_TD = self_attention(self.qkv(hidden_TD), rows, self.head_size, drop)
+        context_TD = self_attention(self.qkv(hidden_TD), rows, self.head_size, drop, self.layers.attention)
         context_TD = self._drop(self.attention_out(context_TD), words_PW, AFTER_ATTENTION, rows)
         hidden_TD = self.attention_norm(hidden_TD + context_TD)
         inner_TF = F.gelu(self.ffn_in(hidden_TD))

@@ -35,7 +35,7 @@ from pretrain.model.initialise import initialise
 from pretrain.model.layer_spec import LayerSpec
 from pretrain.model.layers import EmbeddingLayer, EncoderLayer, MlmTransform, VocabularyBias
 from pretrain.model.pretraining import LossHead, PretrainingLosses
-from pretrain.model.token_rows import TokenRows, plan_rows
+from pretrain.model.token_rows import TokenRows, full_rows, plan_rows
 
 Tensors = tuple[Tensor, ...]
 
@@ -91,7 +91,7 @@ class BertPipeline(PipelineModule):
         """Which tokens of a micro-batch stand where in this model, on the CPU; all of them are computed."""
         options = self._options
         if not options.has_padding and not options.separate_documents:
-            return TokenRows(*segment_BL.shape)
+            return full_rows(*segment_BL.shape)
         return plan_rows(segment_BL, separate_documents=options.separate_documents, multiple=segment_BL.size)
 
     def expect(
@@ -197,7 +197,7 @@ class EncoderStage(EncoderLayer):
         """(h, e, segment, masked_index) -> the same with the next h."""
         hidden_TD, *rest = inputs
         options = self.options
-        rows = with_mask(options.rows(), rest[-2], separate_documents=options.separate_documents)
+        rows = with_mask(options.rows(), rest[-2], self.layers.attention, separate_documents=options.separate_documents)
         arguments = (hidden_TD, rows, options.words(self.index))
         if self.is_recomputed and torch.is_grad_enabled():
             # Random state only for torch's attention on a GPU: all other dropout is a function of its key.

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 64
-"""Tokens of a block: the share of a document that one program of a GPU kernel computes."""
+from pretrain.kernels.attention_choice import ATTENTION_BLOCK
 
 # Where the number of tokens must be a multiple of something, some padding is computed too, in documents of its own,
 # short ones, because attention costs the square of the length.
@@ -27,7 +26,7 @@ _MULTIPLE = 16  # wanted by 8-bit products, and harmless elsewhere
 
 
 class TokenRows(NamedTuple):
-    """The tokens of a micro-batch; without the tensors, all of them, and every row is one document."""
+    """The tokens of a micro-batch: without `place_T` all of them, and without `bound_N1` every row is one document."""
 
     num_rows: int
     length: int
@@ -52,10 +51,9 @@ class TokenRows(NamedTuple):
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> TokenRows:
         """The same rows with their tensors on `device`; `non_blocking` copies them from page-locked memory."""
-        if self.place_T is None or device.type == "cpu":
+        if device.type == "cpu":
             return self
-        tensors = [part.pin_memory() if non_blocking else part for part in self[2:] if isinstance(part, Tensor)]
-        return TokenRows(self.num_rows, self.length, *(part.to(device, non_blocking=non_blocking) for part in tensors))
+        return TokenRows(self.num_rows, self.length, *(_move(part, device, non_blocking) for part in self[2:]))
 
     def take(self, grid: Tensor) -> Tensor:
         """What stands at the tokens, [T], of a grid [B, L]."""
@@ -75,6 +73,17 @@ class TokenRows(NamedTuple):
             return token_TD
         grid_GD = token_TD.new_zeros(self.num_rows * self.length, *token_TD.shape[1:])
         return grid_GD.index_copy(0, self.place_T, token_TD)
+
+
+def full_rows(num_rows: int, length: int) -> TokenRows:
+    """Rows without padding that are one document each, on the CPU."""
+    bound_N1 = np.arange(num_rows + 1) * length
+    return TokenRows(
+        num_rows,
+        length,
+        bound_N1=torch.from_numpy(bound_N1.astype(np.int32)),
+        block_K3=torch.from_numpy(_blocks(bound_N1)),
+    )
 
 
 def plan_rows(segment_BL: np.ndarray, *, separate_documents: bool, multiple: int = 1) -> TokenRows:
@@ -119,6 +128,12 @@ def plan_rows(segment_BL: np.ndarray, *, separate_documents: bool, multiple: int
     )
 
 
+def _move(part: Tensor | None, device: torch.device, non_blocking: bool) -> Tensor | None:
+    if part is None:
+        return None
+    return (part.pin_memory() if non_blocking else part).to(device, non_blocking=non_blocking)
+
+
 def _rounded_multiple(multiple: int, num_places: int) -> int:
     """A multiple of `multiple` that products like, if the grid is one of it too."""
     return _MULTIPLE * multiple if num_places % (_MULTIPLE * multiple) == 0 else multiple
@@ -129,8 +144,10 @@ def _blocks(bound_N1: np.ndarray) -> np.ndarray:
     first_N, length_N = bound_N1[:-1], np.diff(bound_N1)
     order = np.argsort(-length_N, kind="stable")
     first_N, length_N = first_N[order], length_N[order]
-    count_N = -(-length_N // BLOCK)
+    count_N = -(-length_N // ATTENTION_BLOCK)
     document_K = np.repeat(np.arange(len(count_N)), count_N)
     number_K = np.arange(len(document_K)) - np.repeat(np.cumsum(count_N) - count_N, count_N)
     first_K = first_N[document_K]
-    return np.stack([first_K + number_K * BLOCK, first_K, first_K + length_N[document_K]], axis=1).astype(np.int32)
+    return np.stack([first_K + number_K * ATTENTION_BLOCK, first_K, first_K + length_N[document_K]], axis=1).astype(
+        np.int32
+    )

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pretrain.config.sections import ModelSection, ObjectiveSection
+from pretrain.kernels.attention_choice import ATTENTION_BLOCK
 from pretrain.model.bert import Bert
 from pretrain.model.layer_spec import plain_layers
 from pretrain.model.pretraining import BertForPretraining
-from pretrain.model.token_rows import BLOCK, plan_rows
+from pretrain.model.token_rows import plan_rows
 from pretrain.objectives.mlm import masked_lm_loss
 from pretrain.objectives.taco import sample_pairs, token_contrastive_loss
 
@@ -138,7 +139,7 @@ def test_the_plan_holds_every_token_once_and_padding_only_where_it_must(
     covered = [
         (first, end, number)
         for start, first, end in rows.block_K3.tolist()
-        for number in range(start, min(start + BLOCK, end))
+        for number in range(start, min(start + ATTENTION_BLOCK, end))
     ]
     bounds = rows.bound_N1.tolist()
     documents = [
