@@ -211,6 +211,7 @@ _COLUMNS = (
     "experiment",
     "ms",
     "quartiles",
+    "forward / backward / optimizer / host",
     "GPU busy ms",
     "kernels",
     "waits",
@@ -235,13 +236,20 @@ def _table(results: Sequence[Record]) -> str:
 
 def _row(record: Record) -> tuple[str, ...]:
     times, profile = spread(record["seconds"]), record.get("profile", {})
-    rate = record["model_flops"] / times.median
-    device = find_device(record["device_name"])
-    peak = device.peak("bf16") if device is not None else None
-    return (
+    begin = (
         record["name"],
         f"{1e3 * times.median:.2f}",
         f"{1e3 * times.lower:.2f} to {1e3 * times.upper:.2f}",
+    )
+    if "model_flops" not in record:  # a loss alone
+        return (*begin, *[""] * (len(_COLUMNS) - len(begin)))
+    rate = record["model_flops"] / times.median
+    device = find_device(record["device_name"])
+    peak = device.peak("bf16") if device is not None else None
+    parts = record.get("parts", {})
+    return (
+        *begin,
+        " / ".join(f"{1e3 * parts[part]:.1f}" for part in ("forward", "backward", "optimizer", "host") if parts),
         f"{1e3 * profile['busy_seconds']:.2f}" if "busy_seconds" in profile else "",
         f"{profile['kernel_count']:,}" if "kernel_count" in profile else "",
         str(profile.get("synchronisations", "")),

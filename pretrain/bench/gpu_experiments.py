@@ -19,6 +19,7 @@ TINY = replace(
 class Experiment:
     """One contender with some settings; `limit` is the most seconds that it may take.
 
+    A contender `loss NAME` is one of `taco bench loss`: the contrastive loss alone, on vectors of the same size.
     `rows` and `row_mode` replace those of the base; `settings` are keys of the configuration. One that does not exist
     is not an error: the experiment is left out, with the reason.
     """
@@ -53,6 +54,8 @@ EXPERIMENTS = (
     Experiment("32 rows, compile=layers, graphs", rows=0.5, settings=(*_COMPILED, *_GRAPHS), limit=50),
     Experiment("peer", contender="peer"),
     Experiment("peer_best", contender="peer_best", limit=80),
+    Experiment("loss alone, triton", contender="loss triton"),
+    Experiment("loss alone, torch", contender="loss taco"),
     Experiment("compile=full", settings=("train.compile=full",), limit=90),
     Experiment("recompute=elementwise", settings=("train.recompute=elementwise",)),
     Experiment("recompute=layers:12", settings=("train.recompute=layers:12",)),

@@ -7,13 +7,14 @@ experiment; anything else ends the process, and another one goes on with the nex
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from pretrain.bench.gpu_experiments import BERT_LARGE, EXPERIMENTS, TINY, Experiment
-from pretrain.bench.step_contenders import measure
+from pretrain.bench.step_contenders import Shape, measure
 from pretrain.errors import ConfigError, TacoError
 
 _MOST_LEFT_BYTES = 200_000_000
@@ -42,13 +43,16 @@ def _carry_out(experiment: Experiment, *, is_tiny: bool, steps: int) -> None:
 
     shape = experiment.shape(TINY if is_tiny else BERT_LARGE)
     try:
-        answer = measure(
-            experiment.contender,
-            shape,
-            threads=1 if is_tiny else 8,
-            steps=steps,
-            say=lambda stage: say(event="stage", name=experiment.name, stage=stage),
-        )
+        if experiment.contender.startswith("loss "):
+            answer = _measure_loss(experiment.contender.removeprefix("loss "), shape, steps)
+        else:
+            answer = measure(
+                experiment.contender,
+                shape,
+                threads=1 if is_tiny else 8,
+                steps=steps,
+                say=lambda stage: say(event="stage", name=experiment.name, stage=stage),
+            )
     except ConfigError as error:
         say(event="end", name=experiment.name, status="skipped", reason=" ".join(str(error).split()))
     except (TacoError, torch.OutOfMemoryError) as error:
@@ -56,6 +60,18 @@ def _carry_out(experiment: Experiment, *, is_tiny: bool, steps: int) -> None:
     else:
         say(event="end", name=experiment.name, status="done", **answer)
     _release()
+
+
+def _measure_loss(contender: str, shape: Shape, repeats: int) -> dict[str, Any]:
+    """The contrastive loss with its gradients, drawn pairs included where they are drawn with it."""
+    module = "pretrain.bench.loss_contenders"
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError("this version has no `taco bench loss`")
+    if contender == "triton" and shape.device == "cpu":
+        raise ConfigError("Triton's kernels need a GPU")
+    keys = ("rows", "seq_length", "hidden_size", "num_negatives", "device", "precision")
+    found = importlib.import_module(module).measure(contender, {key: getattr(shape, key) for key in keys}, 8, repeats)
+    return {**found, "seconds": found["loss_seconds"]}
 
 
 def _release() -> None:

@@ -14,7 +14,7 @@ import torch
 from pretrain.config.sections import RunConfig
 from pretrain.planner.devices import Arithmetic
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # for fp8: bf16
 _MOST_CPU_TOKENS = 4096  # a CPU is as fast with them as with more, and a start should not take seconds
 _SECONDS = {"cpu": 0.05, "cuda": 0.03}
 
@@ -24,6 +24,11 @@ def arithmetic_of(config: RunConfig, device: torch.device) -> Arithmetic:
     if config.precision == "fp32" and device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
         return "tf32"
     return config.precision
+
+
+def measured_in(config: RunConfig) -> str:
+    """The precision of the measured products: that of the run, or bf16 for one that torch does not multiply."""
+    return config.precision if config.precision in _DTYPES else "bf16"
 
 
 def measure_matmul(config: RunConfig, device: torch.device) -> float:
@@ -45,7 +50,7 @@ def _products(config: RunConfig, device: torch.device) -> list[tuple[torch.Tenso
     tokens = config.train.micro_batch_size * config.data.seq_length
     if device.type == "cpu":
         tokens = min(tokens, _MOST_CPU_TOKENS)
-    dtype = _DTYPES.get(config.precision, torch.bfloat16)
+    dtype = _DTYPES[measured_in(config)]
     # Values of ordinary size: a GPU multiplies zeros faster than it can anything else.
     generator = torch.Generator(device).manual_seed(0)
 

@@ -9,7 +9,7 @@ import torch
 
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch
-from pretrain.meters.matmul import arithmetic_of, measure_matmul
+from pretrain.meters.matmul import arithmetic_of, measure_matmul, measured_in
 from pretrain.meters.step_clock import StepClock
 from pretrain.parallel.mesh import Mesh
 from pretrain.planner.devices import find_device
@@ -44,7 +44,7 @@ class SpeedMeter:
         arithmetic = arithmetic_of(self._config, self._device)
         self.peak = kind.peak(arithmetic) if kind is not None else None
         self.matmul = measure_matmul(self._config, self._device)
-        measured = f"matrix products of this run's size: {_shown(self.matmul)} in {self._config.precision}"
+        measured = f"matrix products of this run's size: {_shown(self.matmul)} in {measured_in(self._config)}"
         if self.peak is not None:
             log.info("%s: peak of %s in %s; %s", name, _shown(self.peak), arithmetic, measured)
         elif name is not None:
