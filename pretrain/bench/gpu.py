@@ -129,7 +129,8 @@ def _follow(worker: _Worker, left: deque[Experiment], end: float) -> Iterator[Re
             code = worker.process.poll()
             if code == LEAVES_MEMORY:
                 return
-            reason = f"while {stage}: " + (f"{worker.complaint()} (exit code {code})" if code is not None else "slow")
+            too_slow = "the deadline of all came" if time.monotonic() >= end else f"took more than {limit:.0f} s"
+            reason = f"while {stage}: {too_slow if code is None else f'{worker.complaint()} (exit code {code})'}"
             status = "failed" if code is not None else "out of time"
             yield {"name": left.popleft().name, "status": status, "reason": reason}
             return
@@ -227,7 +228,7 @@ def _table(results: Sequence[Record]) -> str:
     rows = [_row(record) for record in results if "seconds" in record]
     lines = [f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS), *(f"| {' | '.join(row)} |" for row in rows)]
     seconds = {record["name"]: median(record["seconds"]) for record in results if "seconds" in record}
-    for both, alone in (("taco", "mlm"), ("compile=layers", "compile=layers, mlm")):
+    for both, alone in (("taco", "mlm"), ("graphs", "graphs, mlm")):
         if {both, alone} <= seconds.keys():
             lines.append(f"\nprice of the contrastive loss, {both}: {seconds[both] / seconds[alone] - 1:.1%}")
     missing = [f"{r['name']}: {r['status']}: {r.get('reason', '')}" for r in results if r["status"] != "done"]
