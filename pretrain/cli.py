@@ -63,6 +63,7 @@ VERBS = {
     "bench data": Verb("pretrain.bench.data", "text per CPU second of preprocessing against three peers"),
     "bench index": Verb("pretrain.bench.index", "CPU time and memory of the sample index against megatron-core"),
     "bench loader": Verb("pretrain.bench.loader", "CPU time of a masked row against megatron-core and Hugging Face"),
+    "bench loss": Verb("pretrain.bench.loss", "the contrastive loss and its pairs against the authors' way"),
     "bench step": Verb("pretrain.bench.step", "a training step against Hugging Face and the authors' loss"),
     "bench gpu": Verb("pretrain.bench.gpu", "BERT-large's step on one GPU in many settings, within minutes"),
 }

@@ -74,6 +74,8 @@ class LossHead:
     def _anchors(self, valid_BL: Tensor, masked_index_M: Tensor, masked_label_M: Tensor) -> Tensor:
         if self.objective.anchors == "all":
             return valid_BL
+        if self.objective.anchors == "all":
+            return valid_BL
         # Unused entries all point at token 0, so labels are counted: assigning could overwrite a real one there.
         is_label_M = (masked_label_M != IGNORED_LABEL).to(torch.int32)
         count_T = is_label_M.new_zeros(valid_BL.numel()).index_add_(0, masked_index_M, is_label_M)
@@ -112,12 +114,14 @@ class LossHead:
             micro_batch_index=micro_batch_index,
             segment_BL=segment_BL,
         )
-        own_anchor_BL = anchor_BL = anchor_BL & has_pairs(positive_BL, negative_BLK)
+        own_anchor_BL, share = anchor_BL, None
         if self.layers.tp_size > 1:
             own = self.layers.own_tokens(len(hidden_TD))
             is_own_T = anchor_BL.new_zeros(len(hidden_TD))
             is_own_T[own.start : own.stop] = True
+            anchor_BL = anchor_BL & has_pairs(positive_BL, negative_BLK)
             own_anchor_BL = anchor_BL & rows.spread(is_own_T).view_as(anchor_BL)
+            share = own_anchor_BL.sum() / anchor_BL.sum().clamp(min=1)
         # Padding is no anchor and no candidate, so the zeros that stand for it are never read.
         loss = token_contrastive_loss(
             rows.spread(hidden_TD).view(*valid_BL.shape, -1),
@@ -127,9 +131,7 @@ class LossHead:
             temperature=self.objective.temperature,
             anchor_mask_BL=own_anchor_BL,
         )
-        if self.layers.tp_size == 1:
-            return loss
-        return loss * (own_anchor_BL.sum() / anchor_BL.sum().clamp(min=1))
+        return loss if share is None else loss * share
 
     def _contrast_in_triton(
         self,
