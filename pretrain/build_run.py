@@ -25,6 +25,7 @@ from pretrain.data.dataset.indexed_dataset import IndexedDataset
 from pretrain.data.dataset.spot_check import find_damage_on_nodes
 from pretrain.data.pinned import memory_for
 from pretrain.data.tokenizer.folder import read_verified
+from pretrain.engine.compile_news import CompileNews
 from pretrain.engine.engine import Engine
 from pretrain.engine.plain import PlainEngine
 from pretrain.errors import DataError, TacoError, counted
@@ -131,6 +132,7 @@ def build_trainer(
         watchers=(
             _watch_bad_steps(config, folder, saver, engine),
             *_watch_stragglers(config, mesh, metrics, heartbeat),
+            CompileNews(model),
             spikes,
             progress,
             saver,
@@ -204,12 +206,10 @@ def _build_engine(
     mesh: Mesh,
     heartbeat: Heartbeat,
 ) -> Engine:
-    if mesh.pp_size == 1:
+    if isinstance(model, BertForPretraining):
         return PlainEngine(config, model, device, mesh, heartbeat)
     from pretrain.engine.pipelined import PipelinedEngine
-    from pretrain.model.pipeline import BertPipeline
 
-    assert isinstance(model, BertPipeline)  # build_model looks at the same mesh
     return PipelinedEngine(config, model, device, mesh, heartbeat)
 
 

@@ -45,6 +45,7 @@ _FREE_KEYS = (
     "train.eval_batches",
     "train.max_bad_steps",
     "train.deterministic",
+    "train.cuda_graphs",
     "train.replica_check_every",
     "parallel",  # the layout is compared with the checkpoint's own
     "zero",

@@ -88,7 +88,7 @@ def test_a_run_of_a_version_without_a_key_had_its_default(tmp_path: Path) -> Non
     del old["train"]["compile"], old["fp16"]
     path.write_text(yaml.safe_dump(old))
     assert run.check_config(config(tmp_path / "run")) == []
-    with pytest.raises(ConfigError, match=r"train\.compile: false -> true"):
+    with pytest.raises(ConfigError, match=r"train\.compile: 'off' -> 'layers'"):
         run.check_config(config(tmp_path / "run", train={"compile": True}))
 
 

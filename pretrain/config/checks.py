@@ -6,6 +6,7 @@ torch, so a mistake is reported within the first second, before any process wait
 
 from __future__ import annotations
 
+from pretrain.config.compile_checks import check_compile
 from pretrain.config.deepspeed import check_passed_through
 from pretrain.config.sections import DataSection, RunConfig, SplitsSection, TrainSection, WatchdogSection
 from pretrain.config.zero_checks import check_hierarchy_size, check_zero
@@ -49,7 +50,7 @@ def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
     if not all(0.0 <= beta < 1.0 for beta in optim.betas):
         problems.append(f"optim.betas ({list(optim.betas)}) must lie in [0, 1), for example [0.9, 0.999]")
     problems += _check_data(data) + _check_watchdog(config.watchdog) + _check_spike(config)
-    problems += check_passed_through(config) + check_zero(config)
+    problems += check_passed_through(config) + check_zero(config) + check_compile(config)
     return problems + _check_layout(config, world_size)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from pretrain.config.deepspeed_keys import read_table
 from pretrain.config.keys import all_keys, is_optional, section_at, section_type
 from pretrain.config.problems import Problems, show
-from pretrain.config.sections import IS_PATH, RunConfig
-from pretrain.config.values import WrongValueError, found, is_null, read
+from pretrain.config.sections import IS_PATH, RunConfig, Switch
+from pretrain.config.values import WrongValueError, found, is_null, read, read_switch
 from pretrain.config.yaml_tree import Node, Scalar, Table
 
 # What other programs call the keys.
@@ -64,10 +66,18 @@ def _read_section(node: Node, section: type[BaseModel], path: str, problems: Pro
             values[name] = read_table(entry, problems)
         else:
             try:
-                values[name] = read(entry, field.annotation, key, is_path=IS_PATH in field.metadata)
+                values[name] = _read_value(entry, field, key)
             except WrongValueError as error:
                 problems.add(entry.place, f"{key}: {error}", key=key)
     return values
+
+
+def _read_value(node: Node, field: FieldInfo, key: str) -> Any:
+    for mark in field.metadata:
+        if isinstance(mark, Switch) and isinstance(node, Scalar) and node.text not in get_args(field.annotation):
+            with contextlib.suppress(WrongValueError):
+                return mark.option(read_switch(node))
+    return read(node, field.annotation, key, is_path=IS_PATH in field.metadata)
 
 
 def _section_hint(node: Node, path: str) -> str:

@@ -6,10 +6,11 @@ property here, never a second field.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from pretrain.config.dataset_names import prefix_of
 
@@ -17,6 +18,21 @@ RowMode = Literal["stream", "document", "pack", "sentence"]
 
 IS_PATH: Final = "path"  # marks text in which `~` and variables are expanded when a configuration is read
 Prefix = Annotated[str, IS_PATH]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Marks options of which two are also what true and false mean: the key was a switch once."""
+
+    on: str
+    off: str
+
+    def option(self, value: Any) -> Any:
+        """The option that a truth value means; anything else as it is."""
+        return (self.on if value else self.off) if isinstance(value, bool) else value
+
+
+_COMPILE_SWITCH = Switch(on="layers", off="off")
 
 
 class _Section(BaseModel):
@@ -124,7 +140,16 @@ class TrainSection(_Section):
         ge=1,
         description="skipped steps in a row, each with a non-finite loss or gradient, that end the run",
     )
-    compile: bool = Field(False, description="compile the encoder layers with torch.compile")
+    compile: Annotated[
+        Literal["off", "layers", "full", "auto"], _COMPILE_SWITCH, BeforeValidator(_COMPILE_SWITCH.option)
+    ] = Field(
+        "off",
+        description="torch.compile; layers: one graph for all encoder layers, also written true; full: from embedding "
+        "to logits; auto: layers on a GPU",
+    )
+    cuda_graphs: bool = Field(
+        False, description="replay the encoder's forward and backward as CUDA graphs where rows have one shape"
+    )
     kernels: Literal["auto", "triton", "torch"] = Field(
         "auto", description="implementation of the step's own kernels; auto: Triton on a GPU where it is installed"
     )

@@ -9,7 +9,7 @@ from pretrain.config.sections import Fp16Section, OffloadOptimizerSection, Offlo
 
 
 def check_zero(config: RunConfig) -> list[str]:
-    """Contradictions in `zero`, `fp16`, `optim.implementation` and `train.compile`, for any number of processes."""
+    """Contradictions in `zero`, `fp16` and `optim.implementation`, for any number of processes."""
     return [
         *_check_stage(config),
         *_check_pipeline(config),
@@ -17,7 +17,6 @@ def check_zero(config: RunConfig) -> list[str]:
         *_check_offload(config),
         *_check_hierarchy(config),
         *_check_implementation(config),
-        *_check_compile(config),
         *(check_zero_device(config, "cpu", num_nodes=2) if config.run.device == "cpu" else []),
     ]
 
@@ -177,21 +176,3 @@ def _check_implementation(config: RunConfig) -> list[str]:
             "for layers; use optim.implementation=torch"
         ]
     return []
-
-
-def _check_compile(config: RunConfig) -> list[str]:
-    """Settings with which compiled layers gain nothing, or do not exist."""
-    if not config.train.compile:
-        return []
-    problems = []
-    if config.zero.stage == 3:
-        problems.append(
-            "train.compile=true with zero.stage=3: hooks that gather parameters split a layer into dozens of graphs; "
-            "use zero.stage=2 or train.compile=false"
-        )
-    if config.parallel.pipeline > 1:
-        problems.append(
-            f"train.compile=true with parallel.pipeline ({config.parallel.pipeline}): stages are not compiled; use "
-            "parallel.pipeline=1 or train.compile=false"
-        )
-    return problems

@@ -10,8 +10,8 @@ masked positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,12 +19,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.sections import ModelSection
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, counted
 from pretrain.model.attention import with_mask
+from pretrain.model.compiled import CompiledFunction
 from pretrain.model.dropout import DropoutKey
 from pretrain.model.initialise import initialise
 from pretrain.model.layer_spec import LayerSpec
-from pretrain.model.layers import EmbeddingLayer, EncoderLayer, MlmTransform, VocabularyBias
+from pretrain.model.layers import (
+    EmbeddingLayer,
+    EncoderLayer,
+    MlmTransform,
+    VocabularyBias,
+    compile_encoder_layer,
+)
 from pretrain.model.token_rows import TokenRows, full_rows, plan_rows
 
 
@@ -62,6 +69,8 @@ class Bert(nn.Module):
         self.recompute_layers = recompute_layers
         self.has_padding = has_padding
         self.separate_documents = separate_documents
+        self.run_layer: Callable[..., Tensor] = _call
+        self.compiled_parts: list[CompiledFunction] = []
         self.tied_modules = nn.ModuleDict({"word": layers.word_embedding(vocab_size, config.hidden_size)})
         self.add_module("1", EmbeddingLayer(config, layers))
         for index in range(config.num_layers):
@@ -70,9 +79,14 @@ class Bert(nn.Module):
         self.add_module(str(config.num_layers + 4), VocabularyBias(vocab_size, layers))
         initialise(self, layers, initializer_range=config.initializer_range, seed=seed)
 
+    @property
+    def has_varying_sizes(self) -> bool:
+        """Whether micro-batches differ in how many tokens or documents they hold."""
+        return self.has_padding or self.separate_documents
+
     def plan_rows(self, segment_BL: np.ndarray) -> TokenRows:
         """Which tokens of a micro-batch this model computes, on the CPU; made from what the host has anyway."""
-        if not self.has_padding and not self.separate_documents:
+        if not self.has_varying_sizes:
             return full_rows(*segment_BL.shape)
         multiple = self.layers.tp_size if self.layers.has_split_tokens else 1
         return plan_rows(segment_BL, separate_documents=self.separate_documents, multiple=multiple)
@@ -126,17 +140,28 @@ class Bert(nn.Module):
             if number < self.recompute_layers and torch.is_grad_enabled():
                 # Random state only for torch's attention on a GPU: all other dropout is a function of its key.
                 hidden_TD = checkpoint(
-                    layer, hidden_TD, rows, words_PW, use_reentrant=False, preserve_rng_state=hidden_TD.is_cuda
+                    self.run_layer,
+                    layer,
+                    hidden_TD,
+                    rows,
+                    words_PW,
+                    use_reentrant=False,
+                    preserve_rng_state=hidden_TD.is_cuda and self.config.attention_dropout > 0,
                 )
             else:
-                hidden_TD = layer(hidden_TD, rows, words_PW)
+                hidden_TD = self.run_layer(layer, hidden_TD, rows, words_PW)
         return self.layers.gather_tokens(hidden_TD), self.layers.gather_tokens(embedding_TD)
 
-    def compile_layers(self) -> None:
-        """Compile every encoder layer, see `EncoderLayer.compile_forward`; parameters keep their names."""
-        has_varying_sizes = self.has_padding or self.separate_documents
-        for layer in self._encoder_layers():
-            layer.compile_forward(dynamic=has_varying_sizes)
+    def compile_layers(self, key: str) -> None:
+        """Let torch.compile make one graph for all encoder layers at the first call; `key` asked for it."""
+        covers = counted(self.config.num_layers, "encoder layer")
+        self.run_layer = compile_encoder_layer(self.layers, covers=covers, key=key, dynamic=self.has_varying_sizes)
+        self.compiled_parts = [self.run_layer]
+
+    def encoder_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that `encode` reads, by name: those of the embedding and of the encoder layers."""
+        head = (f"{self.config.num_layers + 2}.", f"{self.config.num_layers + 4}.")
+        return {name: parameter for name, parameter in self.named_parameters() if not name.startswith(head)}
 
     def predict(self, hidden_TD: Tensor, masked_index_M: Tensor) -> Tensor:
         """Vocabulary logits [M, V] of the hidden states with these numbers; no others are computed."""
@@ -161,6 +186,11 @@ class Bert(nn.Module):
 
     def _layer(self, index: int) -> nn.Module:
         return self.get_submodule(str(index))
+
+
+def _call(layer: nn.Module, *arguments: Any) -> Any:
+    """Not its `forward`: hooks of a module run when it is called, and ZeRO-3 gathers its parameters in one."""
+    return layer(*arguments)
 
 
 def _check_heads(config: ModelSection, layers: LayerSpec) -> None:

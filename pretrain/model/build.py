@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pretrain.config.compile_checks import compile_mode
 from pretrain.config.sections import RunConfig
 from pretrain.kernels.attention_choice import AttentionNeeds, choose_attention
 from pretrain.kernels.choice import choose_kernels
@@ -33,6 +34,7 @@ def build_model(
     """
     layers = choose_layers(mesh.tp_size, sequence_parallel=config.parallel.sequence)
     kernels = choose_kernels(config.train.kernels, device)
+    mode, key = compile_mode(config, device.type), f"train.compile={config.train.compile}"
     has_padding = config.data.row_mode != "stream"
     needs = AttentionNeeds(
         device, config.precision, config.model.attention_dropout, config.model.head_size, has_padding
@@ -50,8 +52,10 @@ def build_model(
             has_padding=has_padding,
             separate_documents=separate_documents,
         )
-        if config.train.compile:
-            model.compile_layers()
+        if mode == "layers":
+            model.compile_layers(key)
+        elif mode == "full":
+            model.compile_whole(key)
         return model
     from pretrain.model.pipeline import BertPipeline
 
@@ -62,7 +66,7 @@ def build_model(
     )
     log.info("pipeline: encoder layers per stage (share of the slowest stage's time): %s", shares)
     log.info("pipeline: stages wait about %.0f %% of a step; more micro-batches make this less", 100 * plan.bubble)
-    return BertPipeline(
+    stage = BertPipeline(
         config.model,
         vocab_size,
         layers,
@@ -74,6 +78,9 @@ def build_model(
         has_padding=has_padding,
         separate_documents=separate_documents,
     )
+    if mode == "layers":
+        stage.compile_layers(key)
+    return stage
 
 
 def choose_layers(tp_size: int, *, sequence_parallel: bool = False) -> LayerSpec:

@@ -17,6 +17,7 @@ from pretrain.config.sections import ModelSection
 from pretrain.kernels.attention_dropout import AttentionDropout
 from pretrain.kernels.dropout import dropout
 from pretrain.model.attention import self_attention
+from pretrain.model.compiled import CompiledFunction
 from pretrain.model.dropout import AFTER_ATTENTION, AFTER_FFN, ATTENTION_WEIGHTS
 from pretrain.model.layer_spec import LayerNorm, LayerSpec
 from pretrain.model.token_rows import TokenRows
@@ -79,13 +80,6 @@ class EncoderLayer(nn.Module):
         self.num_heads = config.num_attention_heads
         self.layers = layers
 
-    def compile_forward(self, *, dynamic: bool) -> None:
-        """Let torch.compile make kernels at the first call; they drop the same units.
-
-        `dynamic` makes one graph for any number of tokens.
-        """
-        self.compile(dynamic=dynamic)
-
     def forward(self, hidden_TD: Tensor, rows: TokenRows, words_PW: Tensor | None = None) -> Tensor:
         """The next hidden states [T, D]; `words_PW` key the dropout: `DropoutKey.at`."""
         drop = None
@@ -101,6 +95,24 @@ class EncoderLayer(nn.Module):
 
     def _drop(self, hidden_TD: Tensor, words_PW: Tensor | None, place: int, rows: TokenRows) -> Tensor:
         return _drop(hidden_TD, self.hidden_dropout if self.training else 0.0, words_PW, place, self.layers, rows)
+
+
+def compile_encoder_layer(
+    layers: LayerSpec, *, covers: str, key: str, dynamic: bool = False, is_kept: bool = False
+) -> CompiledFunction:
+    """`EncoderLayer.forward`, compiled once for all layers; `CompiledFunction` explains the arguments.
+
+    Tensor-parallel linears of megatron-core stay outside of the graphs, because they wait for their collectives.
+    """
+    return CompiledFunction(
+        EncoderLayer.forward,
+        what="the encoder layer",
+        covers=covers,
+        key=key,
+        is_whole=layers.tp_size == 1,
+        dynamic=dynamic,
+        is_kept=is_kept,
+    )
 
 
 class MlmTransform(nn.Module):

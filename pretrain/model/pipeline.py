@@ -29,11 +29,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.sections import ModelSection, ObjectiveSection
+from pretrain.errors import counted
 from pretrain.model.attention import with_mask
+from pretrain.model.compiled import CompiledFunction
 from pretrain.model.dropout import DropoutKey
 from pretrain.model.initialise import initialise
 from pretrain.model.layer_spec import LayerSpec
-from pretrain.model.layers import EmbeddingLayer, EncoderLayer, MlmTransform, VocabularyBias
+from pretrain.model.layers import (
+    EmbeddingLayer,
+    EncoderLayer,
+    MlmTransform,
+    VocabularyBias,
+    compile_encoder_layer,
+)
 from pretrain.model.pretraining import LossHead, PretrainingLosses
 from pretrain.model.token_rows import TokenRows, full_rows, plan_rows
 
@@ -85,6 +93,8 @@ class BertPipeline(PipelineModule):
                 loss_fn=lambda outputs, labels: self._loss(head, outputs, labels),
             )
         self.layers = layers
+        self._options = options
+        self.compiled_parts: list[CompiledFunction] = []
         initialise(self, layers, initializer_range=config.initializer_range, seed=seed)
 
     def plan_rows(self, segment_BL: np.ndarray) -> TokenRows:
@@ -93,6 +103,14 @@ class BertPipeline(PipelineModule):
         if not options.has_padding and not options.separate_documents:
             return full_rows(*segment_BL.shape)
         return plan_rows(segment_BL, separate_documents=options.separate_documents, multiple=segment_BL.size)
+
+    def compile_layers(self, key: str) -> None:
+        """Let torch.compile make one graph for all encoder layers of this stage at the first call."""
+        covers = counted(sum(isinstance(layer, EncoderStage) for layer in self.forward_funcs), "encoder layer")
+        # DeepSpeed runs a stage's backward once per output, h and e.
+        dynamic = self._options.has_padding or self._options.separate_documents
+        compiled = compile_encoder_layer(self.layers, covers=covers, key=key, dynamic=dynamic, is_kept=True)
+        self._options.run_layer, self.compiled_parts = compiled, [compiled]
 
     def expect(
         self,
@@ -160,6 +178,7 @@ class StageOptions:
         self.recompute_layers = recompute_layers
         self.has_padding = has_padding
         self.separate_documents = separate_documents
+        self.run_layer: Callable[..., Tensor] = EncoderLayer.forward
 
     def words(self, index: int) -> Tensor | None:
         """The words that key the dropout of a layer in the current micro-batch; None outside of training."""
@@ -202,10 +221,10 @@ class EncoderStage(EncoderLayer):
         if self.is_recomputed and torch.is_grad_enabled():
             # Random state only for torch's attention on a GPU: all other dropout is a function of its key.
             hidden_TD = checkpoint(
-                super().forward, *arguments, use_reentrant=False, preserve_rng_state=hidden_TD.is_cuda
+                options.run_layer, self, *arguments, use_reentrant=False, preserve_rng_state=hidden_TD.is_cuda
             )
         else:
-            hidden_TD = super().forward(*arguments)
+            hidden_TD = options.run_layer(self, *arguments)
         return (hidden_TD, *rest)
 
 

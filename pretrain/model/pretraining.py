@@ -5,6 +5,7 @@ Shape letters: B rows, L tokens per row, T = B * L, D hidden, M masked positions
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from pretrain.config.sections import ModelSection, ObjectiveSection
+from pretrain.errors import counted
 from pretrain.model.bert import Bert
+from pretrain.model.compiled import CompiledFunction
 from pretrain.model.dropout import DropoutKey
 from pretrain.model.layer_spec import LayerSpec
 from pretrain.model.token_rows import TokenRows
@@ -193,6 +196,15 @@ class BertForPretraining(Bert):
         )
         self.head = LossHead(objective, vocab_size, layers, seed)
         self.seed = seed
+        self.run_model: Callable[..., tuple[Tensor, Tensor, Tensor]] = _encode_and_predict
+
+    def compile_whole(self, key: str) -> None:
+        """Let torch.compile make one graph from the embedding to the logits at the first call; `key` asked for it."""
+        covers = f"{counted(self.config.num_layers, 'encoder layer')} with embedding and head"
+        self.run_model = CompiledFunction(
+            _encode_and_predict, what="the model", covers=covers, key=key, dynamic=self.has_varying_sizes
+        )
+        self.compiled_parts = [self.run_model]
 
     def forward(
         self,
@@ -219,9 +231,9 @@ class BertForPretraining(Bert):
         if self.training:
             key = DropoutKey.of(self.seed, micro_batch_index, self.config.num_layers, input_ids_BL.device)
             key.seed_generator(self.layers.tp_rank)
-        hidden_TD, embedding_TD = self.encode_tokens(input_ids_BL, segment_BL, rows, key=key)
+        logits_MV, hidden_TD, embedding_TD = self.run_model(self, input_ids_BL, segment_BL, rows, masked_index_M, key)
         return self.head(
-            self.predict(hidden_TD, rows.find(masked_index_M)),
+            logits_MV,
             hidden_TD,
             embedding_TD,
             segment_BL=segment_BL,
@@ -231,3 +243,16 @@ class BertForPretraining(Bert):
             micro_batch_index=micro_batch_index,
             rows=rows,
         )
+
+
+def _encode_and_predict(
+    model: Bert,
+    input_ids_BL: Tensor,
+    segment_BL: Tensor,
+    rows: TokenRows,
+    masked_index_M: Tensor,
+    key: DropoutKey | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [M, V], h and e [T, D]."""
+    hidden_TD, embedding_TD = model.encode_tokens(input_ids_BL, segment_BL, rows, key=key)
+    return model.predict(hidden_TD, rows.find(masked_index_M)), hidden_TD, embedding_TD

@@ -43,7 +43,7 @@ CASES = [
     ["zero.stage=2", "zero.offload_optimizer={device: nvme, nvme_path: /n}"],
     ["zero.stage=2", "parallel.pipeline=2"],
     ["zero.stage=3", "train.compile=true"],
-    ["train.compile=true", "parallel.pipeline=2"],
+    ["train.compile=full", "parallel.pipeline=2"],
     ["optim.implementation=deepspeed", "optim.name=lamb"],
     ["precision=bf16", "zero.grad_accum_dtype=fp32"],
 ]
