@@ -9,15 +9,31 @@ import torch
 import torch.distributed as distributed
 
 from pretrain.config.deepspeed import zero_stage
+from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.engine.engine import Engine
+from pretrain.engine.graphs import use_graphs
 from pretrain.engine.token_mean import TokenMean
-from pretrain.model.pretraining import PretrainingLosses
+from pretrain.model.pretraining import BertForPretraining, PretrainingLosses
 from pretrain.optim import is_tensor_parallel
+from pretrain.parallel.mesh import Mesh
+from pretrain.resilience.heartbeat import Heartbeat
 
 
 class PlainEngine(Engine):
     """DeepSpeedEngine: tensor and data parallelism with ZeRO 0-3, the whole depth of the model on every rank."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: BertForPretraining,
+        device: torch.device,
+        mesh: Mesh,
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
+        super().__init__(config, model, device, mesh, heartbeat)
+        # DeepSpeed has placed the parameters by now: graphs remember their addresses.
+        use_graphs(config, model, device, mesh.dp_size)
 
     def _forward_backward(
         self, micro_batches: Sequence[Batch], token_mean: TokenMean | None

@@ -62,6 +62,8 @@ def losses_of(folder: Path) -> dict[int, float]:
 SETTINGS = {
     "fp32 ZeRO-1": ("zero.stage=1",),
     "bf16 ZeRO-1": ("zero.stage=1", "precision=bf16"),
+    "bf16 ZeRO-1, replayed": ("zero.stage=1", "precision=bf16", "train.cuda_graphs=true"),
+    "bf16 ZeRO-1, compiled": ("zero.stage=1", "precision=bf16", "train.compile=layers"),
     "bf16 ZeRO-3": ("zero.stage=3", "precision=bf16"),
     "fp16 ZeRO-2": ("zero.stage=2", "precision=fp16"),
     "bf16 ZeRO-2, optimizer offloaded": ("zero.stage=2", "precision=bf16", "zero.offload_optimizer={device: cpu}"),
@@ -112,3 +114,13 @@ def test_more_ranks_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     config = write_small_run(tmp_path, train__global_batch_size=400)
     output = finish(start(config, "run.device=cuda"), expected=2)
     assert "start at most" in output
+
+
+def test_twenty_replayed_steps_end_at_the_weights_of_eager_ones(tmp_path: Path) -> None:
+    folders = []
+    for graphs in ("false", "true"):
+        config = write_small_run(make(tmp_path / graphs), **RUN)
+        run(config, *DETERMINISTIC, "precision=bf16", f"train.cuda_graphs={graphs}")
+        folders.append(config.parent)
+    assert losses_of(folders[1]) == losses_of(folders[0])
+    assert state_of(folders[1]) == state_of(folders[0])
