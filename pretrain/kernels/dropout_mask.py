@@ -10,6 +10,8 @@ Shape letters: N lines, W elements of a line.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -33,11 +35,25 @@ def keep_scale(threshold: int) -> float:
     return _LEVELS / (_LEVELS - threshold)
 
 
-def line_numbers(words: Tensor, num_lines: int, first_line: int, line_N: Tensor | None) -> Tensor:
-    """The numbers of N lines, int64 [N]: `line_N`, or those from `first_line` on."""
-    if line_N is not None:
-        return line_N
-    return torch.arange(first_line, first_line + num_lines, device=words.device)
+class HiddenDropout(NamedTuple):
+    """Which hidden units drop at one place of the model in one micro-batch; a line is the features of a token."""
+
+    probability: float
+    words: Tensor
+    """Of the place: `model.dropout.DropoutKey`."""
+    first_line: int = 0
+    """The number of token 0 in its micro-batch, which the others follow."""
+    line_N: Tensor | None = None
+    """The numbers of the tokens, int64, where they do not."""
+
+    def apply(self, hidden_ND: Tensor) -> Tensor:
+        """`hidden_ND` with what drops set to 0 and the rest scaled up, in plain torch."""
+        num_lines, width = hidden_ND.shape
+        line_N = self.line_N
+        if line_N is None:
+            line_N = torch.arange(self.first_line, self.first_line + num_lines, device=hidden_ND.device)
+        scale = keep_scale(drop_threshold(self.probability))
+        return hidden_ND * keep_mask(self.words, line_N, width, self.probability) * scale
 
 
 def keep_mask(words: Tensor, lines: Tensor, width: int, probability: float) -> Tensor:
@@ -68,9 +84,12 @@ def draw_levels(words: Tensor, lines: Tensor, width: int) -> Tensor:
     return levels.flatten(-3)[..., :width]
 
 
-def is_native(tensor: Tensor) -> bool:
-    """Whether C++ may compute on a tensor's memory: it is on a CPU, and nothing is tracing."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and type(tensor) in _PLAIN
+def is_native(*tensors: Tensor) -> bool:
+    """Whether C++ may compute with tensors: fp32 or int64 in the memory of a CPU, and nothing is tracing."""
+    return not torch.compiler.is_compiling() and all(
+        tensor.device.type == "cpu" and tensor.dtype in _NATIVE_TYPES and type(tensor) in _PLAIN for tensor in tensors
+    )
 
 
+_NATIVE_TYPES = (torch.float32, torch.int64)
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -17,8 +17,10 @@ import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.kernels.add_norm import add_norm
 from pretrain.kernels.attention_choice import Attention
 from pretrain.kernels.choice import Kernels
+from pretrain.kernels.dropout_mask import HiddenDropout
 from pretrain.objectives.mlm import VocabularyShard
 
 
@@ -136,10 +138,27 @@ class WordEmbedding(Embedding):
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's LayerNorm of the last dimension."""
+    """LayerNorm of the last dimension, alone or of a residual sum."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__(size, eps=eps)
+
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        drop: HiddenDropout | None = None,
+        kernels: Kernels = "torch",
+    ) -> Tensor:
+        """Normalised [..., D]; with a residual [N, D] that of their sum, in which `input` has dropout."""
+        weight, bias = self.shared_parameters()
+        if residual is None:
+            return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+        return add_norm(input, residual, weight, bias, eps=self.eps, drop=drop, kernels=kernels)
+
+    def shared_parameters(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias as the computation uses them."""
+        return self.weight, self.bias
 
 
 def plain_layers() -> LayerSpec:

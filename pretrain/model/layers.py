@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pretrain.config.sections import ModelSection
 from pretrain.kernels.attention_dropout import AttentionDropout
 from pretrain.kernels.dropout import dropout
+from pretrain.kernels.dropout_mask import HiddenDropout
 from pretrain.model.attention import self_attention
 from pretrain.model.compiled import CompiledFunction
 from pretrain.model.dropout import AFTER_ATTENTION, AFTER_FFN, ATTENTION_WEIGHTS
@@ -45,10 +46,10 @@ class EmbeddingLayer(nn.Module):
 
         `words_PW` key the dropout: `DropoutKey.at`. Without them nothing drops.
         """
-        sum_TD = word_TD + self.layers.scatter_tokens(self._places(rows, token_type_BL, word_TD.device))
-        embedding_TD: Tensor = self.norm(sum_TD)
-        probability = self.hidden_dropout if self.training else 0.0
-        return _drop(embedding_TD, probability, words_PW, AFTER_ATTENTION, self.layers, rows)
+        place_TD = self.layers.scatter_tokens(self._places(rows, token_type_BL, word_TD.device))
+        embedding_TD: Tensor = self.norm(word_TD, place_TD, None, self.layers.kernels)
+        drop = hidden_dropout(self, words_PW, AFTER_ATTENTION, len(word_TD), rows)
+        return dropout(embedding_TD, drop, self.layers.kernels)
 
     def _places(self, rows: TokenRows, token_type_BL: Tensor | None, device: torch.device) -> Tensor:
         """Sum of the position and token-type embeddings of every token, [T, D]."""
@@ -88,13 +89,13 @@ class EncoderLayer(nn.Module):
             words = words_PW[ATTENTION_WEIGHTS]
             drop = AttentionDropout(self.attention_dropout, words, first_head, self.num_heads, rows.length)
         context_TD = self_attention(self.qkv(hidden_TD), rows, self.head_size, drop, self.layers.attention)
-        context_TD = self._drop(self.attention_out(context_TD), words_PW, AFTER_ATTENTION, rows)
-        hidden_TD = self.attention_norm(hidden_TD + context_TD)
+        branch_TD = self.attention_out(context_TD)
+        after_attention = hidden_dropout(self, words_PW, AFTER_ATTENTION, len(hidden_TD), rows)
+        hidden_TD = self.attention_norm(branch_TD, hidden_TD, after_attention, self.layers.kernels)
         inner_TF = F.gelu(self.ffn_in(hidden_TD))
-        return self.ffn_norm(hidden_TD + self._drop(self.ffn_out(inner_TF), words_PW, AFTER_FFN, rows))
-
-    def _drop(self, hidden_TD: Tensor, words_PW: Tensor | None, place: int, rows: TokenRows) -> Tensor:
-        return _drop(hidden_TD, self.hidden_dropout if self.training else 0.0, words_PW, place, self.layers, rows)
+        after_ffn = hidden_dropout(self, words_PW, AFTER_FFN, len(hidden_TD), rows)
+        normalised_TD: Tensor = self.ffn_norm(self.ffn_out(inner_TF), hidden_TD, after_ffn, self.layers.kernels)
+        return normalised_TD
 
 
 def compile_encoder_layer(
@@ -144,10 +145,11 @@ class VocabularyBias(nn.Module):
         return logits_MV
 
 
-def _drop(
-    hidden_TD: Tensor, probability: float, words_PW: Tensor | None, place: int, layers: LayerSpec, rows: TokenRows
-) -> Tensor:
-    if probability == 0.0 or words_PW is None:
-        return hidden_TD
-    first = layers.first_token(len(hidden_TD))
-    return dropout(hidden_TD, probability, words_PW[place], first_line=first, line_N=rows.places(first, len(hidden_TD)))
+def hidden_dropout(
+    layer: EmbeddingLayer | EncoderLayer, words_PW: Tensor | None, place: int, num_tokens: int, rows: TokenRows
+) -> HiddenDropout | None:
+    """What drops of the `num_tokens` tokens that a layer holds on this rank; None where nothing does."""
+    if not layer.training or layer.hidden_dropout == 0.0 or words_PW is None:
+        return None
+    first = layer.layers.first_token(num_tokens)
+    return HiddenDropout(layer.hidden_dropout, words_PW[place], first, rows.places(first, num_tokens))

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
-import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.model_parallel_config import ModelParallelConfig
 from torch import Tensor, nn
@@ -155,11 +154,9 @@ class WordEmbedding(tensor_parallel.VocabParallelEmbedding):
 class SharedLayerNorm(LayerNorm):
     """A LayerNorm that every rank applies to its own tokens."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalised [S, D]."""
-        return F.layer_norm(
-            input, self.normalized_shape, _sum_gradient(self.weight), _sum_gradient(self.bias), self.eps
-        )
+    def shared_parameters(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias, whose gradients are summed over the ranks."""
+        return _sum_gradient(self.weight), _sum_gradient(self.bias)
 
 
 def _sum_gradient(parameter: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pretrain.kernels.dropout import dropout
-from pretrain.kernels.dropout_mask import draw_levels, drop_threshold, keep_scale
+from pretrain.kernels.dropout_mask import HiddenDropout, draw_levels, drop_threshold, keep_scale
 from pretrain.model.dropout import AFTER_ATTENTION, AFTER_FFN, DropoutKey, keep_mask
 
 CPU = torch.device("cpu")
@@ -53,14 +53,14 @@ def test_a_dropped_line_does_not_depend_on_its_neighbours(width: int, threads: i
     words = _words()
     torch.set_num_threads(threads)
     try:
-        whole = dropout(hidden, 0.3, words)
+        whole = dropout(hidden, HiddenDropout(0.3, words))
         keep = keep_mask(words, torch.arange(700), width, 0.3)
     finally:
         torch.set_num_threads(1)
     assert torch.equal(whole, hidden * keep * keep_scale(drop_threshold(0.3)))
-    assert torch.equal(whole[500:], dropout(hidden[500:], 0.3, words, first_line=500))
+    assert torch.equal(whole[500:], dropout(hidden[500:], HiddenDropout(0.3, words, 500)))
     line_N = torch.randperm(700)[:30]
-    assert torch.equal(whole[line_N], dropout(hidden[line_N], 0.3, words, line_N=line_N))
+    assert torch.equal(whole[line_N], dropout(hidden[line_N], HiddenDropout(0.3, words, line_N=line_N)))
 
 
 def test_seeds_micro_batches_layers_and_places_drop_independently() -> None:
@@ -97,7 +97,7 @@ def test_neighbours_are_independent() -> None:
 def test_dropout_zeroes_scales_and_passes_the_gradient_of_what_stays() -> None:
     for dtype in (torch.float32, torch.float64):
         hidden = (torch.rand(50, 7, dtype=dtype) + 1).requires_grad_()
-        dropped = dropout(hidden, 0.25, _words())
+        dropped = dropout(hidden, HiddenDropout(0.25, _words()))
         dropped.sum().backward()
         is_kept = dropped != 0
         assert 0 < int(is_kept.sum()) < is_kept.numel()
@@ -108,7 +108,8 @@ def test_dropout_zeroes_scales_and_passes_the_gradient_of_what_stays() -> None:
 
 
 def test_it_keeps_the_type_and_takes_other_layouts() -> None:
-    assert dropout(torch.rand(5, 7).bfloat16(), 0.25, _words()).dtype == torch.bfloat16
+    assert dropout(torch.rand(5, 7).bfloat16(), HiddenDropout(0.25, _words())).dtype == torch.bfloat16
     hidden = torch.rand(7, 5).t()
-    assert torch.equal(dropout(hidden, 0.25, _words()), dropout(hidden.contiguous(), 0.25, _words()))
-    assert dropout(torch.rand(0, 7), 0.25, _words()).shape == (0, 7)
+    drop = HiddenDropout(0.25, _words())
+    assert torch.equal(dropout(hidden, drop), dropout(hidden.contiguous(), drop))
+    assert dropout(torch.rand(0, 7), drop).shape == (0, 7)

@@ -1,0 +1,49 @@
+"""Dropout alone in Triton: one program per token. See `dropout.py`."""
+
+# ruff: noqa: N803  # constants of a kernel have capitals
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pretrain.kernels.dropout_mask import BLOCK_SIZE, HiddenDropout, drop_threshold, keep_scale
+from pretrain.kernels.philox import keep_line
+
+
+@triton.jit
+def _drop(
+    hidden, out, words, line_of, first_line, threshold, scale,
+    WIDTH: tl.constexpr, NUM_BLOCKS: tl.constexpr, BLOCK: tl.constexpr, HAS_LINES: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    is_inside = column < WIDTH
+    line = tl.load(line_of + row) if HAS_LINES else row + first_line
+    value = tl.load(hidden + row * WIDTH + column, mask=is_inside, other=0.0).to(tl.float32)
+    value = tl.where(keep_line(words, line, threshold, NUM_BLOCKS, BLOCK), value * scale, 0.0)
+    tl.store(out + row * WIDTH + column, value.to(out.dtype.element_ty), mask=is_inside)
+
+
+def drop_triton(hidden_ND: Tensor, drop: HiddenDropout) -> Tensor:
+    """`hidden_ND`, contiguous, with what drops set to 0 and the rest scaled up in fp32."""
+    num_lines, width = hidden_ND.shape
+    out_ND = torch.empty_like(hidden_ND)
+    threshold, num_blocks = drop_threshold(drop.probability), -(-width // BLOCK_SIZE)
+    if num_lines > 0:
+        _drop[(num_lines,)](
+            hidden_ND,
+            out_ND,
+            drop.words,
+            drop.words if drop.line_N is None else drop.line_N,
+            drop.first_line,
+            threshold,
+            keep_scale(threshold),
+            width,
+            num_blocks,
+            triton.next_power_of_2(num_blocks),
+            drop.line_N is not None,
+        )
+    return out_ND
