@@ -46,6 +46,8 @@ _FREE_KEYS = (
     "train.max_bad_steps",
     "train.deterministic",
     "train.cuda_graphs",
+    "train.recompute",
+    "train.recompute_layers",
     "train.replica_check_every",
     "parallel",  # the layout is compared with the checkpoint's own
     "zero",

@@ -33,6 +33,7 @@ def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
             f"train.micro_batch_size ({train.micro_batch_size}) must be at least 2: the contrastive loss draws its "
             "negatives from the other rows of the micro-batch; raise it, or set objective.contrastive_weight=0"
         )
+    problems += _check_recompute(train)
     if world_size is None and train.global_batch_size % train.micro_batch_size:
         problems.append(_batch_arithmetic(train, dp_size=1))
     if optim.warmup_steps >= train.steps:
@@ -52,6 +53,21 @@ def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
     problems += _check_data(data) + _check_watchdog(config.watchdog) + _check_spike(config)
     problems += check_passed_through(config) + check_zero(config) + check_compile(config)
     return problems + _check_layout(config, world_size)
+
+
+def _check_recompute(train: TrainSection) -> list[str]:
+    wanted, older = train.recompute, train.recompute_layers
+    if wanted is None:
+        return []
+    number = wanted.removeprefix("layers:")
+    if wanted not in ("none", "elementwise", "layers:all") and not (wanted != number and number.isdecimal()):
+        return [f"train.recompute ({wanted}) must be none, elementwise, layers:all or layers:N, for example layers:4"]
+    if older != 0 and wanted != f"layers:{older}":
+        return [
+            f"train.recompute ({wanted}) and its older name train.recompute_layers ({older}) contradict each other; "
+            "set train.recompute_layers=0"
+        ]
+    return []
 
 
 def check_world_size(config: RunConfig, world_size: int) -> list[str]:

@@ -132,9 +132,12 @@ class TrainSection(_Section):
     global_batch_size: int = Field(256, ge=1, description="rows per optimizer step, over all ranks")
     log_every: int = Field(10, ge=1)
     eval_every: int = Field(1000, ge=1)
-    recompute_layers: int | Literal["all"] = Field(
-        0, description="number of encoder layers, from the first on, to recompute in backward to save memory"
+    recompute: Literal["none", "elementwise"] | str | None = Field(
+        None,
+        description="what is computed again in backward to save memory: none; elementwise (GELU); layers:N (encoder "
+        "layers, from the first on); layers:all; empty: what recompute_layers says",
     )
+    recompute_layers: int | Literal["all"] = Field(0, description="older name of recompute=layers:N")
     max_bad_steps: int = Field(
         10,
         ge=1,
@@ -332,8 +335,17 @@ class RunConfig(_Section):
     @property
     def recompute_layers(self) -> int:
         """How many encoder layers are recomputed in backward."""
-        num_layers = self.train.recompute_layers
-        return self.model.num_layers if num_layers == "all" else min(num_layers, self.model.num_layers)
+        number = str(self.train.recompute_layers)
+        if self.train.recompute is not None:
+            number = self.train.recompute.removeprefix("layers:")
+        if number == "all":
+            return self.model.num_layers
+        return min(int(number), self.model.num_layers) if number.isdecimal() else 0
+
+    @property
+    def recomputes_elementwise(self) -> bool:
+        """True if the element-wise part of every feed-forward block is computed again in backward."""
+        return self.train.recompute == "elementwise"
 
     @property
     def is_contrastive(self) -> bool:

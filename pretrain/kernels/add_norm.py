@@ -15,6 +15,7 @@ Shape letters: N tokens, D features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +68,7 @@ class _AddNorm(torch.autograd.Function):
         kernels: Kernels,
     ) -> Tensor:
         drop = None if words is None else HiddenDropout(probability, words, first_line, line_N)
-        compute = forward_twin
+        compute: Callable[..., tuple[Tensor, ...]] = forward_twin
         if kernels == "triton":
             from pretrain.kernels.add_norm_triton import forward_triton as compute
         elif is_native(hidden_ND, residual_ND, weight_D, bias_D):
@@ -82,7 +83,7 @@ class _AddNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
         out_ND, rstd_N, weight_D, bias_D, words, line_N = ctx.saved_tensors
         drop = None if words is None else HiddenDropout(ctx.probability, words, ctx.first_line, line_N)
-        compute = backward_twin
+        compute: Callable[..., tuple[Tensor, ...]] = backward_twin
         if ctx.kernels == "triton":
             from pretrain.kernels.add_norm_triton import backward_triton as compute
         elif is_native(grad_ND, out_ND, weight_D, bias_D):

@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pretrain.kernels.add_norm import Gradients
 from pretrain.kernels.dropout_mask import BLOCK_SIZE, HiddenDropout, drop_threshold, keep_scale
 from pretrain.kernels.philox import keep_line
 
@@ -107,7 +106,7 @@ def forward_triton(
 
 def backward_triton(
     grad_ND: Tensor, out_ND: Tensor, rstd_N: Tensor, weight_D: Tensor, bias_D: Tensor, drop: HiddenDropout | None
-) -> Gradients:
+) -> tuple[Tensor, ...]:
     """As `add_norm.backward_twin`."""
     num_lines, width = grad_ND.shape
     grad_residual_ND = torch.empty_like(grad_ND)
@@ -134,7 +133,7 @@ def backward_triton(
             *constants,
         )
     grad_weight_D, grad_bias_D = sums_P2D.sum(dim=0)
-    return Gradients(grad_hidden_ND, grad_residual_ND, grad_weight_D.to(weight_D.dtype), grad_bias_D.to(bias_D.dtype))
+    return grad_hidden_ND, grad_residual_ND, grad_weight_D.to(weight_D.dtype), grad_bias_D.to(bias_D.dtype)
 
 
 def _place(drop: HiddenDropout | None, unused: Tensor, width: int) -> tuple[Any, ...]:

@@ -39,7 +39,12 @@ def build_model(
     needs = AttentionNeeds(
         device, config.precision, config.model.attention_dropout, config.model.head_size, has_padding
     )
-    layers = replace(layers, kernels=kernels, attention=choose_attention(config.train.attention, kernels, needs))
+    layers = replace(
+        layers,
+        kernels=kernels,
+        attention=choose_attention(config.train.attention, kernels, needs),
+        recomputes_elementwise=config.recomputes_elementwise,
+    )
     separate_documents = config.data.row_mode == "pack"
     if mesh.pp_size == 1:
         model = BertForPretraining(

@@ -62,6 +62,8 @@ class LayerSpec:
     """Who computes what is not a matrix product: see `kernels/choice.py`."""
     attention: Attention = "torch"
     """Who computes attention: see `kernels/attention_choice.py`."""
+    recomputes_elementwise: bool = False
+    """Feed-forward blocks keep their products only, and compute GELU again in backward."""
 
     def with_split_tokens(
         self,

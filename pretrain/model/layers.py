@@ -17,6 +17,7 @@ from pretrain.config.sections import ModelSection
 from pretrain.kernels.attention_dropout import AttentionDropout
 from pretrain.kernels.dropout import dropout
 from pretrain.kernels.dropout_mask import HiddenDropout
+from pretrain.kernels.recompute import recomputed_for_backward
 from pretrain.model.attention import self_attention
 from pretrain.model.compiled import CompiledFunction
 from pretrain.model.dropout import AFTER_ATTENTION, AFTER_FFN, ATTENTION_WEIGHTS
@@ -92,10 +93,18 @@ class EncoderLayer(nn.Module):
         branch_TD = self.attention_out(context_TD)
         after_attention = hidden_dropout(self, words_PW, AFTER_ATTENTION, len(hidden_TD), rows)
         hidden_TD = self.attention_norm(branch_TD, hidden_TD, after_attention, self.layers.kernels)
-        inner_TF = F.gelu(self.ffn_in(hidden_TD))
+        branch_TD = self._feed_forward(hidden_TD)
         after_ffn = hidden_dropout(self, words_PW, AFTER_FFN, len(hidden_TD), rows)
-        normalised_TD: Tensor = self.ffn_norm(self.ffn_out(inner_TF), hidden_TD, after_ffn, self.layers.kernels)
+        normalised_TD: Tensor = self.ffn_norm(branch_TD, hidden_TD, after_ffn, self.layers.kernels)
         return normalised_TD
+
+    def _feed_forward(self, hidden_TD: Tensor) -> Tensor:
+        inner_TF = self.ffn_in(hidden_TD)
+        activated_TF = F.gelu(inner_TF)
+        if not self.layers.recomputes_elementwise:
+            return self.ffn_out(activated_TF)
+        with recomputed_for_backward(activated_TF, F.gelu, inner_TF):
+            return self.ffn_out(activated_TF)
 
 
 def compile_encoder_layer(

@@ -63,7 +63,7 @@ def _explain_memory(config: RunConfig, launch: Launch, error: BaseException) -> 
     return (
         f"{socket.gethostname()}: out of memory ({reason}); {estimate.num_parameters:,} parameters with ZeRO-"
         f"{config.zero.stage} on {launch.world_size} processes need about {estimate}. Lower train.micro_batch_size, "
-        "raise train.recompute_layers, zero.stage or parallel.tensor, start more processes, or lift the limit"
+        "set train.recompute=layers:all, raise zero.stage or parallel.tensor, start more processes, or lift the limit"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Recompute = int | Literal["all"]
+Recompute = int | Literal["all", "elementwise"]
 
 NUM_LAYERS = 4
 NO_DROPOUT = ("model.hidden_dropout=0", "model.attention_dropout=0")
@@ -17,7 +17,6 @@ SETTING = (*NO_DROPOUT, f"model.num_layers={NUM_LAYERS}")
 
 PLAIN = "stream, AdamW"
 DROPOUT = "dropout"
-HIDDEN_DROPOUT = "hidden dropout"
 DOCUMENT = "row_mode document"
 PACK = "row_mode pack"
 MASKED = "anchors masked"
@@ -26,10 +25,7 @@ MICRO_BATCH = "document, mean of micro-batches"
 LAMB = "LAMB"
 SETTINGS: dict[str, tuple[str, ...]] = {
     PLAIN: (),
-    # Attention weights of a tensor-parallel rank's heads drop by another seed, and so does what a rank holds of the
-    # tokens: with dropout, tensor-parallel layouts equal one process where whole hidden states drop, and nowhere else.
     DROPOUT: ("model.hidden_dropout=0.1", "model.attention_dropout=0.1"),
-    HIDDEN_DROPOUT: ("model.hidden_dropout=0.1",),
     DOCUMENT: ("data.row_mode=document",),
     PACK: ("data.row_mode=pack",),
     MASKED: ("objective.anchors=masked",),
@@ -94,12 +90,18 @@ class Case:
             *SETTINGS[self.setting],
             *self.grid.overrides,
             f"zero.stage={self.zero}",
-            f"train.recompute_layers={self.recompute}",
+            f"train.recompute={self._recompute}",
             f"precision={self.precision}",
         )
 
+    @property
+    def _recompute(self) -> str:
+        if self.recompute == "elementwise":
+            return "elementwise"
+        return f"layers:{self.recompute}" if self.recompute else "none"
+
     def __str__(self) -> str:
-        recompute = f", {self.recompute} layers again" if self.recompute else ""
+        recompute = f", {self._recompute} again" if self.recompute else ""
         return f"{self.grid} ZeRO-{self.zero} {self.precision}{recompute}, {self.setting}"
 
 
@@ -140,7 +142,8 @@ def is_left_to_the_table(case: Case) -> bool:
         return True
     if case.grid.num_processes == 4 and case.grid.tensor > 1:  # a second each, and more
         return not _is_tested_on_large_grids(case)
-    is_dropping = case.setting == DROPOUT and case.grid.pipeline == 1  # test_zero_parity.py has them
+    # test_zero_parity.py has the others
+    is_dropping = case.setting == DROPOUT and case.grid.pipeline == 1 and case.grid.tensor == 1
     is_partial = case.recompute == 3 and case.grid not in (TP2, PP2)
     is_double = case.setting in (DOCUMENT, UNMASKED, MASKED) and case.grid in (TP2, TP2_SP)
     is_like_fp32 = case.precision == "bf16" and (case.zero == 2 or case.recompute != 0)
@@ -157,7 +160,7 @@ def _is_tested_on_large_grids(case: Case) -> bool:
 
 def dropping_cases(grid: Grid) -> list[Case]:
     """With all dropout on, each way to recompute: to be compared with each other, to the bit."""
-    return [Case(grid, recompute=recompute, setting=DROPOUT) for recompute in RECOMPUTED]
+    return [Case(grid, recompute=recompute, setting=DROPOUT) for recompute in (*RECOMPUTED, "elementwise")]  # type: ignore[arg-type]
 
 
 def _cases_in_bf16() -> list[Case]:
@@ -172,8 +175,7 @@ def _cases_in_bf16() -> list[Case]:
 def _cases_in_other_settings() -> list[Case]:
     of_each_kind = (TP2, TP2_SP, PP2, PP2_TP2_SP)
     grids = {
-        DROPOUT: (PP2, PP4, PP2_DP2),
-        HIDDEN_DROPOUT: (TP2, TP4, PP2_TP2),
+        DROPOUT: (TP2, TP4, TP2_SP, PP2, PP4, PP2_DP2, PP2_TP2, PP2_TP2_SP),
         DOCUMENT: (DP2, *of_each_kind, TP2_DP2, PP2_DP2),  # rows of uneven length: every rank masks another number
         **dict.fromkeys((PACK, MASKED, UNMASKED), of_each_kind),
         MICRO_BATCH: (DP2, PP2_DP2),
