@@ -1,9 +1,9 @@
 """Estimates how much memory a rank needs, from the formulas of ZeRO and of activations; imports no torch.
 
 Weights, gradients and optimizer state: Rajbhandari et al. 2020, section 3 and 5, with the second fp32 copy of its share
-of the weights that DeepSpeed keeps under ZeRO-1 to 3. Activations of a layer: Korthikanti et al. 2022, section 4, times
-two in fp32. Buckets, libraries and data come on top: half a gigabyte and more. The estimate is for the first pipeline
-stage, which holds the most.
+of the weights that DeepSpeed keeps under ZeRO-1 to 3. Activations of a layer: what docs/model.md tells and
+tests/model/test_kept_for_backward.py counts. Buckets, libraries and data come on top: half a gigabyte and more. The
+estimate is for the first pipeline stage, which holds the most.
 """
 
 from __future__ import annotations
@@ -100,17 +100,17 @@ def _activations(config: RunConfig, vocab_size: int, dp_size: int) -> int:
     model, train, parallel = config.model, config.train, config.parallel
     value_bytes = 4 if config.precision == "fp32" else 2
     tokens = train.micro_batch_size * config.data.seq_length
-    row = tokens * model.hidden_size * value_bytes // 2
+    row = tokens * model.hidden_size * value_bytes
     shared = parallel.tensor if parallel.sequence else 1  # tensor parallelism alone splits none of this
-    # Feed-forward layers of four times the hidden size take 16 of the 34 bytes per 16-bit element.
-    inner = 8 + 16 * model.ffn_hidden_size // (4 * model.hidden_size)
-    weights = 5 * model.num_attention_heads * config.data.seq_length // model.hidden_size
-    layer = row * 10 // shared + row * (inner + (weights if model.attention_dropout > 0 else 0)) // parallel.tensor
+    # Both outputs of LayerNorm; then query, key, value and context, and GELU's input and, unless it is computed again,
+    # its output.
+    inner = (1 if config.recomputes_elementwise else 2) * tokens * model.ffn_hidden_size * value_bytes
+    layer = 2 * row // shared + (4 * row + inner) // parallel.tensor
     layers = _layers_of_first_stage(config)
     kept = max(0, layers - config.recompute_layers)
     recomputed = layers - kept
     in_flight = min(parallel.pipeline, config.grad_accum_steps(dp_size)) or 1
-    in_layers = in_flight * (kept * layer + recomputed * 2 * row) + (layer if recomputed else 0)
+    in_layers = in_flight * (kept * layer + recomputed * row // shared) + (layer if recomputed else 0)
     logits = (
         8 * int(tokens * config.objective.mask_rate) * vocab_size // parallel.tensor if parallel.pipeline == 1 else 0
     )

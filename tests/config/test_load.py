@@ -255,3 +255,36 @@ def test_weights_and_splits_survive_a_round_trip(tmp_path: Path) -> None:
     assert load_config(again) == config
     assert config.data.splits is not None
     assert config.data.splits.validation == 0.01
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.recompute=layer:3"], r"train.recompute \(layer:3\) must be none, elementwise, layers:all or layers:N"),
+        (["train.recompute=3"], r"train.recompute \(3\) must be"),
+        (["train.recompute=layers:-1"], "must be none"),
+        (["train.recompute=none", "train.recompute_layers=2"], r"\(2\) contradict .* set train.recompute_layers=0"),
+        (["train.recompute=layers:3", "train.recompute_layers=all"], "contradict"),
+    ],
+)
+def test_wrong_recomputation_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, MINIMAL), overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], (0, False)),
+        (["train.recompute_layers=2"], (2, False)),
+        (["train.recompute_layers=all"], (12, False)),
+        (["train.recompute=none"], (0, False)),
+        (["train.recompute=elementwise"], (0, True)),
+        (["train.recompute=layers:2", "train.recompute_layers=2"], (2, False)),
+        (["train.recompute=layers:99"], (12, False)),
+        (["train.recompute=layers:all"], (12, False)),
+    ],
+)
+def test_recomputation_by_either_key(tmp_path: Path, overrides: list[str], expected: tuple[int, bool]) -> None:
+    config = load_config(write(tmp_path, MINIMAL), overrides)
+    assert (config.recompute_layers, config.recomputes_elementwise) == expected
