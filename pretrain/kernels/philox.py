@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
@@ -23,17 +24,22 @@ def draw_blocks(words, block):
 
 
 @triton.jit
-def keep_line(words, line, threshold, NUM_BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
-    """Which of the 8 elements of the first BLOCK blocks of a line are kept, bool [BLOCK, 8].
+def keep_lines(words, line_R, threshold, NUM_BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
+    """Which of the 8 elements of the first BLOCK blocks of some lines are kept, bool [R, BLOCK, 8].
 
-    NUM_BLOCKS is how many blocks a line has; `line` is int64.
+    NUM_BLOCKS is how many blocks a line has; `line_R` is int64.
     """
-    word_0, word_1, word_2, word_3 = draw_blocks(words, line * NUM_BLOCKS + tl.arange(0, BLOCK))
-    lane = tl.arange(0, 8)[None, :]
+    word_0, word_1, word_2, word_3 = draw_blocks(words, line_R[:, None] * NUM_BLOCKS + tl.arange(0, BLOCK)[None, :])
+    lane = tl.arange(0, 8)[None, None, :]
     word = tl.where(
         lane < 4,
-        tl.where(lane < 2, word_0[:, None], word_1[:, None]),
-        tl.where(lane < 6, word_2[:, None], word_3[:, None]),
+        tl.where(lane < 2, word_0[:, :, None], word_1[:, :, None]),
+        tl.where(lane < 6, word_2[:, :, None], word_3[:, :, None]),
     )
     level = tl.where(lane % 2 == 0, word & 0xFFFF, word >> 16)
     return level.to(tl.int32) >= threshold
+
+
+def rows_per_program(device: torch.device, num_lines: int) -> int:
+    """Lines that a program takes at once: one on a GPU; many in the interpreter, which is slow per program."""
+    return 1 if device.type == "cuda" else min(64, triton.next_power_of_2(max(num_lines, 1)))
