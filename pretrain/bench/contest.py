@@ -86,11 +86,15 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(middle, lower, upper)
 
 
-def spreads(runs: Runs, key: str) -> dict[str, dict[str, float]]:
-    """Median and quartiles of `key` over the rounds of every contender that answered with it."""
-    return {
-        name: spread([run[key] for run in answers]).as_dict() for name, answers in runs.items() if key in answers[0]
-    }
+def spreads(runs: Runs, key: str, factor: float = 1.0) -> dict[str, dict[str, float]]:
+    """Median and quartiles of `factor` times `key` over the rounds of every contender that answered with it."""
+    found = {name: [factor * run[key] for run in answers] for name, answers in runs.items() if key in answers[0]}
+    return {name: spread(values).as_dict() for name, values in found.items()}
+
+
+def show_quartiles(found: dict[str, float], digits: int = 1) -> str:
+    """The quartiles for a table: 3.7 to 4.1."""
+    return f"{found['lower']:,.{digits}f} to {found['upper']:,.{digits}f}"
 
 
 def cpu_seconds() -> float:

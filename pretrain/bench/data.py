@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pretrain.bench.contest import ONE_CORE, Runs, machine, medians, publish, run_contest
+from pretrain.bench.contest import ONE_CORE, Runs, machine, medians, publish, run_contest, show_quartiles, spread
 from pretrain.cli import new_program, run_program
 from pretrain.errors import ConfigError, DataError, TacoError
 
@@ -152,6 +152,10 @@ def summarise(setting: dict[str, Any], runs: Runs) -> dict[str, Any]:
         "machine": machine(),
         "versions": {name: version for answers in runs.values() for name, version in answers[0]["versions"].items()},
         "megabytes_per_cpu_second": speed,
+        "spread": {
+            name: spread([run["text_bytes"] / 1e6 / run["seconds"] for run in answers]).as_dict()
+            for name, answers in runs.items()
+        },
         "start_cpu_seconds": {name: value for name, value in start.items() if name not in LIMITS},
         "peak_bytes": {name: max(run["peak_bytes"] for run in answers) for name, answers in runs.items()},
         "is_equal": {
@@ -168,12 +172,13 @@ def _is_compared(answers: list[dict[str, Any]]) -> bool:
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
-    lines = [f"{'':16} {'MB per CPU s':>13} {'start, CPU s':>13} {'taco / it':>10}"]
+    lines = [f"{'':16} {'MB per CPU s':>13} {'quartiles':>17} {'start, CPU s':>13} {'taco / it':>10}"]
     for name, speed in report["megabytes_per_cpu_second"].items():
         start = report["start_cpu_seconds"].get(name)
         ratio = report["ratios"].get(f"taco_over_{name}")
         columns = f"{'' if start is None else f'{start:.2f}':>13} {'' if ratio is None else f'{ratio:.2f}':>10}"
-        lines.append(f"{name:16} {speed:13,.2f} {columns}")
+        quartiles = show_quartiles(report["spread"][name], 2)
+        lines.append(f"{name:16} {speed:13,.2f} {quartiles:>17} {columns}")
     wrong = [name for name, is_equal in report["is_equal"].items() if not is_equal]
     lines.append(f"ids that differ from those of taco data preprocess: {', '.join(wrong) or 'none'}")
     return "\n".join(lines)

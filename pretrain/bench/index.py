@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pretrain.bench.contest import ONE_CORE, Runs, machine, medians, publish, run_contest
+from pretrain.bench.contest import ONE_CORE, Runs, machine, medians, publish, run_contest, show_quartiles, spreads
 from pretrain.cli import new_program, run_program
 
 app = new_program()
@@ -85,6 +85,7 @@ def summarise(setting: dict[str, Any], runs: Runs) -> dict[str, Any]:
         "machine": machine(),
         "versions": runs["memory"][0]["versions"],
         "nanoseconds_per_row": {name: value * 1e9 for name, value in seconds.items()},
+        "spread": spreads(runs, "seconds_per_row", 1e9),
         "wall_nanoseconds_per_row": {k: v * 1e9 for k, v in medians(runs, "wall_seconds_per_row").items()},
         "bytes_per_row": medians(runs, "bytes_per_row"),
         "fill_rate": medians(runs, "fill_rate"),
@@ -112,9 +113,10 @@ def _whole(runs: Runs, seconds: dict[str, float], name: str) -> float:
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
-    lines = [f"{'':20} {'ns per row':>11} {'bytes per row':>14}"]
+    lines = [f"{'':20} {'ns per row':>11} {'quartiles':>17} {'bytes per row':>14}"]
     for name, nanoseconds in report["nanoseconds_per_row"].items():
-        lines.append(f"{name:20} {nanoseconds:11,.1f} {report['bytes_per_row'][name]:14,.2f}")
+        quartiles = show_quartiles(report["spread"][name])
+        lines.append(f"{name:20} {nanoseconds:11,.1f} {quartiles:>17} {report['bytes_per_row'][name]:14,.2f}")
     for name, value in report["ratios"].items():
         lines.append(f"{name.replace('_', ' ')}: {value:,.1f}")
     wrong = [name for name, is_equal in report["is_equal"].items() if not is_equal]

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pretrain.bench.contest import ONE_CORE, Runs, machine, medians, publish, run_contest
+from pretrain.bench.contest import ONE_CORE, Runs, machine, medians, publish, run_contest, show_quartiles, spreads
 from pretrain.cli import new_program, run_program
 from pretrain.errors import DataError
 
@@ -108,6 +108,7 @@ def summarise(setting: dict[str, Any], runs: Runs) -> dict[str, Any]:
         "machine": machine(),
         "versions": {name: version for answers in runs.values() for name, version in answers[0]["versions"].items()},
         "microseconds_per_row": {name: value * 1e6 for name, value in seconds.items()},
+        "spread": spreads(runs, "seconds_per_row", 1e6),
         "rows_per_second_per_core": {name: 1 / value for name, value in seconds.items()},
         "is_equal": {name: all(run["is_equal"] for run in answers) for name, answers in runs.items()},
         "ratios": {
@@ -124,11 +125,11 @@ def summarise(setting: dict[str, Any], runs: Runs) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
     feeds = report["feeds_8_a100_per_core"]
-    lines = [
-        f"{'':16} {'us per row':>12} {'rows/s per core':>16}" + ("" if feeds is None else f" {'feeds x 8 A100':>15}")
-    ]
+    header = f"{'':16} {'us per row':>12} {'quartiles':>21} {'rows/s per core':>16}"
+    lines = [header if feeds is None else f"{header} {'feeds x 8 A100':>15}"]
     for name, microseconds in report["microseconds_per_row"].items():
-        line = f"{name:16} {microseconds:12,.2f} {1e6 / microseconds:16,.0f}"
+        quartiles = show_quartiles(report["spread"][name], 2)
+        line = f"{name:16} {microseconds:12,.2f} {quartiles:>21} {1e6 / microseconds:16,.0f}"
         lines.append(line if feeds is None else f"{line} {feeds[name]:15,.1f}")
     ratios = report["ratios"]
     lines.append(f"megatron / taco-whole-word: {ratios['megatron_over_whole_word']:,.0f}")
