@@ -43,14 +43,17 @@ def gpu(
     out: Annotated[Path, typer.Option(help="results, a JSON object per line, written as they come")] = Path(
         "gpu-bench.jsonl"
     ),
-    minutes: Annotated[float, typer.Option(min=0.1, max=60.0, help="all of it ends after this time")] = 6.0,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=60.0, help="all of it ends after this time; default: 6, with --tiny 1.8"),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="timed steps of each experiment")] = 10,
     tiny: Annotated[bool, typer.Option("--tiny", help="a tiny model on the CPU, to try the script")] = False,
     only: Annotated[list[str] | None, typer.Option(help="names of experiments; default: all")] = None,
 ) -> None:
     """Measure BERT-large's step on one GPU in many settings, and check the kernels, within a deadline."""
     chosen = _chosen(only)
-    end = time.monotonic() + 60 * minutes
+    end = time.monotonic() + 60 * (minutes or (1.8 if tiny else 6.0))
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", encoding="utf-8") as file:
         results: list[Record] = []

@@ -7,14 +7,13 @@ experiment; anything else ends the process, and another one goes on with the nex
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from pretrain.bench.gpu_experiments import BERT_LARGE, EXPERIMENTS, TINY, Experiment
-from pretrain.bench.step_contenders import Shape, measure
+from pretrain.bench.step_contenders import Shape, config_of, measure
 from pretrain.errors import ConfigError, TacoError
 
 _MOST_LEFT_BYTES = 200_000_000
@@ -43,6 +42,11 @@ def _carry_out(experiment: Experiment, *, is_tiny: bool, steps: int) -> None:
 
     shape = experiment.shape(TINY if is_tiny else BERT_LARGE)
     try:
+        config_of(shape, is_contrastive=True)
+    except ConfigError as error:
+        say(event="end", name=experiment.name, status="skipped", reason=" ".join(str(error).split()))
+        return
+    try:
         if experiment.contender.startswith("loss "):
             answer = _measure_loss(experiment.contender.removeprefix("loss "), shape, steps)
         else:
@@ -53,8 +57,6 @@ def _carry_out(experiment: Experiment, *, is_tiny: bool, steps: int) -> None:
                 steps=steps,
                 say=lambda stage: say(event="stage", name=experiment.name, stage=stage),
             )
-    except ConfigError as error:
-        say(event="end", name=experiment.name, status="skipped", reason=" ".join(str(error).split()))
     except (TacoError, torch.OutOfMemoryError) as error:
         say(event="end", name=experiment.name, status="failed", reason=str(error).splitlines()[0])
     else:
@@ -64,13 +66,12 @@ def _carry_out(experiment: Experiment, *, is_tiny: bool, steps: int) -> None:
 
 def _measure_loss(contender: str, shape: Shape, repeats: int) -> dict[str, Any]:
     """The contrastive loss with its gradients, drawn pairs included where they are drawn with it."""
-    module = "pretrain.bench.loss_contenders"
-    if importlib.util.find_spec(module) is None:
-        raise ConfigError("this version has no `taco bench loss`")
+    from pretrain.bench import loss_contenders
+
     if contender == "triton" and shape.device == "cpu":
         raise ConfigError("Triton's kernels need a GPU")
     keys = ("rows", "seq_length", "hidden_size", "num_negatives", "device", "precision")
-    found = importlib.import_module(module).measure(contender, {key: getattr(shape, key) for key in keys}, 8, repeats)
+    found = loss_contenders.measure(contender, {key: getattr(shape, key) for key in keys}, 8, repeats)
     return {**found, "seconds": found["loss_seconds"]}
 
 
