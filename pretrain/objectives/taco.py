@@ -217,10 +217,11 @@ class _ContrastiveLoss(torch.autograd.Function):
             inverse_norm_T1 = _inverse_norm(unit_TD)
             unit_TD.mul_(inverse_norm_T1)
             anchor_A = _anchors_to_visit(is_anchor_T)
-            candidate_AC = candidate_TC[anchor_A].clamp_(min=0)
-            is_anchor_A = is_anchor_T[anchor_A]
+            # index_select: a third of the time of indexing with brackets.
+            candidate_AC = candidate_TC.index_select(0, anchor_A).clamp_(min=0)
+            is_anchor_A = is_anchor_T.index_select(0, anchor_A)
             weight_A = is_anchor_A / is_anchor_A.sum().clamp(min=1).to(dtype)
-            unit_AD = unit_TD[anchor_A]
+            unit_AD = unit_TD.index_select(0, anchor_A)
             logit_AC = _dot_products(unit_AD, unit_TD, candidate_AC).div_(temperature)
             loss = ((logit_AC.logsumexp(dim=-1) - logit_AC[:, 0]) * weight_A).sum()
             if needs_gradient:
@@ -230,7 +231,7 @@ class _ContrastiveLoss(torch.autograd.Function):
                 pull_AD = F.embedding_bag(candidate_AC, unit_TD, mode="sum", per_sample_weights=slope_AC)
                 # Normalising g removes what points along g itself.
                 pull_AD -= unit_AD * (unit_AD * pull_AD).sum(dim=-1, keepdim=True)
-                pull_AD.mul_(inverse_norm_T1[anchor_A])
+                pull_AD.mul_(inverse_norm_T1.index_select(0, anchor_A))
                 ctx.save_for_backward(unit_TD.zero_().index_copy_(0, anchor_A, pull_AD))
         return loss
 
