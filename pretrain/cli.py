@@ -61,6 +61,9 @@ VERBS = {
     "fill-mask": Verb("pretrain.evaluate.fill_mask", "what an exported model predicts for [MASK]"),
     "report": Verb("pretrain.report.__main__", "curves of a run as a picture and a page"),
     "bench data": Verb("pretrain.bench.data", "text per CPU second of preprocessing against three peers"),
+    "bench host": Verb(
+        "pretrain.bench.host", "what a training step costs the host, with any number of pretended ranks"
+    ),
     "bench index": Verb("pretrain.bench.index", "CPU time and memory of the sample index against megatron-core"),
     "bench loader": Verb("pretrain.bench.loader", "CPU time of a masked row against megatron-core and Hugging Face"),
     "bench loss": Verb("pretrain.bench.loss", "the contrastive loss and its pairs against the authors' way"),

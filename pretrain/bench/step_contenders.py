@@ -54,8 +54,8 @@ class Shape:
         return options
 
 
-def config_of(shape: Shape, *, is_contrastive: bool) -> RunConfig:
-    """The configuration of our engine.
+def config_of(shape: Shape, *, is_contrastive: bool, world_size: int = 1) -> RunConfig:
+    """The configuration of our engine on `world_size` ranks.
 
     Raises:
         ConfigError: a setting is wrong; names it.
@@ -78,7 +78,7 @@ def config_of(shape: Shape, *, is_contrastive: bool) -> RunConfig:
         "train": {"micro_batch_size": shape.rows, "global_batch_size": shape.rows},
         "precision": shape.precision,
     }
-    return resolve_config(Path("taco bench step"), tree, shape.settings, world_size=1)
+    return resolve_config(Path("taco bench step"), tree, shape.settings, world_size=world_size)
 
 
 def measure(

@@ -22,8 +22,12 @@ from pretrain.config.deepspeed import build_ds_config, zero_stage
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.durable import FileRecord
+from pretrain.engine.answered_update import AnsweredUpdate
 from pretrain.engine.device_clock import DeviceClock
+from pretrain.engine.own_update import FlatUpdate, WholeUpdate
+from pretrain.engine.step_report import PendingReport, Report
 from pretrain.engine.token_mean import TokenMean
+from pretrain.engine.update import Update
 from pretrain.engine.zero_state import describe_parameters, read_loss_scale, set_loss_scale, zero_state
 from pretrain.errors import CheckpointError, TacoError
 from pretrain.meters.step_clock import StepClock
@@ -107,8 +111,17 @@ class Engine(ABC):
         self.state = zero_state(self.engine, zero_stage(config), mesh, shapes)
         if isinstance(optimizer, Lamb):
             optimizer.set_segments(*self.state.segments())
+        self._update = self._build_update()
         self._replicas = ReplicaCheck(self.engine.module, mesh, device)
         self._host_memory = HostMemory(is_page_locked=device.type == "cuda")
+
+    def _build_update(self) -> Update:
+        """The update that fits what DeepSpeed has built."""
+        config, stage = self.config, zero_stage(self.config)
+        arguments = self.engine, self.state, self.optimizer, self.mesh, config.optim.clip_grad_norm
+        if stage == 3 or config.zero.offload_optimizer.device != "none":
+            return AnsweredUpdate(*arguments)
+        return FlatUpdate(*arguments, self.step_clock) if stage else WholeUpdate(*arguments)
 
     @abstractmethod
     def _forward_backward(
@@ -120,12 +133,8 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def _update(self, *, keep_weights: bool) -> float | None:
-        """Take the optimizer's step; with `keep_weights`, without changing weights and moments.
-
-        Returns:
-            The gradient norm if DeepSpeed keeps none.
-        """
+    def _step_optimizer(self) -> None:
+        """Let DeepSpeed take the step of the optimizer; called while an update is `running`."""
 
     @abstractmethod
     def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
@@ -147,17 +156,22 @@ class Engine(ABC):
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         own_losses = self._forward_backward(micro_batches, self._start_token_mean(micro_batches))
-        report, keep_weights = None, False
-        if may_not_update is not None:  # all ranks decide from the same loss, before any weight has changed
-            report = self._report(own_losses, len(micro_batches), requests, work_seconds)
-            keep_weights = may_not_update(report.loss)
-        grad_norm = self._update(keep_weights=keep_weights)
-        if report is None:
-            report = self._report(own_losses, len(micro_batches), requests, work_seconds)
+        self.heartbeat.enter("losses")
+        # All tensor ranks of the last stage compute the same losses.
+        num_losses = len(micro_batches) * self.mesh.dp_size * self.mesh.tp_size
+        squares = self._update.squares()
+        pending = PendingReport(own_losses, num_losses, squares, requests, work_seconds, self.device)
+        # All ranks decide from the same loss, before any weight has changed.
+        keep_weights = may_not_update is not None and may_not_update(self._read(pending).loss)
+        if not self._update.is_queued:
+            self._read(pending)
+        pending.start_reading()
+        with self._update.running(pending, keep_weights=keep_weights):
+            self._step_optimizer()
+        report = self._read(pending)
         self.heartbeat.add_work(self.clock.take())
-        if grad_norm is None:
-            grad_norm = self._deepspeed_grad_norm()
-        is_skipped = keep_weights or not self._is_applied(grad_norm)
+        grad_norm, is_applied = self._update.settle(report)
+        is_skipped = keep_weights or not is_applied
         self.num_skipped += is_skipped
         return StepResult(
             loss=report.loss,
@@ -171,41 +185,16 @@ class Engine(ABC):
             work_seconds=report.work_seconds,
         )
 
+    def _read(self, pending: PendingReport) -> Report:
+        """The report of the step; the first call waits for it."""
+        if not pending.is_read:
+            self.step_clock.reading_back()
+        return pending.read()
+
     def _start_token_mean(self, micro_batches: Sequence[Batch]) -> TokenMean | None:
         """What weighs the MLM losses of a step; None where the mean of micro-batches is wanted, or is the same."""
         is_needed = self.config.mlm.average == "token" and len(micro_batches) * self.mesh.dp_size > 1
         return TokenMean(micro_batches, self.mesh, self.device) if is_needed else None
-
-    def _report(
-        self,
-        own_losses: Sequence[PretrainingLosses],
-        num_micro_batches: int,
-        requests: Mapping[str, bool],
-        work_seconds: float | None,
-    ) -> _Report:
-        """The mean losses of a step, and the messages of all ranks, in one small collective."""
-        self.heartbeat.enter("losses")
-        losses = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for micro_batch in own_losses:
-            losses += torch.stack([micro_batch.total, micro_batch.mlm, micro_batch.contrastive])
-        # All tensor ranks of the last stage compute the same losses.
-        losses /= num_micro_batches * self.mesh.dp_size * self.mesh.tp_size
-        messages = losses.new_tensor([*map(float, requests.values()), *_rank_slots(work_seconds)])
-        summed = collectives.sum_over_ranks(torch.cat([losses, messages]))
-        self.step_clock.reading_back()
-        sums: list[float] = summed.tolist()
-        votes, work = sums[3 : 3 + len(requests)], sums[3 + len(requests) :]
-        granted = frozenset(name for name, count in zip(requests, votes, strict=True) if count > 0)
-        return _Report(sums[0], sums[1], sums[2], granted, tuple(work))
-
-    def _deepspeed_grad_norm(self) -> float:
-        norm = self.engine.get_global_grad_norm()
-        # A first step that overflows in fp16 is skipped before DeepSpeed has any norm.
-        return math.nan if norm is None else float(norm)
-
-    def _is_applied(self, grad_norm: float) -> bool:
-        """Whether the optimizer's step was taken. Without ZeRO DeepSpeed checks no gradients, but `_update` did."""
-        return self.engine.was_step_applied() and (zero_stage(self.config) > 0 or math.isfinite(grad_norm))
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> EvalResult:
@@ -323,26 +312,6 @@ class Engine(ABC):
             "skipped_steps": self.num_skipped,
             "loss_scale": read_loss_scale(self.engine),
         }
-
-
-@dataclass(frozen=True)
-class _Report:
-    """The values that ranks exchange with the losses of a step; the same on all of them."""
-
-    loss: float
-    mlm_loss: float
-    contrastive_loss: float
-    requests: frozenset[str]
-    work_seconds: tuple[float, ...]
-
-
-def _rank_slots(value: float | None) -> list[float]:
-    """One number per rank, zero except for this rank's own: the sum over ranks holds the number of each."""
-    if value is None:
-        return []
-    slots = [0.0] * collectives.world_size()
-    slots[collectives.rank()] = value
-    return slots
 
 
 def _non_finite(own_losses: Sequence[PretrainingLosses], micro_batches: Sequence[Batch]) -> tuple[int, ...]:

@@ -46,14 +46,12 @@ class PipelinedEngine(Engine):
         )
         self._token_mean: TokenMean | None = None
         super().__init__(config, model, device, mesh, heartbeat)
-        self._optimizer_step = self._watch_instructions()
-        if hasattr(self.engine.optimizer, "scaled_global_norm"):
-            self.engine.optimizer.scaled_global_norm = lambda norm_type=2: _global_norm(self.engine.optimizer)
+        self._run_optimizer_step = self._watch_instructions()
 
     def _watch_instructions(self) -> Callable[[Any], None]:
         """Let the heartbeat see each instruction of DeepSpeed's schedule, and take out the optimizer's step.
 
-        The step is the last instruction of every stage; `_update` runs it, once the losses have been checked.
+        The step is the last instruction of every stage; `_step_optimizer` runs it, once the losses have been checked.
 
         Returns:
             The instruction that was taken out; its argument is DeepSpeed's engine.
@@ -109,10 +107,8 @@ class PipelinedEngine(Engine):
             self._token_mean.wait()
             self._token_mean = None
 
-    def _update(self, *, keep_weights: bool) -> float | None:
-        with self.optimizer.held(keep_weights):
-            self._optimizer_step(self.engine)
-        return None
+    def _step_optimizer(self) -> None:
+        self._run_optimizer_step(self.engine)
 
     def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
         batches = list(micro_batches)  # DeepSpeed's schedule must know how many there are
@@ -127,29 +123,6 @@ class PipelinedEngine(Engine):
 def _in_words(instruction: type) -> str:
     """ForwardPass -> forward pass."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", instruction.__name__).lower()
-
-
-def _global_norm(zero: Any) -> torch.Tensor:
-    """The norm of all gradients of all stages, in one sum over the ranks; infinity if a gradient is non-finite.
-
-    DeepSpeed sums over the stages once per parameter group. LAMB has a group per parameter and stages have different
-    numbers of them, so they would wait for each other forever.
-    """
-    if zero.cpu_offload:
-        all_parameters = [parameter for parameters in zero.params_in_partition for parameter in parameters]
-        norm = zero.complete_grad_norm_calculation_for_cpu_offload(all_parameters)
-    else:
-        pairs = [
-            pair
-            for group, parameters in enumerate(zero.params_in_partition)
-            for pair in zip(_without_padding(zero.averaged_gradients[group]), parameters, strict=False)
-        ]
-        norm = zero.get_grad_norm_direct([gradient for gradient, _ in pairs], [parameter for _, parameter in pairs])
-    return torch.where(norm < 0, torch.inf, norm)  # DeepSpeed returns -1 then
-
-
-def _without_padding(gradients: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    return (gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False))
 
 
 def _inputs_and_labels(batch: Batch) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-import torch.distributed as distributed
 
-from pretrain.config.deepspeed import zero_stage
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch
 from pretrain.engine.engine import Engine
 from pretrain.engine.graphs import use_graphs
 from pretrain.engine.token_mean import TokenMean
 from pretrain.model.pretraining import BertForPretraining, PretrainingLosses
-from pretrain.optim import is_tensor_parallel
 from pretrain.parallel.mesh import Mesh
 from pretrain.resilience.heartbeat import Heartbeat
 
@@ -38,7 +34,8 @@ class PlainEngine(Engine):
     def _forward_backward(
         self, micro_batches: Sequence[Batch], token_mean: TokenMean | None
     ) -> list[PretrainingLosses]:
-        self.engine.train()
+        if not self.engine.module.training:  # it goes through all modules
+            self.engine.train()
         own_losses = []
         for number, batch in enumerate(micro_batches, start=1):
             self.heartbeat.enter("forward")
@@ -48,18 +45,16 @@ class PlainEngine(Engine):
             if token_mean is not None:  # here and not in forward, whose time is this rank's own
                 with self.step_clock.communicating():
                     losses = token_mean.weigh(losses)
-            self.engine.backward(losses.total)
+            with self._update.collecting(is_last=number == len(micro_batches)):
+                self.engine.backward(losses.total)
             own_losses.append(PretrainingLosses(*(value.detach() for value in losses)))
             if number < len(micro_batches):
                 self.engine.step()  # counts the micro-batch; the optimizer steps at the last one
         return own_losses
 
-    def _update(self, *, keep_weights: bool) -> float | None:
+    def _step_optimizer(self) -> None:
         self.heartbeat.enter("optimizer")
-        grad_norm = self._plain_grad_norm()
-        with self.optimizer.held(keep_weights or not (grad_norm is None or math.isfinite(grad_norm))):
-            self.engine.step()
-        return grad_norm
+        self.engine.step()
 
     def _run_evaluation(self, micro_batches: Iterable[Batch]) -> Iterator[tuple[PretrainingLosses, Batch]]:
         self.engine.eval()
@@ -75,15 +70,3 @@ class PlainEngine(Engine):
         tensors = [torch.from_numpy(array).to(self.device, non_blocking=is_held) for array in arrays]
         rows = self.engine.module.plan_rows(batch.segment_BL).to(self.device, non_blocking=is_held)
         return PretrainingLosses(*self.engine(*tensors, batch.micro_batch_index, rows))
-
-    def _plain_grad_norm(self) -> float | None:
-        """The gradient norm if DeepSpeed keeps none: fp32 without ZeRO. Gradients are averaged over ranks by now."""
-        if zero_stage(self.config) > 0:
-            return None
-        squares = torch.zeros(2, device=self.device)  # of whole parameters, and of tensor-parallel ones
-        for parameter in self.engine.module.parameters():
-            if parameter.grad is not None:
-                squares[int(is_tensor_parallel(parameter))] += parameter.grad.float().square().sum()
-        if self.mesh.tensor_group is not None:
-            distributed.all_reduce(squares[1:], group=self.mesh.tensor_group)
-        return float(squares.sum().sqrt())

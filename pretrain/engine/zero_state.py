@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
 
 from pretrain.checkpoint.state_files import MOMENTS, WEIGHT, Range, StateReader
@@ -58,6 +59,10 @@ class ZeroState(ABC):
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer that updates weights, inside DeepSpeed's wrappers."""
         return self.engine.basic_optimizer
+
+    def pieces(self) -> list[Piece]:
+        """What this rank updates, parameter by parameter."""
+        return list(self._pieces.values())
 
     def ranges(self) -> list[Range]:
         """The ranges that this rank writes: every element of the model's state is written by exactly one rank."""
@@ -171,6 +176,33 @@ class FlatState(ZeroState):
         """Gather the 16-bit (or second fp32) weights from the partitions of all ranks."""
         self.engine.optimizer.update_lp_params()
 
+    def gather(self) -> None:
+        """Gather them from the partitions of all ranks as they are."""
+        if self.mesh.dp_size > 1:
+            group = self.mesh.data_group or distributed.group.WORLD
+            for flat, own in zip(self.flats(), self.own_copies(), strict=True):
+                distributed.all_gather_into_tensor(flat, own, group=group)
+
+    def own_copies(self) -> list[Tensor]:
+        """This rank's partitions of the weights that the model computes with; views of the flat buffers."""
+        sizes = [partition.numel() for partition in self._optimized()]
+        return [flat.narrow(0, self.mesh.dp_rank * size, size) for flat, size in zip(self.flats(), sizes, strict=True)]
+
+    def partitions(self) -> list[Tensor]:
+        """The fp32 weights that this rank updates: one flat tensor per group of the optimizer."""
+        return self._optimized()
+
+    def places(self) -> Iterator[tuple[nn.Parameter, int, int]]:
+        """Each parameter with the number of its group, and its offset in the flat buffer of all partitions of that."""
+        for _, parameter in self._parameters():
+            yield parameter, *_place(parameter, self.flats())
+
+    def flats(self) -> Sequence[Tensor]:
+        """The weights that the model computes with: the partitions of all ranks, one flat tensor per group."""
+        wrapper = self.engine.optimizer
+        flats: Sequence[Tensor] = getattr(wrapper, "bf16_groups_flat", None) or wrapper.bit16_groups_flat
+        return flats
+
     def _optimized(self) -> list[Tensor]:
         wrapper = self.engine.optimizer
         bf16 = getattr(wrapper, "fp32_groups_flat_partition", None)
@@ -179,11 +211,9 @@ class FlatState(ZeroState):
     def _find_pieces(self) -> Iterator[Piece]:
         # Only the place of a parameter's memory in the flat buffer of its group is reliable: DeepSpeed's own links to
         # fragments (`_hp_mapping`) assume the order of the group, which the round-robin option changes.
-        wrapper = self.engine.optimizer
-        flats = getattr(wrapper, "bf16_groups_flat", None) or wrapper.bit16_groups_flat
         partitions = self._optimized()
         for name, parameter in self._parameters():
-            group, begin = _place(parameter, flats)
+            group, begin = _place(parameter, self.flats())
             first = self.mesh.dp_rank * partitions[group].numel()
             start, stop = max(begin, first), min(begin + parameter.numel(), first + partitions[group].numel())
             if start < stop:
