@@ -165,21 +165,28 @@ class Bert(nn.Module):
 
     def predict(self, hidden_TD: Tensor, masked_index_M: Tensor) -> Tensor:
         """Vocabulary logits [M, V] of the hidden states with these numbers; no others are computed."""
-        return self._decode(hidden_TD.index_select(0, masked_index_M))
+        return self._read_logits(hidden_TD.index_select(0, masked_index_M))
 
     def logits(self, input_ids_BL: Tensor, segment_BL: Tensor, token_type_BL: Tensor | None = None) -> Tensor:
         """Vocabulary logits [B, L, V] of every position, 0 at padding, for exports and tests."""
         rows = self._rows_of(segment_BL)
         hidden_TD, _ = self.encode_tokens(input_ids_BL, segment_BL, rows, token_type_BL)
-        return rows.spread(self._decode(hidden_TD)).view(*input_ids_BL.shape, -1)
+        return rows.spread(self._read_logits(hidden_TD)).unflatten(0, input_ids_BL.shape)
 
     def _rows_of(self, segment_BL: Tensor) -> TokenRows:
         return self.plan_rows(segment_BL.cpu().numpy()).to(segment_BL.device)
 
-    def _decode(self, hidden_MD: Tensor) -> Tensor:
+    def _read_logits(self, hidden_MD: Tensor) -> Tensor:
+        logits_MV, _ = self.decode(hidden_MD, is_added=True)
+        # A tensor-parallel rank's words are followed by those of the next one.
+        return logits_MV[:, : self.vocab_size] if self.layers.tp_size == 1 else logits_MV
+
+    def decode(self, hidden_MD: Tensor, *, is_added: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits [M, V] of hidden states, unused rows included, and the vocabulary bias: see `VocabularyBias`."""
         transformed_MD = self._layer(self.config.num_layers + 2)(hidden_MD)
         logits_MV = self.tied_modules["word"](transformed_MD, decode=True)
-        return self._layer(self.config.num_layers + 4)(logits_MV)
+        decoded: tuple[Tensor, Tensor] = self._layer(self.config.num_layers + 4)(logits_MV, is_added)
+        return decoded
 
     def _encoder_layers(self) -> Iterator[EncoderLayer]:
         return (cast(EncoderLayer, self._layer(2 + index)) for index in range(self.config.num_layers))

@@ -146,12 +146,18 @@ class VocabularyBias(nn.Module):
         self.bias = layers.vocabulary_parameter(vocab_size)
         self.num_unused = layers.num_unused_words(vocab_size)
 
-    def forward(self, logits_MV: Tensor) -> Tensor:
-        """The logits, with the bias added in place: no derivative needs their old value, and [M, V] is large."""
-        logits_MV = logits_MV.add_(self.bias)
-        if self.num_unused:
-            logits_MV[:, -self.num_unused :] = -torch.inf
-        return logits_MV
+    def forward(self, logits_MV: Tensor, is_added: bool = False) -> tuple[Tensor, Tensor]:
+        """The logits, and the bias [V] for the loss, which adds it in a pass over [M, V] that it makes anyway.
+
+        Args:
+            is_added: the bias is in the logits, and those of unused rows are minus infinity; for who reads them.
+        """
+        # A copy, because ZeRO-3 takes the parameter away when this module returns.
+        bias_V = self.bias.clone()
+        if is_added:
+            logits_MV = logits_MV + bias_V
+            logits_MV[:, logits_MV.shape[1] - self.num_unused :] = -torch.inf
+        return logits_MV, bias_V
 
 
 def hidden_dropout(

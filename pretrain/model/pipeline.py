@@ -138,10 +138,11 @@ class BertPipeline(PipelineModule):
         return super().forward(forward_input)
 
     def _loss(self, head: LossHead, outputs: Tensors, labels: Tensors) -> Tensor:
-        logits_MV, hidden_TD, *embedding = outputs
+        logits_MV, bias_V, hidden_TD, *embedding = outputs
         masked_label_M, valid_BL, segment_BL, masked_index_M = labels
         losses = head(
             logits_MV,
+            bias_V,
             hidden_TD,
             embedding[0] if embedding else None,
             segment_BL=segment_BL,
@@ -248,8 +249,8 @@ class BiasStage(VocabularyBias):
     """Layer N + 4 in a pipeline."""
 
     def forward(self, inputs: Tensors) -> Tensors:  # type: ignore[override]
-        """(logits, h, e) -> the same with the bias added."""
-        return (super().forward(inputs[0]), *inputs[1:])
+        """(logits, h, e) -> (logits, bias, h, e)."""
+        return (*super().forward(inputs[0]), *inputs[1:])
 
 
 def _embed(options: StageOptions, word: nn.Module, inputs: Tensors) -> Tensors:

@@ -51,6 +51,7 @@ class LossHead:
     def __call__(
         self,
         logits_MV: Tensor,
+        bias_V: Tensor,
         hidden_TD: Tensor,
         embedding_TD: Tensor | None,
         *,
@@ -64,9 +65,15 @@ class LossHead:
         """The losses of a micro-batch, see `BertForPretraining.forward`; e may be None if the weight is 0.
 
         The hidden states are those of the tokens of `rows`, the other arguments count places of the grid.
+        `logits_MV` and `bias_V` are `VocabularyBias`'s; the memory of the logits is used up.
         """
-        shard = self.layers.vocabulary_shard(self.vocab_size)
-        mlm, num_correct, num_labels = masked_lm_loss(logits_MV, masked_label_M, shard)
+        mlm, num_correct, num_labels = self._mlm_loss(
+            logits_MV,
+            masked_label_M,
+            self.layers.vocabulary_shard(self.vocab_size),
+            bias_V=bias_V,
+            num_words=logits_MV.shape[1] - self.layers.num_unused_words(self.vocab_size),
+        )
         if self.objective.contrastive_weight == 0 or embedding_TD is None:
             return PretrainingLosses(mlm, mlm, torch.zeros_like(mlm.detach()), num_correct, num_labels)
         anchor_BL = self._anchors(valid_BL, masked_index_M, masked_label_M)
@@ -74,9 +81,15 @@ class LossHead:
         total = mlm + self.objective.contrastive_weight * contrastive
         return PretrainingLosses(total, mlm, contrastive.detach(), num_correct, num_labels)
 
+    @property
+    def _mlm_loss(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        if self.layers.kernels == "torch":
+            return masked_lm_loss
+        from pretrain.kernels import cross_entropy
+
+        return cross_entropy.masked_lm_loss
+
     def _anchors(self, valid_BL: Tensor, masked_index_M: Tensor, masked_label_M: Tensor) -> Tensor:
-        if self.objective.anchors == "all":
-            return valid_BL
         if self.objective.anchors == "all":
             return valid_BL
         # Unused entries all point at token 0, so labels are counted: assigning could overwrite a real one there.
@@ -196,7 +209,7 @@ class BertForPretraining(Bert):
         )
         self.head = LossHead(objective, vocab_size, layers, seed)
         self.seed = seed
-        self.run_model: Callable[..., tuple[Tensor, Tensor, Tensor]] = _encode_and_predict
+        self.run_model: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _encode_and_predict
 
     def compile_whole(self, key: str) -> None:
         """Let torch.compile make one graph from the embedding to the logits at the first call; `key` asked for it."""
@@ -231,9 +244,12 @@ class BertForPretraining(Bert):
         if self.training:
             key = DropoutKey.of(self.seed, micro_batch_index, self.config.num_layers, input_ids_BL.device)
             key.seed_generator(self.layers.tp_rank)
-        logits_MV, hidden_TD, embedding_TD = self.run_model(self, input_ids_BL, segment_BL, rows, masked_index_M, key)
+        logits_MV, bias_V, hidden_TD, embedding_TD = self.run_model(
+            self, input_ids_BL, segment_BL, rows, masked_index_M, key
+        )
         return self.head(
             logits_MV,
+            bias_V,
             hidden_TD,
             embedding_TD,
             segment_BL=segment_BL,
@@ -252,7 +268,7 @@ def _encode_and_predict(
     rows: TokenRows,
     masked_index_M: Tensor,
     key: DropoutKey | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [M, V], h and e [T, D]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits [M, V] without their bias, the bias [V], h and e [T, D]."""
     hidden_TD, embedding_TD = model.encode_tokens(input_ids_BL, segment_BL, rows, key=key)
-    return model.predict(hidden_TD, rows.find(masked_index_M)), hidden_TD, embedding_TD
+    return (*model.decode(hidden_TD.index_select(0, rows.find(masked_index_M))), hidden_TD, embedding_TD)

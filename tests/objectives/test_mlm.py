@@ -83,3 +83,53 @@ def test_padded_words_at_minus_infinity_are_never_chosen() -> None:
 def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"logits \[M, V\]"):
         masked_lm_loss(torch.zeros(3, 5), torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("slice_bytes", [300, 1 << 20])
+def test_a_bias_is_added_and_columns_without_a_word_count_for_nothing(
+    dtype: torch.dtype, slice_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlm, "_CPU_SLICE_BYTES", slice_bytes)
+    logits, bias = (torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_() for shape in ((9, 64), (64,)))
+    label = torch.randint(0, 61, (9,))
+    label[4] = -100
+    loss, num_correct, num_labels = masked_lm_loss(logits * 1, label, bias_V=bias, num_words=61)
+    found = torch.autograd.grad(2 * loss, (logits, bias))
+    exact = [tensor.detach().double().requires_grad_() for tensor in (logits, bias)]
+    summed = (exact[0] + exact[1])[:, :61]
+    expected = F.cross_entropy(summed, label)
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    assert (int(num_correct), int(num_labels)) == (int((summed.argmax(dim=-1) == label).sum()), 8)
+    for gradient, wanted in zip(found, torch.autograd.grad(2 * expected, exact), strict=True):
+        assert gradient.dtype == dtype
+        torch.testing.assert_close(gradient.double(), wanted, rtol=tolerance, atol=1e-6)
+    assert not found[0][:, 61:].any()
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_the_gradient_takes_the_place_of_the_logits_so_there_is_one_backward(has_bias: bool) -> None:
+    logits = torch.randn(4, 6, requires_grad=True) * 1
+    loss, *_ = masked_lm_loss(logits, torch.tensor([0, 5, 2, 3]), bias_V=torch.zeros(6) if has_bias else None)
+    (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    assert gradient.data_ptr() == logits.data_ptr()
+    with pytest.raises(RuntimeError, match="there is no second; compute the loss again"):
+        torch.autograd.grad(loss, logits)
+
+
+def test_who_needs_the_logits_afterwards_is_told() -> None:
+    """torch's own check, which a write through `.data` would evade."""
+    logits = torch.randn(4, 6, requires_grad=True).exp()  # exp keeps its result for its derivative
+    loss, *_ = masked_lm_loss(logits, torch.tensor([0, 5, 2, 3]))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_leaf_keeps_its_values() -> None:
+    logits = torch.randn(4, 6, requires_grad=True)
+    before = logits.detach().clone()
+    loss, *_ = masked_lm_loss(logits, torch.tensor([0, 5, 2, 3]))
+    first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in "12")
+    assert torch.equal(logits, before)
+    assert torch.equal(first, second)
