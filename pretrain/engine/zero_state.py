@@ -9,6 +9,7 @@ Shape letters: N elements of a range.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -67,12 +68,13 @@ class ZeroState(ABC):
     def ranges(self) -> list[Range]:
         """The ranges that this rank writes: every element of the model's state is written by exactly one rank."""
         shares = ((piece.name, *self._share(piece)) for piece in self._pieces.values())
-        return [
+        ranges = (
             self._range(kind, name, start, stop - start)
             for name, start, stop in shares
             if start < stop
             for kind in (WEIGHT, *MOMENTS)
-        ]
+        )
+        return [state_range for state_range in ranges if state_range.length > 0]
 
     def values(self, state_range: Range) -> Tensor:
         """The elements [N] of a range of this rank, as a view; moments are zeros before the first step."""
@@ -83,7 +85,8 @@ class ZeroState(ABC):
             if not state:
                 return tensor.new_zeros(state_range.length)
             tensor = state[state_range.kind]
-        return tensor.view(-1).narrow(0, piece.offset + state_range.start - piece.start, state_range.length)
+        start = state_range.start - self._first_word(state_range.name)
+        return tensor.view(-1).narrow(0, piece.offset + start - piece.start, state_range.length)
 
     def read(self, reader: StateReader, num_steps: int) -> None:
         """Set weights and moments from files, after `num_steps` optimizer steps; `refresh` must follow on all ranks.
@@ -100,7 +103,8 @@ class ZeroState(ABC):
         for piece in self._pieces.values():
             for kind in (WEIGHT, *MOMENTS):
                 state_range = self._range(kind, piece.name, piece.start, piece.length)
-                self.values(state_range).copy_(reader.read_range(state_range, self.shapes[piece.name]))
+                if state_range.length > 0:
+                    self.values(state_range).copy_(reader.read_range(state_range, self.shapes[piece.name]))
 
     def num_steps(self) -> int:
         """Updates that the optimizer has made; skipped steps do not count.
@@ -139,9 +143,20 @@ class ZeroState(ABC):
         yield from self.engine.module.named_parameters()
 
     def _range(self, kind: str, name: str, start: int, length: int) -> Range:
-        is_split = self.shapes[name].split_dim is not None
-        part, num_parts = (self.mesh.tp_rank, self.mesh.tp_size) if is_split else (0, 1)
+        shape = self.shapes[name]
+        if shape.num_rows is not None:
+            # Parts of words are whole rows, so files hold the full parameter in one part, without unused rows.
+            start += self._first_word(name)
+            return Range(kind, name, 0, 1, start, max(0, min(length, shape.num_elements - start)))
+        part, num_parts = (self.mesh.tp_rank, self.mesh.tp_size) if shape.split_dim is not None else (0, 1)
         return Range(kind, name, part, num_parts, start, length)
+
+    def _first_word(self, name: str) -> int:
+        """The element of the full word matrix or vocabulary bias where this rank's part begins; 0 for any other."""
+        shape = self.shapes[name]
+        if shape.num_rows is None or shape.split_dim is None:
+            return 0
+        return self.mesh.tp_rank * math.prod(shape.part_shape(self.mesh.tp_size))
 
     def _share(self, piece: Piece) -> tuple[int, int]:
         """Start and stop of what this rank writes of a piece: nothing if another rank writes the same."""

@@ -4,13 +4,15 @@
 the same either way.
 
 Column-parallel linears split their output features, row-parallel ones their input features, the word matrix and the
-vocabulary bias split the words (Shoeybi et al. 2019, Megatron-LM, section 3).
+vocabulary bias split the words (Shoeybi et al. 2019, Megatron-LM, section 3). These two have unused rows at the end, up
+to `padded_vocab_size`; their `num_words` says how many of all ranks' rows are words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.distributed as distributed
@@ -22,6 +24,7 @@ from pretrain.kernels.attention_choice import Attention
 from pretrain.kernels.choice import Kernels
 from pretrain.kernels.dropout_mask import HiddenDropout
 from pretrain.objectives.mlm import VocabularyShard
+from pretrain.planner.vocabulary import padded_vocab_size
 
 
 def _identity(tensor: Tensor) -> Tensor:
@@ -105,9 +108,46 @@ class LayerSpec:
         return range(first, end)
 
 
-def padded_vocab_size(vocab_size: int, tp_size: int) -> int:
-    """Rows of the word matrix: the words, and unused rows up to a multiple of the tensor-parallel size."""
-    return -(-vocab_size // tp_size) * tp_size
+class HoldsWords(nn.Module):
+    """A module whose only parameter has one row per word; its state dict has the words alone where it has them all."""
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, parameter in self.named_parameters(recurse=False):
+            if _has_all_words(parameter):
+                destination[prefix + name] = destination[prefix + name][: num_words_of(parameter)]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take the words alone, or the parameter as it is."""
+        given = dict(state_dict)
+        for name, parameter in self.named_parameters(recurse=False):
+            rows = given.get(prefix + name)
+            if isinstance(rows, Tensor) and _has_all_words(parameter) and len(rows) == num_words_of(parameter):
+                given[prefix + name] = F.pad(rows, [0, 0] * (rows.dim() - 1) + [0, len(parameter) - len(rows)])
+        super()._load_from_state_dict(given, prefix, *rest)
+
+
+def _has_all_words(parameter: Tensor) -> bool:
+    """False for a tensor-parallel rank's part, and for what ZeRO-3 has emptied."""
+    num_words = num_words_of(parameter)
+    return num_words is not None and not hasattr(parameter, "partition_dim") and len(parameter) >= num_words
+
+
+def vocabulary_parameter(vocab_size: int) -> nn.Parameter:
+    """One number per row of the word matrix."""
+    return with_words(nn.Parameter(torch.empty(padded_vocab_size(vocab_size))), vocab_size)
+
+
+def with_words(parameter: nn.Parameter, num_words: int) -> nn.Parameter:
+    """The same parameter, which from now on knows how many of all ranks' rows stand for a word."""
+    parameter.num_words = num_words  # type: ignore[attr-defined]
+    return parameter
+
+
+def num_words_of(parameter: Tensor) -> int | None:
+    """How many rows of a parameter, over all tensor-parallel ranks, stand for a word; None if rows are no words."""
+    num_words: int | None = getattr(parameter, "num_words", None)
+    return num_words
 
 
 # `reset_parameters` does nothing in these classes because `initialise.py` fills every parameter once, by name.
@@ -127,12 +167,16 @@ class Embedding(nn.Embedding):
         """Leave the memory unchanged."""
 
 
-class WordEmbedding(Embedding):
-    """The tied word matrix [V, D], and nothing else.
+class WordEmbedding(HoldsWords, Embedding):
+    """The tied word matrix [V, D] with its unused rows, and nothing else.
 
     Decoding calls the same module and does not use its weight from outside: ZeRO-3 gathers a partitioned weight when
     its module is called, and a pipeline calls a tied module in two stages.
     """
+
+    def __init__(self, vocab_size: int, size: int) -> None:
+        super().__init__(padded_vocab_size(vocab_size), size)
+        with_words(cast(nn.Parameter, self.weight), vocab_size)
 
     def forward(self, input: Tensor, decode: bool = False) -> Tensor:
         """Embeddings [..., D] of ids [...]; with `decode`, logits [M, V] of hidden states [M, D]."""
@@ -169,7 +213,7 @@ def plain_layers() -> LayerSpec:
         word_embedding=WordEmbedding,
         column_linear=Linear,
         row_linear=Linear,
-        vocabulary_parameter=lambda vocab_size: nn.Parameter(torch.empty(vocab_size)),
+        vocabulary_parameter=vocabulary_parameter,
         linear=Linear,
         embedding=Embedding,
         layer_norm=LayerNorm,

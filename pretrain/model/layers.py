@@ -21,7 +21,7 @@ from pretrain.kernels.recompute import recomputed_for_backward
 from pretrain.model.attention import self_attention
 from pretrain.model.compiled import CompiledFunction
 from pretrain.model.dropout import AFTER_ATTENTION, AFTER_FFN, ATTENTION_WEIGHTS
-from pretrain.model.layer_spec import LayerNorm, LayerSpec
+from pretrain.model.layer_spec import HoldsWords, LayerNorm, LayerSpec
 from pretrain.model.token_rows import TokenRows
 
 
@@ -138,7 +138,7 @@ class MlmTransform(nn.Module):
         return self.norm(F.gelu(self.dense(hidden_MD)))
 
 
-class VocabularyBias(nn.Module):
+class VocabularyBias(HoldsWords):
     """Layer N + 4: one bias per word, after the tied decoder (layer N + 3, which has no parameters of its own)."""
 
     def __init__(self, vocab_size: int, layers: LayerSpec) -> None:

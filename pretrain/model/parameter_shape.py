@@ -1,7 +1,7 @@
 """How the tensor-parallel ranks share a parameter: its full shape, its parts, and the conversion between them.
 
-A part is a contiguous block of the split dimension. The word matrix and the vocabulary bias are padded to a multiple of
-the number of parts; the padding stands for no word, is 0, and does not belong to the full parameter.
+A part is a contiguous block of the split dimension. The word matrix and the vocabulary bias have unused rows at the
+end; they stand for no word, are 0, and do not belong to the full parameter.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.model.layer_spec import LayerSpec
+from pretrain.model.layer_spec import LayerSpec, num_words_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class ParameterShape:
 
     full: tuple[int, ...]
     split_dim: int | None = None
+    num_rows: int | None = None
+    """Rows of all parts together, unused ones included; None: as few as equal parts of the full parameter need."""
 
     def __post_init__(self) -> None:
         """Refuse an invalid shape, which may come from a file.
@@ -34,6 +36,8 @@ class ParameterShape:
             raise ValueError(f"{self.full} is not a shape")
         if self.split_dim is not None and self.split_dim not in range(len(self.full)):
             raise ValueError(f"shape {self.full} has no dimension {self.split_dim}")
+        if self.num_rows is not None and self.num_rows < self.full[0]:
+            raise ValueError(f"{self.num_rows} rows do not hold {self.full}")
 
     @property
     def num_elements(self) -> int:
@@ -42,21 +46,25 @@ class ParameterShape:
 
     def part_shape(self, num_parts: int) -> tuple[int, ...]:
         """Shape of one of `num_parts` parts, all of which are equal."""
-        if self.split_dim is None:
-            return self.full
         shape = list(self.full)
-        shape[self.split_dim] = -(-shape[self.split_dim] // num_parts)
+        if self.num_rows is not None:
+            shape[0] = self.num_rows
+        if self.split_dim is not None:
+            shape[self.split_dim] = -(-shape[self.split_dim] // num_parts)
         return tuple(shape)
 
     def part_of(self, full: Tensor, part: int, num_parts: int) -> Tensor:
         """Part number `part` of the full tensor."""
-        if self.split_dim is None or num_parts == 1:
+        dim = self.split_dim
+        if dim is None:
+            dim, part, num_parts = 0, 0, 1
+        if not self.full or (num_parts == 1 and self.num_rows is None):
             return full
-        size = self.part_shape(num_parts)[self.split_dim]
-        num_padding = size * num_parts - full.shape[self.split_dim]
+        size = self.part_shape(num_parts)[dim]
+        num_padding = size * num_parts - full.shape[dim]
         if num_padding:
-            full = F.pad(full, [0, 0] * (full.dim() - 1 - self.split_dim) + [0, num_padding])
-        return full.narrow(self.split_dim, part * size, size)
+            full = F.pad(full, [0, 0] * (full.dim() - 1 - dim) + [0, num_padding])
+        return full.narrow(dim, part * size, size)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The full tensor from all of its parts, in order."""
@@ -71,8 +79,10 @@ def parameter_shape(parameter: Tensor, layers: LayerSpec) -> ParameterShape:
     split_dim = _split_dim(parameter, layers)
     if split_dim is not None:
         shape[split_dim] *= layers.tp_size
-    shape[0] = getattr(parameter, "num_words", shape[0])
-    return ParameterShape(tuple(shape), split_dim)
+    num_words = num_words_of(parameter)
+    if num_words is None:
+        return ParameterShape(tuple(shape), split_dim)
+    return ParameterShape((num_words, *shape[1:]), split_dim, num_rows=shape[0])
 
 
 def _split_dim(parameter: Tensor, layers: LayerSpec) -> int | None:

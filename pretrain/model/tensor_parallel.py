@@ -23,7 +23,8 @@ from megatron.core.model_parallel_config import ModelParallelConfig
 from torch import Tensor, nn
 
 from pretrain.errors import ConfigError
-from pretrain.model.layer_spec import Embedding, LayerNorm, LayerSpec, Linear, padded_vocab_size
+from pretrain.model.layer_spec import Embedding, LayerNorm, LayerSpec, Linear, with_words
+from pretrain.planner.vocabulary import padded_vocab_size
 
 
 def tensor_parallel_layers(*, sequence_parallel: bool = False) -> LayerSpec:
@@ -130,7 +131,7 @@ class WordEmbedding(tensor_parallel.VocabParallelEmbedding):
             config=config,
             reduce_scatter_embeddings=config.sequence_parallel,
         )
-        self.weight.num_words = vocab_size
+        with_words(self.weight, vocab_size)
 
     def forward(self, input: Tensor, decode: bool = False) -> Tensor:
         """Embeddings [T, D] ([S, D] with sequence parallelism) of ids [T]; with `decode`, logits [M, V / tp]."""
@@ -167,8 +168,7 @@ def _sum_gradient(parameter: Tensor) -> Tensor:
 def _vocabulary_parameter(tp_size: int, vocab_size: int) -> nn.Parameter:
     parameter = nn.Parameter(torch.empty(padded_vocab_size(vocab_size, tp_size) // tp_size))
     tensor_parallel.set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0, stride=1)
-    parameter.num_words = vocab_size  # type: ignore[attr-defined]
-    return parameter
+    return with_words(parameter, vocab_size)
 
 
 def _share_contrast(group: distributed.ProcessGroup, hidden_TD: Tensor, embedding_TD: Tensor) -> tuple[Tensor, Tensor]:

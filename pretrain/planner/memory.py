@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pretrain.config.deepspeed import zero_stage
 from pretrain.config.sections import RunConfig
+from pretrain.planner.vocabulary import padded_vocab_size
 
 _GIB = 1 << 30
 
@@ -41,7 +42,7 @@ def estimate_memory(config: RunConfig, vocab_size: int, world_size: int) -> Memo
     """The memory of a rank of the first pipeline stage at the end of a forward pass, with `world_size` processes."""
     parallel, stage = config.parallel, zero_stage(config)
     dp_size = max(1, world_size // (parallel.tensor * parallel.pipeline))
-    held = parameters_per_rank(config, vocab_size)
+    held = parameters_per_rank(config, padded_vocab_size(vocab_size, parallel.tensor))
     value_bytes = 4 if config.precision == "fp32" else 2
     # fp32 without ZeRO updates the weights themselves; all else has fp32 master weights besides both moments.
     optimizer = held * (8 if stage == 0 else 12)
@@ -111,7 +112,6 @@ def _activations(config: RunConfig, vocab_size: int, dp_size: int) -> int:
     recomputed = layers - kept
     in_flight = min(parallel.pipeline, config.grad_accum_steps(dp_size)) or 1
     in_layers = in_flight * (kept * layer + recomputed * row // shared) + (layer if recomputed else 0)
-    logits = (
-        8 * int(tokens * config.objective.mask_rate) * vocab_size // parallel.tensor if parallel.pipeline == 1 else 0
-    )
-    return in_layers + logits
+    # Their gradient takes their place.
+    columns = padded_vocab_size(vocab_size, parallel.tensor) // parallel.tensor if parallel.pipeline == 1 else 0
+    return in_layers + value_bytes * int(tokens * config.objective.mask_rate) * columns

@@ -27,6 +27,7 @@ from pretrain.engine.plain import PlainEngine
 from pretrain.model.build import build_model
 from pretrain.parallel.launch import read_launch, start_process_group
 from pretrain.parallel.mesh import start_mesh
+from pretrain.planner.vocabulary import padded_vocab_size
 
 pytestmark = pytest.mark.slow
 
@@ -204,7 +205,7 @@ def largest_tensor(config: RunConfig) -> tuple[int, tuple[int, ...]]:
 def test_neither_all_logits_nor_all_negatives_ever_exist(tensor: int, folder: Path) -> None:
     config = load(folder, f"objective.num_negatives={NEGATIVES}", f"parallel.tensor={tensor}")
     tokens = config.train.micro_batch_size * config.data.seq_length
-    word_matrix = -(-VOCABULARY // tensor) * config.model.hidden_size
+    word_matrix = padded_vocab_size(VOCABULARY, tensor) // tensor * config.model.hidden_size
     # What must not exist is larger by far than the largest that must: the word matrix, and its gradient.
     assert tokens * VOCABULARY // tensor > 2 * word_matrix
     assert tokens * NEGATIVES * config.model.hidden_size > 2 * word_matrix

@@ -151,7 +151,7 @@ def plain_process(config: RunConfig) -> tuple[Figures, Weights]:
         losses = model(*tensors(source.micro_batch(EVALUATED)))
     accuracy = losses.num_correct / losses.num_labels
     figures.append((float(accuracy), float(losses.mlm), float(losses.contrastive), 1.0))
-    return figures, {name: p.detach().clone() for name, p in model.named_parameters()}
+    return figures, _weights_of(model)
 
 
 def average(losses: Sequence[pretraining.PretrainingLosses], config: RunConfig) -> tuple[torch.Tensor, ...]:
@@ -188,7 +188,7 @@ def plain_outcomes(folder: Path, settings: Sequence[str]) -> dict[str, Outcome]:
 def initial_weights(folder: Path) -> Weights:
     """Where all of them start."""
     model, _ = build(load(folder, *SETTING))
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    return _weights_of(model)
 
 
 def _plain_outcomes(configs: Sequence[RunConfig]) -> list[Outcome]:
@@ -276,9 +276,18 @@ def whole_weights(engine: Engine, mesh: Mesh) -> Weights:
             parts = [torch.empty_like(part) for _ in range(mesh.tp_size)]
             distributed.all_gather(parts, part.contiguous(), group=mesh.tensor_group)
             part = torch.cat(parts, dim=parameter.partition_dim)
-            part = part[: getattr(parameter, "num_words", len(part))]
-        weights[name] = part.cpu()
+        weights[name] = _words_only(parameter, part).cpu()
     return weights
+
+
+def _weights_of(model: torch.nn.Module) -> Weights:
+    return {name: _words_only(parameter, parameter.detach()).clone() for name, parameter in model.named_parameters()}
+
+
+def _words_only(parameter: torch.nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
+    """Without the rows that stand for no word, of which there are different numbers in other layouts."""
+    assert not whole[getattr(parameter, "num_words", len(whole)) :].any(), "an unused row is not 0"
+    return whole[: getattr(parameter, "num_words", len(whole))]
 
 
 # -- watching ----------------------------------------------------------------------------------------------------------

@@ -8,11 +8,13 @@ import sys
 import pytest
 import torch
 
-from pretrain.config.sections import ModelSection
+from pretrain.config.sections import ModelSection, ObjectiveSection
 from pretrain.errors import ConfigError
 from pretrain.model.bert import Bert
 from pretrain.model.initialise import initial_value
 from pretrain.model.layer_spec import plain_layers
+from pretrain.model.pretraining import BertForPretraining
+from pretrain.planner.vocabulary import padded_vocab_size
 
 CONFIG = ModelSection(
     num_layers=2, hidden_size=8, num_attention_heads=2, ffn_hidden_size=16, max_position_embeddings=10
@@ -20,7 +22,7 @@ CONFIG = ModelSection(
 
 
 def _weights(seed: int, config: ModelSection = CONFIG) -> dict[str, torch.Tensor]:
-    return dict(Bert(config, 13, plain_layers(), seed=seed).named_parameters())
+    return dict(Bert(config, 13, plain_layers(), seed=seed).state_dict())
 
 
 def test_names_are_those_of_a_pipeline_of_layers() -> None:
@@ -127,3 +129,41 @@ def test_a_packed_row_gives_each_document_what_it_gives_alone() -> None:
         first += length
     whole = alone.encode(ids_BL[1:], segment_BL[1:])[0]
     torch.testing.assert_close(model.encode(ids_BL, segment_BL)[0].view(2, 10, -1)[1], whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "rows"), [(30_522, 1, 30_528), (30_522, 2, 30_592), (30_522, 4, 30_720), (64, 1, 64), (1, 1, 64)]
+)
+def test_the_word_matrix_has_rows_for_even_parts(words: int, ranks: int, rows: int) -> None:
+    assert padded_vocab_size(words, ranks) == rows
+
+
+def test_rows_that_stand_for_no_word_stay_zero() -> None:
+    """They get no gradient, and neither weight decay nor momentum moves them; no reader of the model sees them."""
+    model = BertForPretraining(CONFIG, 13, plain_layers(), ObjectiveSection(num_negatives=2), seed=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    ids_BL = torch.arange(12).view(2, 6)
+    batch = (ids_BL, torch.ones_like(ids_BL), torch.ones(2, 6, dtype=torch.bool))
+    for step in range(3):
+        model(*batch, torch.tensor([1, 8]), torch.tensor([12, -100]), step).total.backward()
+        optimizer.step()
+    for parameter in (model.tied_modules["word"].weight, model.get_submodule("6").bias):
+        assert isinstance(parameter, torch.nn.Parameter)
+        assert parameter.grad is not None
+        assert len(parameter) == 64
+        assert parameter[:13].any()
+        assert not parameter[13:].any()
+        assert not parameter.grad[13:].any()
+    assert model.logits(ids_BL, torch.ones_like(ids_BL)).shape == (2, 6, 13)
+
+
+def test_a_state_dict_has_the_words_alone_and_both_forms_are_read() -> None:
+    model, other = Bert(CONFIG, 13, plain_layers(), seed=1), Bert(CONFIG, 13, plain_layers(), seed=2)
+    state = model.state_dict()
+    assert state["tied_modules.word.weight"].shape == (13, 8)
+    assert state["6.bias"].shape == (13,)
+    other.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    other.load_state_dict(dict(model.named_parameters()))
+    with pytest.raises(RuntimeError, match="size mismatch for tied_modules.word.weight"):
+        other.load_state_dict({**state, "tied_modules.word.weight": torch.zeros(12, 8)})
