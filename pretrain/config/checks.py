@@ -12,6 +12,8 @@ from pretrain.config.sections import DataSection, RunConfig, SplitsSection, Trai
 from pretrain.config.zero_checks import check_hierarchy_size, check_zero
 from pretrain.errors import counted
 
+_FP8_MULTIPLE = 16
+
 
 def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
     """Every contradiction in a configuration; with `world_size`, also those with the number of started processes."""
@@ -51,7 +53,7 @@ def check_config(config: RunConfig, world_size: int | None = None) -> list[str]:
     if not all(0.0 <= beta < 1.0 for beta in optim.betas):
         problems.append(f"optim.betas ({list(optim.betas)}) must lie in [0, 1), for example [0.9, 0.999]")
     problems += _check_data(data) + _check_watchdog(config.watchdog) + _check_spike(config)
-    problems += check_passed_through(config) + check_zero(config) + check_compile(config)
+    problems += _check_fp8(config) + check_passed_through(config) + check_zero(config) + check_compile(config)
     return problems + _check_layout(config, world_size)
 
 
@@ -68,6 +70,28 @@ def _check_recompute(train: TrainSection) -> list[str]:
             "set train.recompute_layers=0"
         ]
     return []
+
+
+def _check_fp8(config: RunConfig) -> list[str]:
+    """What FP8 products cannot do; whether the GPU has them is seen when the model is built."""
+    if config.precision != "fp8":
+        emulate = "fp8.emulate=true emulates the products of precision=fp8"
+        return [f"{emulate}, and precision is {config.precision}; leave it out"] if config.fp8.emulate else []
+    model, problems = config.model, []
+    if config.parallel.tensor > 1:
+        problems.append(
+            f"precision=fp8 with parallel.tensor ({config.parallel.tensor}): tensor-parallel linears have no FP8 "
+            "products; set parallel.tensor=1, or precision=bf16"
+        )
+    problems += [
+        f"precision=fp8: model.{key} ({size}) must be a multiple of {_FP8_MULTIPLE}, as FP8 products need; try "
+        f"model.{key}={-(-size // _FP8_MULTIPLE) * _FP8_MULTIPLE}, or precision=bf16"
+        for key, size in (("hidden_size", model.hidden_size), ("ffn_hidden_size", model.ffn_hidden_size))
+        if size % _FP8_MULTIPLE
+    ]
+    if config.run.device == "cuda" and config.fp8.emulate:
+        problems.append("fp8.emulate=true is for a CPU, and run.device is cuda; leave it out")
+    return problems
 
 
 def check_world_size(config: RunConfig, world_size: int) -> list[str]:

@@ -89,7 +89,7 @@ def build_ds_config(config: RunConfig, dp_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": config.train.micro_batch_size,
         "gradient_accumulation_steps": config.grad_accum_steps(dp_size),
         "gradient_clipping": config.optim.clip_grad_norm,
-        "bf16": {"enabled": config.precision == "bf16"},
+        "bf16": {"enabled": config.weight_precision == "bf16"},
         "fp16": {"enabled": config.precision == "fp16", **config.fp16.model_dump()},
         "zero_optimization": {"stage": stage, **(_zero_options(config, stage) if stage else {})},
         "communication_data_type": reduce_dtype(config),
@@ -106,7 +106,7 @@ def build_ds_config(config: RunConfig, dp_size: int) -> dict[str, Any]:
 def grad_accum_dtype(config: RunConfig) -> str:
     """The dtype in which gradients are summed over micro-batches."""
     dtype = config.zero.grad_accum_dtype
-    return config.precision if dtype == "auto" else dtype
+    return config.weight_precision if dtype == "auto" else dtype
 
 
 def reduce_dtype(config: RunConfig) -> str:

@@ -268,6 +268,12 @@ class Fp16Section(_Section):
     min_loss_scale: int = Field(1, ge=1)
 
 
+class Fp8Section(_Section):
+    """The products of precision=fp8."""
+
+    emulate: bool = Field(False, description="on a CPU: compute the FP8 products in software, slowly, to try them")
+
+
 class CheckpointSection(_Section):
     """When to save and what to keep."""
 
@@ -325,8 +331,11 @@ class RunConfig(_Section):
     optim: OptimSection = OptimSection()
     parallel: ParallelSection = ParallelSection()
     zero: ZeroSection = ZeroSection()
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = Field(
+        "fp32", description="fp8: as bf16, with the encoder's matrix products in FP8 (H100 and later)"
+    )
     fp16: Fp16Section = Fp16Section()
+    fp8: Fp8Section = Fp8Section()
     checkpoint: CheckpointSection = CheckpointSection()
     spike: SpikeSection = SpikeSection()
     watchdog: WatchdogSection = WatchdogSection()
@@ -346,6 +355,11 @@ class RunConfig(_Section):
     def recomputes_elementwise(self) -> bool:
         """True if the element-wise part of every feed-forward block is computed again in backward."""
         return self.train.recompute == "elementwise"
+
+    @property
+    def weight_precision(self) -> str:
+        """The precision of weights and gradients: FP8 is one of products only, so DeepSpeed sees bf16."""
+        return "bf16" if self.precision == "fp8" else self.precision
 
     @property
     def is_contrastive(self) -> bool:

@@ -39,6 +39,7 @@ def check_zero_device(config: RunConfig, device_type: str, *, num_nodes: int) ->
     if device_type == "cpu":
         needs_cuda = {
             "precision=fp16": config.precision == "fp16",
+            "precision=fp8": config.precision == "fp8" and not config.fp8.emulate,
             "zero.zero_quantized_weights=true": zero.zero_quantized_weights,
             "zero.zero_quantized_gradients=true": zero.zero_quantized_gradients,
             "zero.offload_optimizer.device=nvme": zero.offload_optimizer.device == "nvme",
@@ -60,7 +61,10 @@ def check_zero_device(config: RunConfig, device_type: str, *, num_nodes: int) ->
     return problems
 
 
-_INSTEAD = {"precision=fp16": ", or use precision=bf16 or fp32"}
+_INSTEAD = {
+    "precision=fp16": ", or use precision=bf16 or fp32",
+    "precision=fp8": ", use precision=bf16, or set fp8.emulate=true to compute its products in software, slowly",
+}
 
 
 def _check_stage(config: RunConfig) -> list[str]:
@@ -103,7 +107,7 @@ def _check_pipeline(config: RunConfig) -> list[str]:
 
 def _check_dtypes(config: RunConfig) -> list[str]:
     """Combinations of dtypes that DeepSpeed does not support, or supports only at a cost."""
-    accum, precision, stage = grad_accum_dtype(config), config.precision, zero_stage(config)
+    accum, precision, stage = grad_accum_dtype(config), config.weight_precision, zero_stage(config)
     problems = []
     if accum not in (precision, "fp32"):
         problems.append(f"zero.grad_accum_dtype ({accum}) holds less than precision={precision}; use auto or fp32")

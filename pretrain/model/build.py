@@ -11,6 +11,7 @@ from pretrain.config.compile_checks import compile_mode
 from pretrain.config.sections import RunConfig
 from pretrain.kernels.attention_choice import AttentionNeeds, choose_attention
 from pretrain.kernels.choice import choose_kernels
+from pretrain.model.fp8 import check_fp8, with_fp8_linears
 from pretrain.model.layer_spec import LayerSpec, plain_layers
 from pretrain.model.pretraining import BertForPretraining
 from pretrain.parallel.mesh import Mesh
@@ -37,7 +38,7 @@ def build_model(
     mode, key = compile_mode(config, device.type), f"train.compile={config.train.compile}"
     has_padding = config.data.row_mode != "stream"
     needs = AttentionNeeds(
-        device, config.precision, config.model.attention_dropout, config.model.head_size, has_padding
+        device, config.weight_precision, config.model.attention_dropout, config.model.head_size, has_padding
     )
     layers = replace(
         layers,
@@ -45,6 +46,9 @@ def build_model(
         attention=choose_attention(config.train.attention, kernels, needs),
         recomputes_elementwise=config.recomputes_elementwise,
     )
+    if config.precision == "fp8":
+        check_fp8(device, is_emulated=config.fp8.emulate)
+        layers = with_fp8_linears(layers)
     separate_documents = config.data.row_mode == "pack"
     if mesh.pp_size == 1:
         model = BertForPretraining(

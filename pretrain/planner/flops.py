@@ -23,6 +23,7 @@ import numpy as np
 
 from pretrain.config.sections import RunConfig
 from pretrain.data.masking import predictions_per_row
+from pretrain.planner.vocabulary import padded_vocab_size
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def _document_lengths(segment_BL: np.ndarray) -> np.ndarray:
 def step_flops(config: RunConfig, vocab_size: int, counts: TokenCounts) -> StepFlops:
     """Operations for rows with these counts, forward and backward, on all devices that share them."""
     encoder, head = _forward(config, vocab_size, counts.tokens, counts.pairs, counts.labels)
-    all_encoder, all_head = _forward(config, vocab_size, counts.places, counts.pairs, counts.label_places)
+    num_columns = padded_vocab_size(vocab_size, config.parallel.tensor)
+    all_encoder, all_head = _forward(config, num_columns, counts.places, counts.pairs, counts.label_places)
     recomputed = all_encoder * config.recompute_layers / config.model.num_layers
     return StepFlops(model=3 * (encoder + head), hardware=3 * (all_encoder + all_head) + recomputed)
 

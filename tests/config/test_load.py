@@ -132,7 +132,7 @@ def test_files_arguments_types_and_contradictions_are_told_together_each_with_it
         ("parallel.sequence=true", "parallel.tensor is 1"),
         ("parallel.pipeline=13", "try parallel.pipeline=12"),
         ("parallel={pipeline: 2, stage_layers: [5, 5]}", "with the sum 12"),
-        ("precision=fp8", "'fp32', 'bf16' or 'fp16'"),
+        ("precision=fp4", "'fp32', 'bf16', 'fp16' or 'fp8'"),
         ("optim.lr=.inf", "finite number"),
         ("deepspeed={train_batch_size: 8}", "deepspeed.train_batch_size is set by train.global_batch_size"),
         ("data.train=data/books", "write 'data.train=[data/books]'"),

@@ -68,6 +68,12 @@ def refusal(*overrides: str) -> str:
         (["train.compile=full", "parallel.tensor=2"], "use train.compile=layers or parallel.tensor=1"),
         (["train.compile=full", "parallel.pipeline=2"], "use train.compile=layers or parallel.pipeline=1"),
         (["run.device=cpu", "precision=fp16"], "precision=fp16 needs a CUDA GPU"),
+        (["run.device=cpu", "precision=fp8"], "precision=bf16, or set fp8.emulate=true to compute its products in"),
+        (["precision=fp8", "parallel.tensor=2"], "have no FP8 products; set parallel.tensor=1, or precision=bf16"),
+        (["precision=fp8", "model.ffn_hidden_size=1000"], "try model.ffn_hidden_size=1008, or precision=bf16"),
+        (["run.device=cuda", "precision=fp8", "fp8.emulate=true"], "run.device is cuda; leave it out"),
+        (["precision=bf16", "fp8.emulate=true"], "and precision is bf16; leave it out"),
+        (["precision=fp8", "fp16.hysteresis=3"], "and precision is fp8; leave it out"),
         (["deepspeed={prescale_gradients: true}"], "deepspeed.prescale_gradients is ignored under ZeRO"),
         (["deepspeed={communication_data_type: fp32}"], "is set by zero.reduce_dtype"),
     ],
@@ -122,6 +128,7 @@ def test_types_of_gradients() -> None:
 
     assert found() == ("fp32", "fp32")
     assert found("precision=bf16") == ("bf16", "bf16")
+    assert found("precision=fp8") == ("bf16", "bf16")
     assert found("precision=bf16", "zero.reduce_dtype=fp32") == ("bf16", "fp32")
     assert found("precision=bf16", "zero.stage=2", "zero.grad_accum_dtype=fp32") == ("fp32", "fp32")
 
