@@ -357,7 +357,7 @@ class RunConfig(_Section):
         return self.train.recompute == "elementwise"
 
     @property
-    def weight_precision(self) -> str:
+    def weight_precision(self) -> Literal["fp32", "bf16", "fp16"]:
         """The precision of weights and gradients: FP8 is one of products only, so DeepSpeed sees bf16."""
         return "bf16" if self.precision == "fp8" else self.precision
 
