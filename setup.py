@@ -29,7 +29,7 @@ native = Pybind11Extension(
     depends=sorted(glob("csrc/**/*.hpp", recursive=True)),
     define_macros=[("TACO_SOURCES", f'"{sources_digest(ROOT / "csrc")}"')],
     cxx_std=17,
-    extra_compile_args=["-O3", "-Wall", "-Wextra", *extra_flags],
+    extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", *extra_flags],
     extra_link_args=extra_flags,
 )
 

@@ -53,6 +53,7 @@ void bind_sentences(py::module_& module);
 void bind_duplicates(py::module_& module);
 void bind_text(py::module_& module);
 void bind_splits(py::module_& module);
+void bind_optimizer(py::module_& module);
 void bind_step(py::module_& module);
 
 }  // namespace taco::python

@@ -15,5 +15,6 @@ PYBIND11_MODULE(_native, module) {
   taco::python::bind_duplicates(module);
   taco::python::bind_text(module);
   taco::python::bind_splits(module);
+  taco::python::bind_optimizer(module);
   taco::python::bind_step(module);
 }

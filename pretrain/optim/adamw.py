@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.kernels.choice import Kernels
 from pretrain.optim.holdable import Holdable
+from pretrain.optim.native_updates import UpdateKernels, native_adamw
 
 
 def flat_adamw(
@@ -30,7 +30,7 @@ def flat_adamw(
     weight_decay: float,
     gradient_scale: Tensor | None = None,
     skip: Tensor | None = None,
-    kernels: Kernels = "torch",
+    kernels: UpdateKernels = "torch",
 ) -> None:
     """One AdamW update of a flat buffer, in place. Nothing is read back to the host of a GPU.
 
@@ -42,11 +42,13 @@ def flat_adamw(
         copy_N: the weights in the precision that the model computes with, or None: rounded from the new weights.
         gradient_scale: [] fp32 by which the gradient is multiplied first (clipping and loss scale); None: 1.
         skip: [] bool; if true, weights, moments and step stay as they are, whatever the gradient holds. None: false.
-        kernels: who computes.
+        kernels: who computes; "native", the C++ extension, on a CPU only.
     """
     update: Callable[..., None] = _torch_adamw
     if kernels == "triton":
         from pretrain.kernels.adamw import fused_adamw as update
+    elif kernels == "native":
+        update = native_adamw
     update(
         weight_N,
         gradient_N,
@@ -113,7 +115,7 @@ class AdamW(Holdable, torch.optim.AdamW):  # type: ignore[misc]  # torch types `
     """
 
     _step = staticmethod(torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step)))
-    kernels: Kernels = "torch"
+    kernels: UpdateKernels = "torch"
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """One update, unless the optimizer is held."""

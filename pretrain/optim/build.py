@@ -9,10 +9,12 @@ import torch.distributed as distributed
 
 from pretrain.config.deepspeed import zero_stage
 from pretrain.config.sections import OptimSection, RunConfig
-from pretrain.kernels.choice import Kernels, choose_kernels
+from pretrain.data.native import native
+from pretrain.kernels.choice import choose_kernels
 from pretrain.optim.adamw import AdamW
 from pretrain.optim.groups import parameter_groups
 from pretrain.optim.lamb import Lamb
+from pretrain.optim.native_updates import UpdateKernels
 
 
 def build_optimizer(
@@ -21,13 +23,13 @@ def build_optimizer(
     *,
     norm_group: distributed.ProcessGroup | None = None,
     adds_whole: bool = True,
-    kernels: Kernels = "torch",
+    kernels: UpdateKernels = "torch",
 ) -> AdamW | Lamb:
     """AdamW or LAMB over the model's parameters, on whichever device ZeRO keeps the state.
 
     Args:
         norm_group, adds_whole: see `Lamb`.
-        kernels: who updates flat buffers on the device where the state is.
+        kernels: who updates flat buffers; see `choose_update_kernels`.
     """
     groups = parameter_groups(model, optim.weight_decay)
     settings: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
@@ -41,16 +43,18 @@ def build_optimizer(
     return optimizer
 
 
-def choose_update_kernels(config: RunConfig, device: torch.device) -> Kernels:
-    """Who updates the optimizer's buffers of a run that computes on `device`.
+def choose_update_kernels(config: RunConfig, device: torch.device) -> UpdateKernels:
+    """Who updates the optimizer's state of a run that computes on `device`.
 
-    Triton works on the buffers of a GPU. Without ZeRO there are none, but as many tensors as parameters, which torch's
-    foreach functions update in fewer launches.
+    Triton works on the buffers of a GPU, the C++ extension on those of a CPU, unless `train.kernels=torch`. On a GPU
+    without ZeRO there are no buffers, but as many tensors as parameters, which torch's foreach functions update in
+    fewer launches.
     """
-    is_offloaded = config.zero.offload_optimizer.device != "none"
-    if is_offloaded or zero_stage(config) == 0:
-        return "torch"
-    return choose_kernels(config.train.kernels, device)
+    kernels = choose_kernels(config.train.kernels, device)
+    is_on_cpu = device.type == "cpu" or config.zero.offload_optimizer.device != "none"
+    if is_on_cpu and not (kernels == "triton" and device.type == "cpu"):
+        return "native" if config.train.kernels != "torch" and native().can_update_buffers() else "torch"
+    return kernels if zero_stage(config) > 0 else "torch"
 
 
 def initial_state(optimizer: torch.optim.Optimizer, tensor: torch.Tensor, num_steps: int) -> dict[str, Any]:

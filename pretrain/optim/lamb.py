@@ -15,9 +15,9 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from pretrain.kernels.choice import Kernels
 from pretrain.optim.holdable import Holdable
 from pretrain.optim.lamb_halves import LambBuffer, LambStep
+from pretrain.optim.native_updates import UpdateKernels
 from pretrain.optim.segments import Segment, SegmentTable
 
 # The tensors of a parameter group, each with its gradient and its copy.
@@ -38,7 +38,7 @@ class _LambUpdate(torch.optim.Optimizer):
             tensor-parallel group hold those, so one of them does.
     """
 
-    kernels: Kernels = "torch"
+    kernels: UpdateKernels = "torch"
 
     def __init__(
         self,

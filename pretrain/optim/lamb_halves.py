@@ -12,7 +12,12 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from pretrain.kernels.choice import Kernels
+from pretrain.optim.native_updates import (
+    UpdateKernels,
+    native_lamb_moments,
+    native_lamb_weights,
+    step_settings,
+)
 from pretrain.optim.segments import SegmentTable
 
 
@@ -107,10 +112,11 @@ class LambStep:
         squares_P2: fp64 zeros, on the buffers' device.
     """
 
-    def __init__(self, groups: Sequence[Sequence[LambBuffer]], squares_P2: Tensor, kernels: Kernels) -> None:
+    def __init__(self, groups: Sequence[Sequence[LambBuffer]], squares_P2: Tensor, kernels: UpdateKernels) -> None:
         self.groups = groups
         self.squares_P2 = squares_P2
         self.kernels = kernels
+        self._is_skipped = False
         self._updates: list[list[list[Tensor]]] = []
 
     def take_first_half(self, gradient_scale: Tensor | None, skip: Tensor | None) -> None:
@@ -131,7 +137,18 @@ class LambStep:
                     gradient_scale=gradient_scale,
                     skip=skip,
                 )
-        elif skip is None or not skip:  # without a kernel of our own the host waits for the answer
+            return
+        self._is_skipped = skip is not None and bool(skip)  # without a kernel of our own the host waits for the answer
+        if self._is_skipped:
+            return
+        if self.kernels == "native":
+            for buffer in self._buffers():
+                buffer.step.add_(1)
+                state = buffer.weight_N, buffer.gradient_N, buffer.exp_avg_N, buffer.exp_avg_sq_N
+                settings = _settings(buffer, gradient_scale)
+                squares_S2 = native_lamb_moments(*state, buffer.table.places, settings)
+                self.squares_P2[buffer.table.parameters] = squares_S2
+        else:
             self._updates = [lamb_updates(buffers, self.squares_P2, gradient_scale) for buffers in self.groups]
 
     def take_second_half(self, skip: Tensor | None) -> None:
@@ -152,8 +169,16 @@ class LambStep:
                     weight_decay=buffer.weight_decay,
                     skip=skip,
                 )
+        elif self._is_skipped:
+            return
+        elif self.kernels == "native":
+            ratio_P = lamb_ratios(self.squares_P2)
+            for buffer in self._buffers():
+                state = buffer.weight_N, buffer.exp_avg_N, buffer.exp_avg_sq_N
+                rate_S = ratio_P[buffer.table.parameters] * buffer.lr
+                native_lamb_weights(*state, buffer.copy_N, buffer.table.places, rate_S, _settings(buffer, None))
         else:
-            for buffers, updates in zip(self.groups, self._updates, strict=False):
+            for buffers, updates in zip(self.groups, self._updates, strict=True):
                 take_updates(buffers, updates, self.squares_P2)
 
     def _buffers(self) -> Iterator[LambBuffer]:
@@ -162,3 +187,7 @@ class LambStep:
     @staticmethod
     def _state(buffer: LambBuffer) -> tuple[Tensor, Tensor, Tensor]:
         return buffer.exp_avg_N, buffer.exp_avg_sq_N, buffer.step
+
+
+def _settings(buffer: LambBuffer, gradient_scale: Tensor | None) -> dict[str, float]:
+    return step_settings(buffer.step, buffer.betas, buffer.eps, buffer.weight_decay, gradient_scale)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pretrain.kernels.choice import Kernels
+from pretrain.data.native import native
+from pretrain.optim.native_updates import UpdateKernels, native_squares
 
 # torch's CPU norm adds up in fp32 in a few lanes: over 28 million numbers its square is wrong by 0.3 %. So it sums
 # blocks of this many elements, to 1e-7, and fp64 sums the blocks.
@@ -15,23 +16,26 @@ _BLOCK = 512
 
 
 @torch.no_grad()
-def squared_norm(tensors: Sequence[Tensor], kernels: Kernels = "torch") -> Tensor:
+def squared_norm(tensors: Sequence[Tensor], kernels: UpdateKernels | None = None) -> Tensor:
     """The sum of the squares of all elements, [] fp64; it is finite exactly if every element is.
 
     The same bits for the same tensors, each time. On a GPU nothing is read back to the host.
 
     Args:
         tensors: contiguous, on one device, fp32 or 16-bit.
-        kernels: who computes.
+        kernels: who computes; None: the C++ extension on a CPU, torch elsewhere.
     """
     tensors = [tensor for tensor in tensors if tensor.numel()]
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
+    is_on_cpu = tensors[0].device.type == "cpu"
+    if kernels == "native" or (kernels is None and is_on_cpu and native().can_update_buffers()):
+        return torch.tensor(sum(native_squares(tensor) for tensor in tensors), dtype=torch.float64)
     if kernels == "triton":
         from pretrain.kernels.norm import fused_squared_norm
 
         return fused_squared_norm(tensors)
-    if tensors[0].device.type != "cpu":
+    if not is_on_cpu:
         return torch.stack(torch._foreach_norm(tensors, 2, torch.float64)).square().sum()
     norms = torch.cat([norm for tensor in tensors for norm in _block_norms(tensor.view(-1))])
     total = norms.double().square().sum()

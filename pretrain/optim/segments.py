@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,6 +61,12 @@ class SegmentTable:
     def parameters(self) -> Tensor:
         """[S] int64: the parameter of each segment."""
         return torch.tensor([segment.parameter for segment in self.segments], dtype=torch.int64)
+
+    @cached_property
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Start and length of each segment, int64 [S]."""
+        starts, lengths = [piece.start for piece in self.segments], [piece.length for piece in self.segments]
+        return np.array(starts, np.int64), np.array(lengths, np.int64)
 
     def split(self, buffer_N: Tensor) -> list[Tensor]:
         """The S segments of a buffer as views."""

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.sections import OptimSection
 from pretrain.optim import Lamb, build_optimizer
+from pretrain.optim.native_updates import UpdateKernels
 from pretrain.optim.segments import Segment, SegmentTable
 
 SETTINGS: dict[str, Any] = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.02}
@@ -77,9 +78,11 @@ def flat_lamb(**settings: Any) -> tuple[Lamb, list[list[Segment]]]:
 
 
 @pytest.mark.parametrize("gradient_type", [torch.float32, torch.bfloat16])
-def test_flat_buffers_equal_the_paper_over_many_steps(gradient_type: torch.dtype) -> None:
+@pytest.mark.parametrize("kernels", ["torch", "native"])
+def test_flat_buffers_equal_the_paper_over_many_steps(kernels: UpdateKernels, gradient_type: torch.dtype) -> None:
     torch.manual_seed(0)
     optimizer, segments = flat_lamb()
+    optimizer.kernels = kernels
     buffers = [group["params"][0] for group in optimizer.param_groups]
     copies = [torch.zeros_like(buffer, dtype=torch.bfloat16) for buffer in buffers]
     references = [
