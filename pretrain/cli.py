@@ -68,6 +68,7 @@ VERBS = {
     "bench loader": Verb("pretrain.bench.loader", "CPU time of a masked row against megatron-core and Hugging Face"),
     "bench loss": Verb("pretrain.bench.loss", "the contrastive loss and its pairs against the authors' way"),
     "bench step": Verb("pretrain.bench.step", "a training step against Hugging Face and the authors' loss"),
+    "bench optimizer": Verb("pretrain.bench.optimizer", "an optimizer step against torch and a loop over parameters"),
     "bench gpu": Verb("pretrain.bench.gpu", "BERT-large's step on one GPU in many settings, within minutes"),
 }
 
