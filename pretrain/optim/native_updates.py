@@ -40,7 +40,7 @@ def native_adamw(
         return
     step.add_(1)
     settings = step_settings(step, betas, eps, weight_decay, gradient_scale)
-    arrays = [as_array(tensor) for tensor in (weight_N, gradient_N, exp_avg_N, exp_avg_sq_N)]
+    arrays = [as_array(tensor) for tensor in (weight_N, gradient_N.contiguous(), exp_avg_N, exp_avg_sq_N)]
     native().adamw(*arrays, _copy_array(copy_N), lr=lr, settings=settings, num_threads=torch.get_num_threads())
     finish_copy(copy_N, weight_N)
 
@@ -59,7 +59,7 @@ def native_lamb_moments(
     settings: dict[str, float],
 ) -> Tensor:
     """Updates the moments; returns [S, 2] fp64, the squares of weights and updates of each segment."""
-    arrays = [as_array(tensor) for tensor in (weight_N, gradient_N, exp_avg_N, exp_avg_sq_N)]
+    arrays = [as_array(tensor) for tensor in (weight_N, gradient_N.contiguous(), exp_avg_N, exp_avg_sq_N)]
     squares_S2 = native().lamb_moments(*arrays, *segments, settings=settings, num_threads=torch.get_num_threads())
     return torch.from_numpy(squares_S2)
 
@@ -98,7 +98,7 @@ def step_settings(
 
 def as_array(tensor: Tensor) -> Any:
     """The memory of a contiguous tensor as a vector: fp32, or bf16 as uint16; fp16 is converted."""
-    flat = tensor.detach().reshape(-1)
+    flat = tensor.detach().view(-1)  # never a copy: what C++ writes must arrive
     if flat.dtype == torch.bfloat16:
         return flat.view(torch.uint16).numpy()
     return flat.float().numpy()
