@@ -105,6 +105,44 @@ void add_norm_backward(const Array<int64_t>& words, int64_t threshold, float sca
                           bias_data, hidden_data, residual_data, weight_sum, bias_sum, num_threads);
 }
 
+// What both passes over attention's scores take: the scores with their lines, and the dropout of these.
+py::ssize_t check_scores(const Array<float>& score, const Array<float>& log_sum, const Array<int64_t>& lines,
+                         int64_t line_width) {
+  check_matrix(score, "score");
+  if (score.shape(1) > line_width) {
+    throw std::invalid_argument("score: a line of the mask has " + std::to_string(line_width) + " elements, found " +
+                                shape_text(score));
+  }
+  check_shape(log_sum, "log_sum", {score.shape(0)});
+  check_shape(lines, "lines", {score.shape(0)});
+  return score.shape(0);
+}
+
+void attention_weights(const Array<int64_t>& words, int64_t threshold, float scale, const Array<int64_t>& lines,
+                       int64_t line_width, Array<float>& score, Array<float>& log_sum, int num_threads) {
+  const auto place = place_of(words, threshold);
+  const py::ssize_t num_lines = check_scores(score, log_sum, lines, line_width), width = score.shape(1);
+  const taco::Lines numbers{lines.data(), 0};
+  float *const score_data = score.mutable_data(), *const log_sum_data = log_sum.mutable_data();
+  py::gil_scoped_release release;
+  taco::attention_weights(place, scale, numbers, line_width, num_lines, width, score_data, log_sum_data, num_threads);
+}
+
+void attention_slopes(const Array<int64_t>& words, int64_t threshold, float scale, const Array<int64_t>& lines,
+                      int64_t line_width, const Array<float>& log_sum, const Array<float>& inner, float slope_scale,
+                      Array<float>& score, Array<float>& slope, int num_threads) {
+  const auto place = place_of(words, threshold);
+  const py::ssize_t num_lines = check_scores(score, log_sum, lines, line_width), width = score.shape(1);
+  check_shape(inner, "inner", {num_lines});
+  check_shape(slope, "slope", {num_lines, width});
+  const taco::Lines numbers{lines.data(), 0};
+  const float *const log_sum_data = log_sum.data(), *const inner_data = inner.data();
+  float *const score_data = score.mutable_data(), *const slope_data = slope.mutable_data();
+  py::gil_scoped_release release;
+  taco::attention_slopes(place, scale, numbers, line_width, num_lines, width, log_sum_data, inner_data, slope_scale,
+                         score_data, slope_data, num_threads);
+}
+
 }  // namespace
 
 void bind_step(py::module_& module) {
@@ -119,6 +157,11 @@ void bind_step(py::module_& module) {
              "lines"_a.noconvert(), "first_line"_a, "grad"_a.noconvert(), "out"_a.noconvert(), "rstd"_a.noconvert(),
              "weight"_a.noconvert(), "bias"_a.noconvert(), "grad_hidden"_a.noconvert(), "grad_residual"_a.noconvert(),
              "grad_weight"_a.noconvert(), "grad_bias"_a.noconvert(), "num_threads"_a);
+  module.def("attention_weights", &attention_weights, "words"_a.noconvert(), "threshold"_a, "scale"_a,
+             "lines"_a.noconvert(), "line_width"_a, "score"_a.noconvert(), "log_sum"_a.noconvert(), "num_threads"_a);
+  module.def("attention_slopes", &attention_slopes, "words"_a.noconvert(), "threshold"_a, "scale"_a,
+             "lines"_a.noconvert(), "line_width"_a, "log_sum"_a.noconvert(), "inner"_a.noconvert(), "slope_scale"_a,
+             "score"_a.noconvert(), "slope"_a.noconvert(), "num_threads"_a);
 }
 
 }  // namespace taco::python

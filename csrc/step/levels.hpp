@@ -56,12 +56,16 @@ TACO_INLINE void draw_levels(const DropoutPlace& place, int64_t first, uint16_t*
   }
 }
 
-// The half-words of a whole line; `levels` has room for `width` rounded up to a multiple of kChunk.
-TACO_INLINE void draw_line(const DropoutPlace& place, int64_t line, int64_t width, uint16_t* levels) {
-  const int64_t first = line * blocks_of(width);
+// `width` half-words from block `first` on; `levels` has room for `width` rounded up to a multiple of kChunk.
+TACO_INLINE void draw_blocks(const DropoutPlace& place, int64_t first, int64_t width, uint16_t* levels) {
   for (int64_t done = 0; done < width; done += kChunk) {
     draw_levels(place, first + done / kBlockSize, levels + done);
   }
+}
+
+// The half-words of a whole line.
+TACO_INLINE void draw_line(const DropoutPlace& place, int64_t line, int64_t width, uint16_t* levels) {
+  draw_blocks(place, line * blocks_of(width), width, levels);
 }
 
 inline int64_t round_up_to_chunk(int64_t width) { return (width + kChunk - 1) / kChunk * kChunk; }

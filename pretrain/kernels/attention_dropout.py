@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pretrain.kernels.dropout_mask import keep_mask
-
 
 class AttentionDropout(NamedTuple):
     """Dropout of the attention weights in one layer and micro-batch."""
@@ -26,9 +24,7 @@ class AttentionDropout(NamedTuple):
     row_length: int
     """Elements of a line, whatever the document's length."""
 
-    def keep(self, place_nl: Tensor, num_heads_here: int) -> Tensor:
-        """Which weights of some documents to keep, bool [n, H, l, l]; `place_nl` are the places of their tokens."""
-        assert self.words is not None
+    def lines(self, place_nl: Tensor, num_heads_here: int) -> Tensor:
+        """The numbers of the lines of some documents, int64 [n, H, l]; `place_nl` are the places of their tokens."""
         head_H1 = torch.arange(self.first_head, self.first_head + num_heads_here, device=place_nl.device)[:, None]
-        line_nHl = place_nl[:, None] * self.num_heads + head_H1
-        return keep_mask(self.words, line_nHl, self.row_length, self.probability)[..., : place_nl.shape[1]]
+        return place_nl[:, None] * self.num_heads + head_H1

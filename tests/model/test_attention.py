@@ -84,6 +84,39 @@ def test_a_share_of_the_heads_drops_the_same() -> None:
     assert_close(half, whole[:, 16:])
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_cpp_in_fp32_follows_torch_in_fp64(probability: float, threads: int) -> None:
+    """Also where scores are far apart; the first key of the first document stands out by 200."""
+    segment_BL = np.repeat([[1, 2, 3, 0]], [70, 1, 37, 2], axis=1)
+    rows = plan_rows(segment_BL, separate_documents=True)
+    wide = _random(rows.num_tokens)
+    with torch.no_grad():
+        wide[:, :SIZE] += 1
+        wide[0, SIZE : 2 * SIZE] += 200
+    single = wide.detach().float().requires_grad_()
+    slope = torch.randn(rows.num_tokens, NUM_HEADS * SIZE, dtype=torch.float64)
+    torch.set_num_threads(threads)
+    try:
+        outputs = [self_attention(qkv, rows, SIZE, _drop(probability, 110)) for qkv in (single, wide)]
+        gradients = [torch.autograd.grad(o, x, slope.to(x)) for o, x in zip(outputs, (single, wide), strict=True)]
+    finally:
+        torch.set_num_threads(1)
+    assert_close(outputs[0].double(), outputs[1], rtol=1e-5, atol=1e-5)
+    assert_close(gradients[0][0].double(), gradients[1][0], rtol=1e-4, atol=1e-3)
+
+
+def test_nan_and_infinity_are_not_hidden() -> None:
+    for value in (torch.nan, torch.inf, -torch.inf):
+        qkv = torch.randn(2 * 20, NUM_HEADS * 3 * SIZE)
+        qkv[3, SIZE] = value  # a key of the first row and head
+        drop = _drop(0.3, 20)
+        output, wide = (self_attention(x, TokenRows(2, 20), SIZE, drop) for x in (qkv, qkv.double()))
+        assert torch.equal(output.isnan(), wide.isnan())
+        assert output[:20, :SIZE].isnan().any()
+        assert output[20:].isfinite().all()
+
+
 def test_bf16_follows_fp32() -> None:
     half = torch.randn(2 * 9, 4 * 3 * 8).bfloat16().requires_grad_()
     single = half.detach().float().requires_grad_()

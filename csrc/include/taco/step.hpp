@@ -1,5 +1,5 @@
-// The element-wise work of an encoder layer on a CPU, in fp32: dropout whose mask is a function of a counter, and
-// dropout + residual + LayerNorm in one pass over each row.
+// The element-wise work of an encoder layer on a CPU, in fp32: dropout whose mask is a function of a counter, dropout +
+// residual + LayerNorm in one pass over each row, and softmax + dropout of attention's scores.
 //
 // The mask. What drops together is a line of `width` elements: the features of a token, or one head's attention weights
 // of a query. Element e of line n is half-word e % 8 of block n * ceil(width / 8) + e / 8, low halves first. A block is
@@ -45,5 +45,17 @@ void add_norm(const DropoutPlace& place, float scale, Lines lines, int64_t num_l
 void add_norm_backward(const DropoutPlace& place, float scale, Lines lines, int64_t num_lines, int64_t width,
                        const float* grad, const float* out, const float* rstd, const float* weight, const float* bias,
                        float* grad_hidden, float* grad_residual, float* grad_weight, float* grad_bias, int num_threads);
+
+// The weights of attention from its scores, in place, [num_lines, width]: softmax of each line, times `scale` where kept
+// and 0 elsewhere. log_sum[num_lines] is the logarithm of the sum of e^score. A line of the mask has `line_width`
+// elements, of which the first `width` are drawn.
+void attention_weights(const DropoutPlace& place, float scale, Lines lines, int64_t line_width, int64_t num_lines,
+                       int64_t width, float* score, float* log_sum, int num_threads);
+
+// Backward: `score` becomes the weights as above; `slope`, the gradient of the dropped weights, becomes that of the
+// scores times `slope_scale`. inner[num_lines] is the sum of dropped weight times gradient over a line.
+void attention_slopes(const DropoutPlace& place, float scale, Lines lines, int64_t line_width, int64_t num_lines,
+                      int64_t width, const float* log_sum, const float* inner, float slope_scale, float* score,
+                      float* slope, int num_threads);
 
 }  // namespace taco
