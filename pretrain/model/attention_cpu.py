@@ -131,7 +131,7 @@ def _differentiate(ctx: Any, grad_TY: Tensor | None, _: Tensor | None) -> tuple[
 _forward.register_autograd(_differentiate, setup_context=_keep_for_backward)
 
 
-# -- element by element: C++ in fp32, and torch, which defines it -------------------------------------------------------
+# -- element by element: C++ in fp32, and torch, which defines it ------------------------------------------------------
 
 
 def _weigh(score_Rll: Tensor, line_Rl: Tensor, drop: AttentionDropout) -> Tensor:
