@@ -8,6 +8,7 @@ import torch
 
 from pretrain.config.sections import RunConfig
 from pretrain.data.batches import Batch
+from pretrain.engine.batch_copies import BatchCopies, DeviceBatch
 from pretrain.engine.engine import Engine
 from pretrain.engine.graphs import use_graphs
 from pretrain.engine.token_mean import TokenMean
@@ -30,6 +31,7 @@ class PlainEngine(Engine):
         super().__init__(config, model, device, mesh, heartbeat)
         # DeepSpeed has placed the parameters by now: graphs remember their addresses.
         use_graphs(config, model, device, mesh.dp_size)
+        self._copies = BatchCopies(device, model.plan_rows, has_varying_sizes=model.has_varying_sizes)
 
     def _forward_backward(
         self, micro_batches: Sequence[Batch], token_mean: TokenMean | None
@@ -37,10 +39,14 @@ class PlainEngine(Engine):
         if not self.engine.module.training:  # it goes through all modules
             self.engine.train()
         own_losses = []
-        for number, batch in enumerate(micro_batches, start=1):
+        underway = self._copies.start(micro_batches[0])
+        for number in range(1, len(micro_batches) + 1):
             self.heartbeat.enter("forward")
+            batch = self._copies.finish(underway)
             with self.clock.running():
                 losses = self._forward(batch)
+            if number < len(micro_batches):
+                underway = self._copies.start(micro_batches[number])
             self.heartbeat.enter("backward")
             if token_mean is not None:  # here and not in forward, whose time is this rank's own
                 with self.step_clock.communicating():
@@ -60,13 +66,7 @@ class PlainEngine(Engine):
         self.engine.eval()
         for batch in micro_batches:
             self.heartbeat.enter("evaluation")
-            yield self._forward(batch), batch
+            yield self._forward(self._copies.finish(self._copies.start(batch), is_released=True)), batch
 
-    def _forward(self, batch: Batch) -> PretrainingLosses:
-        arrays = (batch.input_ids_BL, batch.segment_BL, batch.valid_BL, batch.masked_index_M, batch.masked_label_M)
-        # A batch may lie in page-locked memory, which its next owner overwrites. A training step holds its batches
-        # until it has waited for the losses; an evaluation releases them one by one, so it waits for each copy.
-        is_held = self.engine.module.training
-        tensors = [torch.from_numpy(array).to(self.device, non_blocking=is_held) for array in arrays]
-        rows = self.engine.module.plan_rows(batch.segment_BL).to(self.device, non_blocking=is_held)
-        return PretrainingLosses(*self.engine(*tensors, batch.micro_batch_index, rows))
+    def _forward(self, batch: DeviceBatch) -> PretrainingLosses:
+        return PretrainingLosses(*self.engine(*batch.tensors, batch.micro_batch_index, batch.rows))

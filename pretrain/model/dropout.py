@@ -42,7 +42,9 @@ class DropoutKey:
     @classmethod
     def of(cls, seed: int, micro_batch_index: int, num_layers: int, device: torch.device) -> DropoutKey:
         """The key of a micro-batch for a model of `num_layers` encoder layers."""
-        words = torch.zeros(num_layers + 2, _NUM_PLACES, NUM_WORDS, dtype=torch.int64)
+        # Page-locked for a GPU: a copy from other memory would hold the host up.
+        shape = (num_layers + 2, _NUM_PLACES, NUM_WORDS)
+        words = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
         key_low, key_high = split_words(seed)
         place_IP = torch.arange(words.shape[0] * _NUM_PLACES).view(-1, _NUM_PLACES)
         words[..., 2] = place_IP << 16
