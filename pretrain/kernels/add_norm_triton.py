@@ -22,7 +22,8 @@ from pretrain.kernels.dropout_mask import BLOCK_SIZE, HiddenDropout, drop_thresh
 from pretrain.kernels.philox import keep_lines, rows_per_program
 
 
-@triton.jit
+# The number of tokens differs from micro-batch to micro-batch: no kernel of its own for one that 16 divides.
+@triton.jit(do_not_specialize=["first_line", "num_lines"])
 def _forward(
     hidden, residual, weight, bias, out, rstd, words, line_of, first_line, num_lines, threshold, scale, eps,
     WIDTH: tl.constexpr, NUM_BLOCKS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, DROPS: tl.constexpr,
@@ -48,7 +49,7 @@ def _forward(
     tl.store(rstd + row_R, inverse_R, mask=is_row_R)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_line", "num_lines"])
 def _backward(
     grad, out, rstd, weight, bias, grad_hidden, grad_residual, sums, words, line_of, first_line, num_lines, threshold,
     scale,

@@ -57,7 +57,8 @@ def _line(place, token, is_inside, head, num_heads, has_places: tl.constexpr):
     return number * num_heads + head
 
 
-@triton.jit
+# The number of tokens differs from micro-batch to micro-batch: no kernel of its own for one that 16 divides.
+@triton.jit(do_not_specialize=["num_tokens"])
 def _forward_kernel(
     qkv, out, log_sum, blocks, place, words,
     num_tokens, first_head, num_heads, row_blocks, threshold, keep_scale, scale_log2e,
@@ -107,7 +108,7 @@ def _forward_kernel(
     tl.store(log_sum + head.to(tl.int64) * num_tokens + token, highest + tl.log2(weight_sum), mask=is_inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _backward_kernel(
     qkv, grad_out, log_sum, inner, grad_qkv, blocks, place, words,
     num_tokens, first_head, num_heads, row_blocks, threshold, keep_scale, scale, scale_log2e,
@@ -320,9 +321,16 @@ def _constants(qkv_TX: Tensor, head_size: int, place_T: Tensor | None, drop: Att
         "is_dropped": drop.probability > 0,
         "has_places": place_T is not None,
         "precision": "ieee" if is_fp32 else "tf32",  # TF32 would keep 11 bits of fp32
-        "num_warps": 4,
+        "num_warps": _num_warps(is_fp32, head_size),
         "num_stages": 1 if is_fp32 else 2,
     }
+
+
+def _num_warps(is_fp32: bool, head_size: int) -> int:
+    """Warps of a program: products in fp32 have no tensor cores, and with fewer their sums leave the registers."""
+    if is_fp32:
+        return 8 if head_size <= 64 else 16
+    return 4
 
 
 def _step(qkv_TX: Tensor, head_size: int) -> int:

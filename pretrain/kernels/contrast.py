@@ -116,7 +116,8 @@ class _DrawnContrast(torch.autograd.Function):
         _unit_kernel[(triton.cdiv(num_tokens, num_vectors),)](
             hidden_TD, embedding_TD, unit_TD, num_tokens, SIZE=size, VECTORS=num_vectors, BLOCK=block
         )
-        loss_T, is_anchor_T = hidden_TD.new_empty(2, num_tokens, dtype=torch.float32)
+        # Each aligned to 16 bytes, whatever T is.
+        loss_T, is_anchor_T = (hidden_TD.new_empty(num_tokens, dtype=torch.float32) for _ in range(2))
         gradient_TD = hidden_TD.new_empty(num_tokens if needs_gradient else 0, size, dtype=torch.float32)
         num_anchors = 1 if hidden_TD.is_cuda else _INTERPRETED_ANCHORS
         _contrast_kernel[(triton.cdiv(num_tokens, num_anchors),)](
@@ -193,7 +194,8 @@ def _load_unit(hidden, embedding, element_ND, is_read_ND):
     return semantics_ND * inverse_norm_N[:, None], inverse_norm_N
 
 
-@triton.jit
+# T differs from micro-batch to micro-batch: no kernel of its own for one that 16 divides.
+@triton.jit(do_not_specialize=["num_tokens"])
 def _unit_kernel(hidden, embedding, unit, num_tokens, SIZE: tl.constexpr, VECTORS: tl.constexpr, BLOCK: tl.constexpr):
     """Some tokens: their rows of the table."""
     token_N = tl.program_id(0) * VECTORS + tl.arange(0, VECTORS)
@@ -211,7 +213,7 @@ def _load_rows(unit, token_A, feature_D, is_read_AD, SIZE: tl.constexpr):
     return tl.load(unit + element_AD, mask=is_read_AD, other=0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["own_first", "own_end"])
+@triton.jit(do_not_specialize=["num_tokens", "own_first", "own_end"])
 def _contrast_kernel(
     hidden,
     embedding,
@@ -309,7 +311,7 @@ def _contrast_kernel(
         tl.store(gradient + element_AD, tl.where(is_own_A[:, None], pull_AD, 0.0), mask=is_inside_AD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _mean_kernel(loss, is_anchor, mean, num_tokens, BLOCK: tl.constexpr):
     """The loss over the anchors, and 1 / their number (1 without any): one program, so always in the same order."""
     lane = tl.arange(0, BLOCK)

@@ -186,7 +186,8 @@ def _find_totals(  # type: ignore[no-untyped-def]
     tl.store(bests + row, best.to(tl.int64))
 
 
-@triton.jit
+# The number of rows differs from micro-batch to micro-batch: no kernel of its own for one that 16 divides.
+@triton.jit(do_not_specialize=["num_rows"])
 def _finish(  # type: ignore[no-untyped-def]
     log_totals,
     picked,
@@ -219,7 +220,7 @@ def _finish(  # type: ignore[no-untyped-def]
     tl.store(num_labels, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _write_gradient(  # type: ignore[no-untyped-def]
     logits,
     row_stride,

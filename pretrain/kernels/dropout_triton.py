@@ -13,7 +13,8 @@ from pretrain.kernels.dropout_mask import BLOCK_SIZE, HiddenDropout, drop_thresh
 from pretrain.kernels.philox import keep_lines, rows_per_program
 
 
-@triton.jit
+# The number of tokens differs from micro-batch to micro-batch: no kernel of its own for one that 16 divides.
+@triton.jit(do_not_specialize=["first_line", "num_lines"])
 def _drop(
     hidden, out, words, line_of, first_line, num_lines, threshold, scale,
     WIDTH: tl.constexpr, NUM_BLOCKS: tl.constexpr, BLOCK: tl.constexpr, HAS_LINES: tl.constexpr, ROWS: tl.constexpr,

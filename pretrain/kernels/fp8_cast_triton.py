@@ -26,12 +26,11 @@ def cast_to_fp8(
     num_rows, num_features = value_NF.shape
     rows_NF = torch.empty_like(value_NF, dtype=dtype) if rows else None
     columns_FQ = None if num_columns is None else value_NF.new_empty(num_features, num_columns, dtype=dtype)
-    num_columns = num_columns or num_rows
     num_parts = max(1, min(_PARTS, triton.cdiv(value_NF.numel(), _BLOCK)))
     largest_P = value_NF.new_empty(num_parts, dtype=torch.float32)
     scale = value_NF.new_empty((), dtype=torch.float32)
     _find_largest[(num_parts,)](value_NF, value_NF.numel(), largest_P, num_parts, BLOCK=_BLOCK, num_warps=8)
-    grid = (max(1, triton.cdiv(num_columns, _TILE)), triton.cdiv(num_features, _TILE))
+    grid = (max(1, triton.cdiv(num_columns or num_rows, _TILE)), triton.cdiv(num_features, _TILE))
     _cast[grid](
         value_NF,
         largest_P,
@@ -41,7 +40,7 @@ def cast_to_fp8(
         scale,
         num_rows,
         num_features,
-        num_columns,
+        num_columns or 0,
         LIMIT=torch.finfo(dtype).max,
         SMALLEST=smallest,
         PARTS=triton.next_power_of_2(num_parts),
@@ -62,7 +61,8 @@ def _find_largest(values, num_values, largest, num_parts, BLOCK: tl.constexpr): 
     tl.store(largest + part, tl.max(found, axis=0))
 
 
-@triton.jit
+# The number of rows differs from micro-batch to micro-batch: no kernel of its own for one that 16 divides.
+@triton.jit(do_not_specialize=["num_rows"])
 def _cast(  # type: ignore[no-untyped-def]
     values,
     largest,
