@@ -334,5 +334,7 @@ def _num_warps(is_fp32: bool, head_size: int) -> int:
 
 
 def _step(qkv_TX: Tensor, head_size: int) -> int:
-    """Tokens of the other side that a program reads at once: as many as fit into shared memory with its own."""
-    return 32 if qkv_TX.dtype == torch.float32 or head_size > 64 else 64
+    """Tokens of the other side that a program reads at once: what fits with its own into its memory."""
+    if qkv_TX.dtype == torch.float32:
+        return 32 if head_size <= 64 else 16
+    return 64 if head_size <= 64 else 32

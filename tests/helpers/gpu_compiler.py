@@ -245,7 +245,7 @@ def cases(capability: int) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "bf16", partial(words, count, 30_592, bfloat16)
         for size in (64, 128):
             yield f"bf16, heads of {size}", partial(_attend, count, size, bfloat16)
-        if capability >= FIRST_WITH_FP8:
+        if capability >= FIRST_WITH_FP8 and count > 2048:  # fewer rows have fewer parts, a constant
             yield "e4m3, both orders", partial(cast, 15 + count, 1024, torch.float8_e4m3fn, rows=True, columns=True)
             yield "e4m3, rows only", partial(cast, 15 + count, 1024, torch.float8_e4m3fn, rows=True, columns=False)
     if capability >= FIRST_WITH_FP8:
