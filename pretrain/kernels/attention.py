@@ -19,6 +19,7 @@ from torch import Tensor
 from pretrain.kernels.attention_choice import ATTENTION_BLOCK
 from pretrain.kernels.attention_dropout import AttentionDropout
 from pretrain.kernels.dropout_mask import BLOCK_SIZE, drop_threshold, keep_scale
+from pretrain.kernels.operator import differentiable
 from pretrain.kernels.philox import draw_blocks
 
 _LOG_2_OF_E = 1.4426950408889634
@@ -196,18 +197,10 @@ def triton_attention(
     if qkv_TX.dtype == torch.bfloat16 and not qkv_TX.is_cuda:  # Triton's interpreter multiplies bf16 as integers
         return triton_attention(qkv_TX.float(), head_size, block_K3, place_T, drop).to(qkv_TX.dtype)
     drop = drop or AttentionDropout(0.0, None, 0, 1, 0)
-    output_TY: Tensor = _forward(qkv_TX, head_size, block_K3, place_T, *drop)[0]
+    output_TY: Tensor = _attention(qkv_TX, head_size, block_K3, place_T, *drop)[0]
     return output_TY
 
 
-_ARGUMENTS = (
-    "Tensor qkv_TX, int head_size, Tensor block_K3, Tensor? place_T, "
-    "float probability, Tensor? words, int first_head, int num_heads, int row_length"
-)
-
-
-# An operator of its own, so that torch.compile and its versions need not understand the launch.
-@torch.library.custom_op("taco::attention_triton", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
 def _forward(
     qkv_TX: Tensor, head_size: int, block_K3: Tensor, place_T: Tensor | None, *drop_values: Any
 ) -> tuple[Tensor, Tensor]:
@@ -231,11 +224,6 @@ def _forward(
     return output_TY, log_sum_HT
 
 
-@torch.library.custom_op(
-    "taco::attention_triton_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_TY, Tensor output_TY, Tensor log_sum_HT, {_ARGUMENTS}) -> Tensor",
-)
 def _backward(
     grad_TY: Tensor,
     output_TY: Tensor,
@@ -271,34 +259,19 @@ def _backward(
     return grad_qkv_TX
 
 
-@_forward.register_fake
-def _(qkv_TX: Tensor, head_size: int, *_: Any) -> tuple[Tensor, Tensor]:
+def _empty_outputs(qkv_TX: Tensor, head_size: int, *_: Any) -> tuple[Tensor, Tensor]:
     num_tokens, width = qkv_TX.shape
     log_sum_HT = qkv_TX.new_empty(width // (3 * head_size), num_tokens, dtype=torch.float32)
     return qkv_TX.new_empty(num_tokens, width // 3), log_sum_HT
 
 
-@_backward.register_fake
-def _(grad_TY: Tensor, output_TY: Tensor, log_sum_HT: Tensor, qkv_TX: Tensor, *_: Any) -> Tensor:
-    return qkv_TX.new_empty(qkv_TX.shape)
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv_TX, ctx.head_size, block_K3, place_T, ctx.probability, words, *ctx.numbers = inputs
-    ctx.save_for_backward(*output, qkv_TX, block_K3, place_T, words)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, grad_TY: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    output_TY, log_sum_HT, qkv_TX, block_K3, place_T, words = ctx.saved_tensors
-    settings = (ctx.probability, words, *ctx.numbers)
-    grad_TX = None
-    if grad_TY is not None:
-        grad_TX = _backward(grad_TY, output_TY, log_sum_HT, qkv_TX, ctx.head_size, block_K3, place_T, *settings)
-    return grad_TX, None, None, None, *(None for _ in settings)
-
-
-_forward.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_attention = differentiable(
+    "attention_triton",
+    "Tensor qkv_TX, int head_size, Tensor block_K3, Tensor? place_T",
+    _forward,
+    _backward,
+    _empty_outputs,
+)
 
 
 def _pointers(block_K3: Tensor, place_T: Tensor | None, drop: AttentionDropout) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,6 +17,7 @@ from pretrain.planner.devices import Arithmetic
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # for fp8: bf16
 _MOST_CPU_TOKENS = 4096  # a CPU is as fast with them as with more, and a start should not take seconds
 _SECONDS = {"cpu": 0.05, "cuda": 0.03}
+_FEWEST_CPU_CALLS = 5  # of which the others may have had the cores for a moment
 
 
 def arithmetic_of(config: RunConfig, device: torch.device) -> Arithmetic:
@@ -81,10 +82,10 @@ def _seconds(action: Callable[[], None], device: torch.device) -> float:
         last.record()
         last.synchronize()
         return first.elapsed_time(last) / 1000 / number
-    fastest, end = _timed_on_host(action, device), time.perf_counter() + _SECONDS["cpu"]
-    while time.perf_counter() < end:
-        fastest = min(fastest, _timed_on_host(action, device))
-    return fastest
+    calls, end = [_timed_on_host(action, device)], time.perf_counter() + _SECONDS["cpu"]
+    while time.perf_counter() < end or len(calls) < _FEWEST_CPU_CALLS:
+        calls.append(_timed_on_host(action, device))
+    return min(calls)
 
 
 def _timed_on_host(action: Callable[[], None], device: torch.device) -> float:

@@ -6,7 +6,8 @@ as many at a time as stay in the cache, without a mask, and without scores betwe
 the size of the scores is kept: the backward pass recomputes the weights, as FlashAttention does (Dao et al. 2022), and
 draws the dropout again.
 
-Both passes are operators of their own, because torch.compile cannot look into them: the lengths of documents are data.
+For torch.compile both passes are operators of their own, because it cannot look into them: the lengths of documents are
+data. Without it they are called as they are: an operator would load TorchDynamo, a second at every start.
 
 Shape letters: T tokens, N documents, H attention heads, d features of one head, X = H * 3 * d, Y = H * d; n documents
 of l tokens in a group, R = n * H.
@@ -25,6 +26,7 @@ from torch import Tensor
 from pretrain.data.native import native
 from pretrain.kernels.attention_dropout import AttentionDropout
 from pretrain.kernels.dropout_mask import NUM_WORDS, drop_threshold, keep_mask, keep_scale
+from pretrain.kernels.operator import differentiable
 from pretrain.model.token_rows import TokenRows
 
 _CACHE_BYTES = 2 << 20
@@ -36,17 +38,10 @@ def attention_cpu(qkv_TX: Tensor, rows: TokenRows, head_size: int, drop: Attenti
     if bound_N1 is None:
         bound_N1 = torch.arange(rows.num_rows + 1, dtype=torch.int32) * rows.length
     drop = drop or AttentionDropout(0.0, None, 0, 0, rows.length)
-    output_TY: Tensor = _forward(qkv_TX, head_size, bound_N1, rows.place_T, *drop)[0]
+    output_TY: Tensor = _attention(qkv_TX, head_size, bound_N1, rows.place_T, *drop)[0]
     return output_TY
 
 
-_ARGUMENTS = (
-    "Tensor qkv_TX, int head_size, Tensor bound_N1, Tensor? place_T, "
-    "float probability, Tensor? words, int first_head, int num_heads, int row_length"
-)
-
-
-@torch.library.custom_op("taco::attention_cpu", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
 def _forward(
     qkv_TX: Tensor, head_size: int, bound_N1: Tensor, place_T: Tensor | None, *drop_values: Any
 ) -> tuple[Tensor, Tensor]:
@@ -65,11 +60,6 @@ def _forward(
     return output_THd.flatten(1), log_sum_TH1.flatten(1)
 
 
-@torch.library.custom_op(
-    "taco::attention_cpu_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_TY, Tensor output_TY, Tensor log_sum_TH, {_ARGUMENTS}) -> Tensor",
-)
 def _backward(
     grad_TY: Tensor,
     output_TY: Tensor,
@@ -101,34 +91,19 @@ def _backward(
     return grad_qkv.flatten(1)
 
 
-@_forward.register_fake
-def _(qkv_TX: Tensor, head_size: int, *_: Any) -> tuple[Tensor, Tensor]:
+def _empty_outputs(qkv_TX: Tensor, head_size: int, *_: Any) -> tuple[Tensor, Tensor]:
     num_tokens, width = qkv_TX.shape
     log_sum_TH = qkv_TX.new_empty(num_tokens, width // (3 * head_size), dtype=_work_dtype(qkv_TX))
     return qkv_TX.new_empty(num_tokens, width // 3), log_sum_TH
 
 
-@_backward.register_fake
-def _(grad_TY: Tensor, output_TY: Tensor, log_sum_TH: Tensor, qkv_TX: Tensor, *_: Any) -> Tensor:
-    return qkv_TX.new_empty(qkv_TX.shape)
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv_TX, ctx.head_size, bound_N1, place_T, ctx.probability, words, *ctx.numbers = inputs
-    ctx.save_for_backward(*output, qkv_TX, bound_N1, place_T, words)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, grad_TY: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    output_TY, log_sum_TH, qkv_TX, bound_N1, place_T, words = ctx.saved_tensors
-    settings = (ctx.probability, words, *ctx.numbers)
-    grad_TX = None
-    if grad_TY is not None:
-        grad_TX = _backward(grad_TY, output_TY, log_sum_TH, qkv_TX, ctx.head_size, bound_N1, place_T, *settings)
-    return grad_TX, None, None, None, *(None for _ in settings)
-
-
-_forward.register_autograd(_differentiate, setup_context=_keep_for_backward)
+_attention = differentiable(
+    "attention_cpu",
+    "Tensor qkv_TX, int head_size, Tensor bound_N1, Tensor? place_T",
+    _forward,
+    _backward,
+    _empty_outputs,
+)
 
 
 # -- element by element: C++ in fp32, and torch, which defines it ------------------------------------------------------

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Tensors = tuple[Tensor, ...]
+# A CPU's attention looks at the bounds of documents on the host and makes indices of them; a GPU's does not.
+FROM_HOST = torch.ops.aten.lift_fresh.default
 
 
 class CalledAgain:
@@ -56,7 +58,7 @@ class _Reads(TorchDispatchMode):
         self._learn(memory)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in _tensors((args, kwargs)):
+        for tensor in _tensors((args, kwargs)) if operation is not FROM_HOST else ():
             if tensor.untyped_storage()._cdata not in self._known:
                 self._foreign_reads.append(f"{operation} of {tuple(tensor.shape)}")
         result = operation(*args, **(kwargs or {}))
