@@ -123,7 +123,7 @@ def test_steps_go_on_while_a_slow_disk_writes_and_the_bytes_are_those_of_a_synch
 
 def count_saves(report: Path) -> None:
     """Rank 0 leaves, for every save, how many were on their way at once."""
-    slow_down(0.2)
+    slow_down(0.6)
     save, active = CheckpointStore.save, [0]
 
     def counting(*args: Any, **kwargs: Any) -> Path:
@@ -252,7 +252,7 @@ def test_a_disk_that_refuses_one_rank_ends_all_with_the_same_line(mode: str, tmp
 
 def stop_in_first_save() -> None:
     """Rank 1 is asked to stop while its first state is written, slowly."""
-    slow_down(0.2)
+    slow_down(0.6)
     write_state, saves = captured_state.write_state, iter(range(100))
 
     def write(*args: Any) -> Any:

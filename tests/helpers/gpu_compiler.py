@@ -179,13 +179,13 @@ def words(num_rows: int, num_words: int, dtype: torch.dtype, *, has_bias: bool =
 
 
 def attend(num_tokens: int, heads: int, size: int, dtype: torch.dtype, *, drops: bool, has_places: bool) -> None:
-    """Attention, both ways; the bodies of the operators, which fake tensors would not enter."""
+    """Attention, both ways."""
     qkv_TX, grad_TY = _tensor(num_tokens, heads * 3 * size, dtype=dtype), _tensor(num_tokens, heads * size, dtype=dtype)
     block_K3 = _tensor(-(-num_tokens // 64), 3, dtype=torch.int32)
     place_T = _long(num_tokens) if has_places else None
     settings = (0.1, _long(NUM_WORDS), 0, heads, 512) if drops else (0.0, None, 0, 1, 0)
-    out_TY, log_sum_HT = attention._forward._init_fn(qkv_TX, size, block_K3, place_T, *settings)
-    attention._backward._init_fn(grad_TY, out_TY, log_sum_HT, qkv_TX, size, block_K3, place_T, *settings)
+    out_TY, log_sum_HT = attention._forward(qkv_TX, size, block_K3, place_T, *settings)
+    attention._backward(grad_TY, out_TY, log_sum_HT, qkv_TX, size, block_K3, place_T, *settings)
 
 
 def update(num_elements: int, gradients: torch.dtype, copies: torch.dtype | None, *, scales: bool) -> None:

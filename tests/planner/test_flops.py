@@ -82,14 +82,14 @@ def test_neighbouring_rows_with_documents_of_one_number_are_two() -> None:
 
 @pytest.mark.parametrize("recompute_layers", [0, 2])
 def test_torch_counts_the_same_on_the_real_model(recompute_layers: int) -> None:
-    """Without attention's own products, which torch does not see in our operator; see the next test."""
+    """Without attention's own products, the batched ones, some of which are computed twice; see the next test."""
     config = config_of(recompute_layers=recompute_layers, kernels="torch")
     model = build_model(config, VOCAB_SIZE, Mesh(dp_rank=0, dp_size=1)).train()
     batch = random_batch(config, 0, VOCAB_SIZE)
     arrays = (batch.input_ids_BL, batch.segment_BL, batch.valid_BL, batch.masked_index_M, batch.masked_label_M)
     with FlopCounterMode(display=False) as counter:
         model(*map(torch.from_numpy, arrays), 0).total.backward()
-    found = counter.get_flop_counts()["Global"]
+    found = {name: count for name, count in counter.get_flop_counts()["Global"].items() if name != torch.ops.aten.bmm}
     counts = replace(full_rows(config, 4), pairs=0)
     assert sum(found.values()) == pytest.approx(step_flops(config, VOCAB_SIZE, counts).hardware, rel=1e-9), found
 
