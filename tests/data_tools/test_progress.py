@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,28 +31,31 @@ class Clock:
         return self.now
 
 
-def test_a_long_document_is_told_to_take_long(
-    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def first_lines(stream: io.StringIO) -> str:
+    """What another thread prints, once it ends with a line. (`capsys` would lose what is printed while it is read.)"""
+    while not stream.getvalue().endswith("\n"):
+        time.sleep(0.001)
+    return stream.getvalue()
+
+
+def test_a_long_document_is_told_to_take_long(clock: Clock, monkeypatch: pytest.MonkeyPatch):
     """In a thread: the program itself is busy with one document and reports nothing."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0.01)
     with ProgressMeter("tokenising", 1000) as meter:
         meter.update(100, "a word")
         clock.now += 35
-        printed = ""
-        while not printed:
-            printed = capsys.readouterr().err
+        printed = first_lines(stream)
     assert printed == "tokenising: 10 %, at the same place for 35 s, ETA 315 s, a word\n"
 
 
-def test_a_library_that_reports_nothing_is_said_to_be_at_work(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_a_library_that_reports_nothing_is_said_to_be_at_work(monkeypatch: pytest.MonkeyPatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.01)
     with PatientLine("learning 9 pieces", lambda: "40% of the text read"):
-        printed = ""
-        while not printed:
-            printed = capsys.readouterr().err
+        printed = first_lines(stream)
     assert printed.startswith("learning 9 pieces: 40% of the text read, 0 s so far\n")
 
 
