@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before torch or DeepSpeed is imported anywhere: several processes share few cores, and no test takes a GPU by chance.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,7 +11,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ from fault_records import PROPERTY, FaultRecord, FaultRecorder, names_of, note_o
 def fault(request: pytest.FixtureRequest) -> FaultRecorder:
     """Notes faults that the test injected; see helpers/fault_records.py."""
     return FaultRecorder(request.node)
+
+
+@pytest.fixture
+def hangup_is_heard() -> Iterator[None]:
+    """SIGHUP reaches the processes of a test, also where the tests run under nohup, which would let them ignore it."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks

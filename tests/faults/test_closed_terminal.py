@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.fault("stop-signal")
+@pytest.mark.usefixtures("hangup_is_heard")
 def test_a_closed_terminal_stops_a_run_that_has_saved(tmp_path: Path) -> None:
     """With a progress bar, which goes on to write where nothing can be written."""
     config = write_small_run(tmp_path, train__steps=100_000, train__eval_every=100_000, checkpoint__every_steps=100_000)

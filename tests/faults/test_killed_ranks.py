@@ -76,6 +76,7 @@ def test_a_killed_rank_ends_the_others_and_a_new_start_goes_on(
 
 
 @pytest.mark.parametrize("undisturbed", [2], indirect=True)
+@pytest.mark.usefixtures("hangup_is_heard")
 def test_a_signal_to_any_rank_stops_all_at_one_step(
     undisturbed: dict[str, str], tmp_path: Path, fault: FaultRecorder
 ) -> None:

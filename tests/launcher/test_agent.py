@@ -68,6 +68,7 @@ def saved(run: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.fault("stop-signal")
+@pytest.mark.usefixtures("hangup_is_heard")
 def test_a_run_of_two_ranks_under_signals_and_kills(tmp_path: Path) -> None:
     """One run, started again after each fault: every start costs the imports of two ranks."""
     changes = {"train__steps": STEPS, "train__eval_every": STEPS, "checkpoint": {"every_steps": STEPS}}

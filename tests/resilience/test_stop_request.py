@@ -99,6 +99,7 @@ def test_before_the_ranks_have_met_a_signal_ends_the_process(tmp_path: Path) -> 
 
 
 @pytest.mark.fault("second-signal")
+@pytest.mark.usefixtures("hangup_is_heard")
 def test_signals_are_heard_while_the_main_thread_is_in_cpp(tmp_path: Path) -> None:
     """In a store that waits for a key that nobody sets; Python's own handlers would run after it."""
 

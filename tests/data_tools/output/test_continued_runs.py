@@ -58,6 +58,7 @@ def test_killed_at_any_moment_and_continued_with_other_workers(tmp_path: Path, m
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGHUP, 75)])
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.usefixtures("hangup_is_heard")
 def test_a_signal_keeps_what_is_done(tmp_path: Path, number: int, code: int, workers: int) -> None:
     inputs = write_corpus(tmp_path, 10000)
     write_vocab(tmp_path)
